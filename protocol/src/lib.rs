@@ -1,0 +1,34 @@
+//! The messages between the crew and the spawners: what a coding job is, what became of it, what is
+//! said on the way, and how the messages travel.
+//!
+//! * [`SpawnRequest`], [`WorkerResult`], [`WorkerEvent`], [`Control`]: the types, version 1. Unknown
+//!   fields are ignored, unknown versions are refused ([`decode`]).
+//! * [`names`]: the literal names of streams, channels and keys.
+//! * [`Transport`]: how messages travel. implementations live beside it and
+//!   one suite is passed by all of them.
+//!
+//! It is not the place for anything that runs a job (see `spawner`) or decides about one (see
+//! `nodes`). *Architecture invariant:* this crate depends on nothing of ours.
+
+mod control;
+pub mod decode;
+mod event;
+pub mod names;
+mod request;
+mod result;
+pub mod schemas;
+mod transport;
+
+pub use control::{Control, ControlMessage, Heartbeat};
+pub use decode::DecodeError;
+pub use event::{EventKind, WorkerEvent};
+pub use request::{
+    Agent, Limits, Network, Repository, SealedSecret, Source, SpawnRequest, TaskBrief,
+};
+pub use result::{Check, CheckStatus, Failure, ResultStatus, Usage, WorkerResult};
+pub use transport::{
+    ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
+};
+
+/// The version of every message that this crate writes, and the only one that it reads.
+pub const VERSION: u32 = 1;

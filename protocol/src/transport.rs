@@ -1,0 +1,157 @@
+//! How messages travel between the crew and the spawners: durable first, announced second.
+
+use crate::{Control, DecodeError, Heartbeat, SpawnRequest, WorkerEvent, WorkerResult};
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use std::time::Duration;
+
+/// What publishing did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// It is durable now.
+    New,
+    /// The same request was published before (or is over); nothing changed.
+    Known,
+}
+
+/// A job that was handed to one spawner, which holds it until it acknowledges, dead-letters or
+/// releases it, or stops renewing it.
+#[derive(Clone, Debug)]
+pub struct JobDelivery {
+    /// The job.
+    pub request: SpawnRequest,
+    /// Names this delivery to the transport.
+    pub receipt: String,
+    /// How often the job has been handed out, this time included; survives restarts.
+    pub deliveries: u32,
+}
+
+/// A result that was handed to the crew, to be acknowledged when it has become a signal.
+#[derive(Clone, Debug)]
+pub struct ResultDelivery {
+    /// The result.
+    pub result: WorkerResult,
+    /// Names this delivery to the transport.
+    pub receipt: String,
+}
+
+/// Events of one request: those kept so far, then new ones; ends after the result was published.
+pub type EventStream = BoxStream<'static, WorkerEvent>;
+/// Orders from now on.
+pub type ControlStream = BoxStream<'static, Control>;
+
+/// Why a transport could not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// Too much is waiting already.
+    #[error("{queue} holds {limit} entries, which is its limit; wait until some are done")]
+    Full {
+        /// What is full.
+        queue: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// The message itself is wrong.
+    #[error("the message cannot be sent")]
+    Message(#[from] DecodeError),
+    /// The delivery is not held any more: acknowledged, or handed to somebody else.
+    #[error("delivery {receipt} is not held any more")]
+    NotHeld {
+        /// The receipt.
+        receipt: String,
+    },
+    /// Another process uses the store.
+    #[error("{place} is in use by another process; stop that one first")]
+    InUse {
+        /// The store.
+        place: String,
+    },
+    /// The store cannot be read or written.
+    #[error("cannot {action} {place}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        place: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A remote store answered with an error.
+    #[error("{place}: {reason}")]
+    Remote {
+        /// The store.
+        place: String,
+        /// Its words.
+        reason: String,
+    },
+}
+
+/// The bus between the crew and the spawners.
+///
+/// Jobs and results are delivered at least once: what a crashed holder held is handed out again.
+/// Whoever takes a job reads its state first ([`Transport::result`], [`Transport::cancelled`]).
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// Makes a job durable, then announces it. Publishing the same `request_id` again does nothing.
+    async fn publish_job(&self, request: &SpawnRequest) -> Result<Published, TransportError>;
+
+    /// The next job, oldest first; none when nothing came within `wait`.
+    async fn next_job(&self, wait: Duration) -> Result<Option<JobDelivery>, TransportError>;
+
+    /// Says that the job is still being worked on, so that nobody else gets it. Spawners call it
+    /// every few seconds. [`TransportError::NotHeld`] means that it is somebody else's now.
+    async fn renew_job(&self, receipt: &str) -> Result<(), TransportError>;
+
+    /// The job is over: forget it. Call it after [`Transport::publish_result`].
+    async fn ack_job(&self, receipt: &str) -> Result<(), TransportError>;
+
+    /// Gives the job back, to be handed out again.
+    async fn release_job(&self, receipt: &str) -> Result<(), TransportError>;
+
+    /// The job is poison: keeps its body with the reason, and never hands it out again.
+    async fn dead_letter(&self, receipt: &str, reason: &str) -> Result<(), TransportError>;
+
+    /// What was dead-lettered: reason and body of each message, oldest first, at most `limit`.
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<(String, String)>, TransportError>;
+
+    /// Tells watchers what happens. Events may be dropped when nobody reads them; the oldest go first.
+    async fn publish_event(&self, event: &WorkerEvent) -> Result<(), TransportError>;
+
+    /// Events of a request.
+    async fn events(&self, request_id: &str) -> Result<EventStream, TransportError>;
+
+    /// Makes a result durable, then announces it. The first result of a request is the result;
+    /// another one changes nothing.
+    async fn publish_result(&self, result: &WorkerResult) -> Result<Published, TransportError>;
+
+    /// The result of a request, for at least a day after it was published.
+    async fn result(&self, request_id: &str) -> Result<Option<WorkerResult>, TransportError>;
+
+    /// The next result that nobody holds, oldest first; none when nothing came within `wait`.
+    async fn next_result(&self, wait: Duration) -> Result<Option<ResultDelivery>, TransportError>;
+
+    /// The result has become a signal: do not deliver it again.
+    async fn ack_result(&self, receipt: &str) -> Result<(), TransportError>;
+
+    /// Gives the result back, to be delivered again.
+    async fn release_result(&self, receipt: &str) -> Result<(), TransportError>;
+
+    /// Cancels a request, whether it waits, runs, or is not even published yet. Durable.
+    async fn cancel(&self, request_id: &str) -> Result<(), TransportError>;
+
+    /// Whether a request was cancelled within the last day.
+    async fn cancelled(&self, request_id: &str) -> Result<bool, TransportError>;
+
+    /// Asks one spawner, or all, to take no more jobs.
+    async fn drain(&self, spawner: Option<&str>) -> Result<(), TransportError>;
+
+    /// Orders, as they are given.
+    async fn controls(&self) -> Result<ControlStream, TransportError>;
+
+    /// Says that a spawner lives; expires after half a minute.
+    async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), TransportError>;
+
+    /// Spawners that live.
+    async fn spawners(&self) -> Result<Vec<Heartbeat>, TransportError>;
+}

@@ -1,0 +1,125 @@
+//! The record: what `/status` shows and what the conversation answers questions from. A projection of the journal.
+
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{JobId, ProjectId, Result, Sha, TaskId};
+
+/// Everything that is known of a project: the object that `artel status PROJECT --json` prints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StatusReport {
+    /// The project.
+    pub project: ProjectRecord,
+    /// Its running job, or else its last.
+    pub job: Option<JobRecord>,
+    /// The tasks of that job, in the plan's order.
+    pub tasks: Vec<TaskRecord>,
+    /// What waits for a person.
+    pub waits: Vec<WaitRecord>,
+    /// Releases, newest first.
+    pub deployments: Vec<DeploymentRecord>,
+}
+
+/// A project.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProjectRecord {
+    /// Its id.
+    pub id: ProjectId,
+    /// Its short name in commands and URLs, unique; the id until a specification named it.
+    pub slug: String,
+    /// Its name for people.
+    pub name: String,
+    /// `draft`, `building`, `deployed`, `failed`, `stopped`, `waiting`, `archived`, …
+    pub status: String,
+    /// Where it answers.
+    pub url: Option<String>,
+    /// Where its code is.
+    pub repository: Option<String>,
+    /// US dollars spent, where prices are known; `None` when none is.
+    pub cost_usd: Option<f64>,
+    /// Tokens spent.
+    pub tokens: u64,
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JobRecord {
+    /// Its id within the project.
+    pub id: JobId,
+    /// `running`, `waiting`, `deployed`, `failed`, `cancelled`.
+    pub status: String,
+    /// The node it is at.
+    pub node: Option<String>,
+}
+
+/// A task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TaskRecord {
+    /// Its id within the job.
+    pub id: TaskId,
+    /// Its title.
+    pub title: String,
+    /// `planned`, `working`, `checking`, `reviewing`, `merging`, `merged`, `waiting`, `failed`, `cancelled`.
+    pub status: String,
+    /// Workers that were started for it.
+    pub attempts: u32,
+    /// Reviews that it had.
+    pub review_rounds: u32,
+    /// Its pull request.
+    pub pull_request: Option<PullRequestRecord>,
+    /// Tasks that had to be merged before.
+    pub depends_on: Vec<TaskId>,
+    /// US dollars spent on it; `None` when no price is known.
+    pub cost_usd: Option<f64>,
+}
+
+/// A pull request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PullRequestRecord {
+    /// Its number.
+    pub number: u64,
+    /// `open`, `merged`, `closed`.
+    pub status: String,
+    /// Where people find it.
+    pub url: String,
+}
+
+/// A wait for a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WaitRecord {
+    /// Its opaque id, as `artel approve` takes it.
+    pub id: String,
+    /// Its kind, as `WaitKind` is written.
+    pub kind: String,
+    /// The question.
+    pub question: String,
+    /// The values that can be chosen.
+    pub options: Vec<String>,
+}
+
+/// A release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeploymentRecord {
+    /// Its number.
+    pub release: u64,
+    /// Its commit.
+    pub sha: Sha,
+    /// Its status, as `DeploymentStatus` is written.
+    pub status: String,
+    /// Where it answers or answered.
+    pub url: String,
+    /// When it was deployed.
+    #[schemars(with = "String")]
+    pub at: jiff::Timestamp,
+}
+
+/// Reads the record.
+#[async_trait]
+pub trait Record: Send + Sync {
+    /// Everything that is known of a project.
+    async fn status(&self, project: &ProjectId) -> Result<Option<StatusReport>>;
+
+    /// A slug for a new project made from `wanted`: itself, or with a number when another project has it.
+    async fn free_slug(&self, project: &ProjectId, wanted: &crate::Slug) -> Result<crate::Slug>;
+}

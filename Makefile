@@ -1,0 +1,28 @@
+# The verbs of the project. Each is one line of what it does; the work is in cargo and in scripts/.
+CARGO ?= cargo
+.DEFAULT_GOAL := help
+.PHONY: help demo test check build migrate bench soak clean-demo
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: ## build, run the main job from the demo tape, end with a service that answers
+	@scripts/demo
+
+test: ## get what the tests need, run all of them, stop what was started
+	@scripts/test
+
+check: ## format, lints, dependency audit
+	@scripts/check
+
+build: ## build the program for use: target/release/artel
+	$(CARGO) build --release --locked -p artel
+
+migrate: ## bring the database of DATABASE_URL (or of ARTEL_HOME) up to this version
+	$(CARGO) run --locked -q -p artel -- migrate
+
+bench: ## measure, and write target/bench/summary.json
+	@scripts/bench
+
+soak: ## the long form of the crash tests
+	@ARTEL_SOAK=1 scripts/test -E 'test(soak)'

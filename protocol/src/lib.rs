@@ -4,8 +4,8 @@
 //! * [`SpawnRequest`], [`WorkerResult`], [`WorkerEvent`], [`Control`]: the types, version 1. Unknown
 //!   fields are ignored, unknown versions are refused ([`decode`]).
 //! * [`names`]: the literal names of streams, channels and keys.
-//! * [`Transport`]: how messages travel. implementations live beside it and
-//!   one suite is passed by all of them.
+//! * [`Transport`]: how messages travel. [`local`] is the in-process one, durable in a folder;
+//!   [`suite`] is what every transport has to pass.
 //!
 //! It is not the place for anything that runs a job (see `spawner`) or decides about one (see
 //! `nodes`). *Architecture invariant:* this crate depends on nothing of ours.
@@ -13,15 +13,18 @@
 mod control;
 pub mod decode;
 mod event;
+pub mod local;
 pub mod names;
 mod request;
 mod result;
 pub mod schemas;
+pub mod suite;
 mod transport;
 
 pub use control::{Control, ControlMessage, Heartbeat};
 pub use decode::DecodeError;
 pub use event::{EventKind, WorkerEvent};
+pub use local::LocalTransport;
 pub use request::{
     Agent, Limits, Network, Repository, SealedSecret, Source, SpawnRequest, TaskBrief,
 };

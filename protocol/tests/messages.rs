@@ -282,7 +282,7 @@ fn values_that_would_do_harm_are_refused() {
             v["repository"]["clone_url"] = json!("https://example.org/x.git");
         }),
         ("agent.command", |v| {
-            v["agent"]["adapter"] = json!("command")
+            v["agent"]["adapter"] = json!("command");
         }),
         ("limits.cpu", |v| v["limits"]["cpu"] = json!(0)),
         ("limits.wall_s", |v| v["limits"]["wall_s"] = json!(0)),

@@ -1,0 +1,554 @@
+//! The in-process transport: queues in memory, and a folder from which a restarted program goes on.
+//!
+//! ```text
+//! lock                 held by the one process that uses the folder
+//! jobs/{id}.json       from publish to acknowledgement, with the number of deliveries
+//! results/{id}.json    from publish until the crew acknowledges it
+//! ended/{id}.json      acknowledged results, for a day
+//! cancelled/{id}       cancelled requests, for a day
+//! dead/{id}.json       poison, with its reason
+//! ```
+//! Every file appears whole (written aside, synced, renamed). Events, orders and heartbeats live in
+//! memory only: they are for those who listen now.
+
+mod feeds;
+mod folder;
+
+use crate::request::check_request_id;
+use crate::transport::{
+    ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
+};
+use crate::{
+    Control, DecodeError, Heartbeat, SpawnRequest, WorkerEvent, WorkerResult, decode, names,
+};
+use async_trait::async_trait;
+use feeds::Feeds;
+use folder::{Folder, Kind, Stored};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+
+/// What can be chosen about a [`LocalTransport`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder; made when it is missing.
+    pub folder: PathBuf,
+    /// How many jobs and unacknowledged results may be kept; publishing more is refused.
+    pub capacity: usize,
+    /// How long a delivery is held without a renewal before it is handed out again.
+    pub lease: Duration,
+    /// How many events are kept per request; the oldest go first.
+    pub events: usize,
+}
+
+impl Options {
+    /// The usual choices for `folder`: 1024 entries, a lease of a minute, 256 events a request.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            capacity: 1024,
+            lease: Duration::from_mins(1),
+            events: 256,
+        }
+    }
+}
+
+/// The in-process transport. One process at a time may use a folder.
+pub struct LocalTransport {
+    options: Options,
+    folder: Folder,
+    state: tokio::sync::Mutex<State>,
+    /// Rung when a job or a result may have become available.
+    bell: watch::Sender<u64>,
+    feeds: Feeds,
+    controls: broadcast::Sender<Control>,
+    heartbeats: Mutex<HashMap<String, (Heartbeat, Instant)>>,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: Queue<SpawnRequest>,
+    results: Queue<WorkerResult>,
+    /// Order of the next entry; grows for ever.
+    next_order: u64,
+    /// Number of the next delivery, to make receipts unique.
+    next_delivery: u64,
+    pruned: Option<Instant>,
+}
+
+/// Entries by order of arrival, each perhaps held by somebody.
+struct Queue<T> {
+    entries: BTreeMap<u64, Entry<T>>,
+    orders: HashMap<String, u64>,
+}
+
+struct Entry<T> {
+    id: String,
+    message: T,
+    deliveries: u32,
+    hold: Option<Hold>,
+}
+
+struct Hold {
+    receipt: String,
+    until: Instant,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            orders: HashMap::new(),
+        }
+    }
+}
+
+impl<T> Queue<T> {
+    fn insert(&mut self, order: u64, id: String, message: T, deliveries: u32) {
+        self.orders.insert(id.clone(), order);
+        self.entries.insert(
+            order,
+            Entry {
+                id,
+                message,
+                deliveries,
+                hold: None,
+            },
+        );
+    }
+
+    fn get(&self, id: &str) -> Option<&Entry<T>> {
+        self.orders
+            .get(id)
+            .and_then(|order| self.entries.get(order))
+    }
+
+    /// The oldest entry that nobody holds (any more).
+    fn free(&self, now: Instant) -> Option<u64> {
+        self.entries
+            .iter()
+            .find(|(_, entry)| entry.hold.as_ref().is_none_or(|hold| hold.until <= now))
+            .map(|(order, _)| *order)
+    }
+
+    /// When the next hold runs out.
+    fn next_expiry(&self) -> Option<Instant> {
+        self.entries
+            .values()
+            .filter_map(|entry| entry.hold.as_ref().map(|hold| hold.until))
+            .min()
+    }
+
+    fn held(&mut self, receipt: &str) -> Result<(u64, &mut Entry<T>), TransportError> {
+        receipt
+            .rsplit_once('#')
+            .and_then(|(id, _)| self.orders.get(id).copied())
+            .and_then(|order| self.entries.get_mut(&order).map(|entry| (order, entry)))
+            .filter(|(_, entry)| {
+                entry
+                    .hold
+                    .as_ref()
+                    .is_some_and(|hold| hold.receipt == receipt)
+            })
+            .ok_or_else(|| TransportError::NotHeld {
+                receipt: receipt.to_owned(),
+            })
+    }
+
+    fn remove(&mut self, order: u64) {
+        if let Some(entry) = self.entries.remove(&order) {
+            self.orders.remove(&entry.id);
+        }
+    }
+}
+
+impl LocalTransport {
+    /// Opens a folder with the usual choices.
+    pub async fn open(folder: impl AsRef<Path>) -> Result<Self, TransportError> {
+        Self::with(Options::new(folder.as_ref())).await
+    }
+
+    /// Opens a folder. What a former process left unfinished is offered again; files that are not
+    /// messages become dead letters.
+    pub async fn with(options: Options) -> Result<Self, TransportError> {
+        let folder = Folder::open(options.folder.clone()).await?;
+        let mut state = State::default();
+        for (id, text) in folder.read_all(Kind::Jobs).await? {
+            match Stored::parse(&text).and_then(|s| Ok((decode::request(s.body())?, s))) {
+                Ok((request, stored)) if request.request_id == id => {
+                    state.next_order = state.next_order.max(stored.order + 1);
+                    state
+                        .jobs
+                        .insert(stored.order, id, request, stored.deliveries);
+                }
+                Ok(_) => bury(&folder, Kind::Jobs, &id, &text, "names another request").await?,
+                Err(error) => {
+                    bury(&folder, Kind::Jobs, &id, &text, &chain(&error)).await?;
+                }
+            }
+        }
+        for (id, text) in folder.read_all(Kind::Results).await? {
+            match Stored::parse(&text).and_then(|s| Ok((decode::result(s.body())?, s))) {
+                Ok((result, stored)) if result.request_id == id => {
+                    state.next_order = state.next_order.max(stored.order + 1);
+                    state.results.insert(stored.order, id, result, 0);
+                }
+                Ok(_) => bury(&folder, Kind::Results, &id, &text, "names another request").await?,
+                Err(error) => {
+                    bury(&folder, Kind::Results, &id, &text, &chain(&error)).await?;
+                }
+            }
+        }
+        Ok(Self {
+            feeds: Feeds::new(options.events),
+            options,
+            folder,
+            state: tokio::sync::Mutex::new(state),
+            bell: watch::Sender::new(0),
+            controls: broadcast::Sender::new(256),
+            heartbeats: Mutex::new(HashMap::new()),
+        })
+    }
+
+    fn ring(&self) {
+        self.bell.send_modify(|rung| *rung = rung.wrapping_add(1));
+    }
+
+    async fn prune(&self, state: &mut State) -> Result<(), TransportError> {
+        let now = Instant::now();
+        let due = state
+            .pruned
+            .is_none_or(|at| now.duration_since(at) > Duration::from_hours(1));
+        if due {
+            state.pruned = Some(now);
+            let keep = Duration::from_secs(names::KEEP_S);
+            self.folder.prune(Kind::Ended, keep).await?;
+            self.folder.prune(Kind::Cancelled, keep).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until something may have changed, but not beyond `deadline`; false when it is reached.
+    async fn wait(
+        bell: &mut watch::Receiver<u64>,
+        expiry: Option<Instant>,
+        deadline: Instant,
+    ) -> bool {
+        let until = expiry.map_or(deadline, |expiry| expiry.min(deadline));
+        // A closed or silent bell both mean: look again, or give up at the deadline.
+        let _ = tokio::time::timeout_at(until, bell.changed()).await;
+        Instant::now() < deadline
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+async fn bury(
+    folder: &Folder,
+    kind: Kind,
+    id: &str,
+    body: &str,
+    reason: &str,
+) -> Result<(), TransportError> {
+    tracing::error!(
+        id,
+        reason,
+        "message {id} is poison ({reason}) and was put aside"
+    );
+    let letter = folder::dead_letter(reason, body);
+    folder.write(Kind::Dead, id, letter).await?;
+    folder.remove(kind, id).await
+}
+
+fn encode<T: serde::Serialize>(message: &T, limit: usize) -> Result<String, TransportError> {
+    let text = serde_json::to_string(message)
+        .map_err(|e| TransportError::Message(DecodeError::Json(e)))?;
+    if text.len() > limit {
+        return Err(TransportError::Message(DecodeError::TooLarge {
+            bytes: text.len(),
+            limit,
+        }));
+    }
+    Ok(text)
+}
+
+#[async_trait]
+impl Transport for LocalTransport {
+    async fn publish_job(&self, request: &SpawnRequest) -> Result<Published, TransportError> {
+        request.validate()?;
+        let text = encode(request, decode::MAX_REQUEST_BYTES)?;
+        let id = request.request_id.as_str();
+        let mut state = self.state.lock().await;
+        self.prune(&mut state).await?;
+        if state.jobs.get(id).is_some()
+            || state.results.get(id).is_some()
+            || self.folder.exists(Kind::Ended, id).await?
+            || self.folder.exists(Kind::Dead, id).await?
+        {
+            return Ok(Published::Known);
+        }
+        if state.jobs.entries.len() + state.results.entries.len() >= self.options.capacity {
+            return Err(TransportError::Full {
+                queue: names::JOBS,
+                limit: self.options.capacity,
+            });
+        }
+        let order = state.next_order;
+        state.next_order += 1;
+        let stored = folder::stored(order, 0, &text);
+        self.folder.write(Kind::Jobs, id, stored).await?;
+        state.jobs.insert(order, id.to_owned(), request.clone(), 0);
+        drop(state);
+        self.ring();
+        Ok(Published::New)
+    }
+
+    async fn next_job(&self, wait: Duration) -> Result<Option<JobDelivery>, TransportError> {
+        let deadline = Instant::now() + wait;
+        let mut bell = self.bell.subscribe();
+        loop {
+            let expiry = {
+                let mut state = self.state.lock().await;
+                if let Some(order) = state.jobs.free(Instant::now()) {
+                    let entry = &state.jobs.entries[&order];
+                    let deliveries = entry.deliveries.saturating_add(1);
+                    let text = encode(&entry.message, decode::MAX_REQUEST_BYTES)?;
+                    let stored = folder::stored(order, deliveries, &text);
+                    self.folder
+                        .write(Kind::Jobs, &entry.id.clone(), stored)
+                        .await?;
+                    // No await from here on: a caller that goes away holds nothing.
+                    let number = state.next_delivery;
+                    state.next_delivery += 1;
+                    let lease = self.options.lease;
+                    if let Some(entry) = state.jobs.entries.get_mut(&order) {
+                        let receipt = format!("{}#{number}", entry.id);
+                        entry.deliveries = deliveries;
+                        entry.hold = Some(Hold {
+                            receipt: receipt.clone(),
+                            until: Instant::now() + lease,
+                        });
+                        return Ok(Some(JobDelivery {
+                            request: entry.message.clone(),
+                            receipt,
+                            deliveries,
+                        }));
+                    }
+                }
+                state.jobs.next_expiry()
+            };
+            if !Self::wait(&mut bell, expiry, deadline).await {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn renew_job(&self, receipt: &str) -> Result<(), TransportError> {
+        let mut state = self.state.lock().await;
+        let lease = self.options.lease;
+        let (_, entry) = state.jobs.held(receipt)?;
+        if let Some(hold) = entry.hold.as_mut() {
+            hold.until = Instant::now() + lease;
+        }
+        Ok(())
+    }
+
+    async fn ack_job(&self, receipt: &str) -> Result<(), TransportError> {
+        let mut state = self.state.lock().await;
+        let (order, entry) = state.jobs.held(receipt)?;
+        let id = entry.id.clone();
+        self.folder.remove(Kind::Jobs, &id).await?;
+        state.jobs.remove(order);
+        Ok(())
+    }
+
+    async fn release_job(&self, receipt: &str) -> Result<(), TransportError> {
+        let mut state = self.state.lock().await;
+        let (_, entry) = state.jobs.held(receipt)?;
+        entry.hold = None;
+        drop(state);
+        self.ring();
+        Ok(())
+    }
+
+    async fn dead_letter(&self, receipt: &str, reason: &str) -> Result<(), TransportError> {
+        let mut state = self.state.lock().await;
+        let (order, entry) = state.jobs.held(receipt)?;
+        let id = entry.id.clone();
+        let body = encode(&entry.message, decode::MAX_REQUEST_BYTES)?;
+        bury(&self.folder, Kind::Jobs, &id, &body, reason).await?;
+        state.jobs.remove(order);
+        Ok(())
+    }
+
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<(String, String)>, TransportError> {
+        let letters = self.folder.read_oldest(Kind::Dead, limit).await?;
+        Ok(letters
+            .into_iter()
+            .map(|(_, text)| folder::open_dead_letter(text))
+            .collect())
+    }
+
+    async fn publish_event(&self, event: &WorkerEvent) -> Result<(), TransportError> {
+        encode(event, decode::MAX_EVENT_BYTES)?;
+        self.feeds.publish(event);
+        Ok(())
+    }
+
+    async fn events(&self, request_id: &str) -> Result<EventStream, TransportError> {
+        check_request_id(request_id)?;
+        let over = self.result(request_id).await?.is_some();
+        Ok(self.feeds.subscribe(request_id, over))
+    }
+
+    async fn publish_result(&self, result: &WorkerResult) -> Result<Published, TransportError> {
+        result.validate()?;
+        let text = encode(result, decode::MAX_RESULT_BYTES)?;
+        let id = result.request_id.as_str();
+        let mut state = self.state.lock().await;
+        if state.results.get(id).is_some() || self.folder.exists(Kind::Ended, id).await? {
+            return Ok(Published::Known);
+        }
+        let order = state.next_order;
+        state.next_order += 1;
+        let stored = folder::stored(order, 0, &text);
+        self.folder.write(Kind::Results, id, stored).await?;
+        state
+            .results
+            .insert(order, id.to_owned(), result.clone(), 0);
+        drop(state);
+        self.feeds.end(id);
+        self.ring();
+        Ok(Published::New)
+    }
+
+    async fn result(&self, request_id: &str) -> Result<Option<WorkerResult>, TransportError> {
+        check_request_id(request_id)?;
+        let state = self.state.lock().await;
+        if let Some(entry) = state.results.get(request_id) {
+            return Ok(Some(entry.message.clone()));
+        }
+        let Some(text) = self.folder.read(Kind::Ended, request_id).await? else {
+            return Ok(None);
+        };
+        Ok(Some(decode::result(Stored::parse(&text)?.body())?))
+    }
+
+    async fn next_result(&self, wait: Duration) -> Result<Option<ResultDelivery>, TransportError> {
+        let deadline = Instant::now() + wait;
+        let mut bell = self.bell.subscribe();
+        loop {
+            let expiry = {
+                let mut guard = self.state.lock().await;
+                let state = &mut *guard;
+                let lease = self.options.lease;
+                let free = state.results.free(Instant::now());
+                if let Some(entry) = free.and_then(|order| state.results.entries.get_mut(&order)) {
+                    let receipt = format!("{}#{}", entry.id, state.next_delivery);
+                    state.next_delivery += 1;
+                    entry.hold = Some(Hold {
+                        receipt: receipt.clone(),
+                        until: Instant::now() + lease,
+                    });
+                    return Ok(Some(ResultDelivery {
+                        result: entry.message.clone(),
+                        receipt,
+                    }));
+                }
+                state.results.next_expiry()
+            };
+            if !Self::wait(&mut bell, expiry, deadline).await {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn ack_result(&self, receipt: &str) -> Result<(), TransportError> {
+        let mut state = self.state.lock().await;
+        let (order, entry) = state.results.held(receipt)?;
+        let id = entry.id.clone();
+        self.folder.rename(Kind::Results, Kind::Ended, &id).await?;
+        state.results.remove(order);
+        Ok(())
+    }
+
+    async fn release_result(&self, receipt: &str) -> Result<(), TransportError> {
+        let mut state = self.state.lock().await;
+        let (_, entry) = state.results.held(receipt)?;
+        entry.hold = None;
+        drop(state);
+        self.ring();
+        Ok(())
+    }
+
+    async fn cancel(&self, request_id: &str) -> Result<(), TransportError> {
+        check_request_id(request_id)?;
+        self.folder
+            .write(Kind::Cancelled, request_id, String::new())
+            .await?;
+        // Nobody listening is fine: the order is durable.
+        let _ = self.controls.send(Control::Cancel {
+            request_id: request_id.to_owned(),
+        });
+        Ok(())
+    }
+
+    async fn cancelled(&self, request_id: &str) -> Result<bool, TransportError> {
+        check_request_id(request_id)?;
+        self.folder.exists(Kind::Cancelled, request_id).await
+    }
+
+    async fn drain(&self, spawner: Option<&str>) -> Result<(), TransportError> {
+        // Nobody listening is fine: there is nobody to drain.
+        let _ = self.controls.send(Control::Drain {
+            spawner: spawner.map(str::to_owned),
+        });
+        Ok(())
+    }
+
+    async fn controls(&self) -> Result<ControlStream, TransportError> {
+        Ok(feeds::live(self.controls.subscribe()))
+    }
+
+    async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), TransportError> {
+        encode(heartbeat, decode::MAX_CONTROL_BYTES)?;
+        let mut beats = lock(&self.heartbeats);
+        let now = Instant::now();
+        beats.retain(|_, (_, until)| *until > now);
+        let until = now + Duration::from_secs(30);
+        beats.insert(heartbeat.spawner.clone(), (heartbeat.clone(), until));
+        Ok(())
+    }
+
+    async fn spawners(&self) -> Result<Vec<Heartbeat>, TransportError> {
+        let now = Instant::now();
+        let beats = lock(&self.heartbeats);
+        let mut alive: Vec<Heartbeat> = beats
+            .values()
+            .filter(|(_, until)| *until > now)
+            .map(|(beat, _)| beat.clone())
+            .collect();
+        alive.sort_by(|a, b| a.spawner.cmp(&b.spawner));
+        Ok(alive)
+    }
+}
+
+/// Locks, going on after a panic of another holder: every change under these locks is one call.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

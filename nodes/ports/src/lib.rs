@@ -8,6 +8,7 @@
 
 mod check;
 mod deployment;
+mod desk;
 mod errand;
 mod event;
 mod failure;
@@ -26,6 +27,7 @@ pub use check::{AcceptanceCheck, Check, CheckResult, CheckStatus, HttpExpectatio
 pub use deployment::{
     Allocations, DeployRequest, Deployer, Deployment, DeploymentStatus, ServiceState,
 };
+pub use desk::{Answered, FrontDesk, Incoming, ServiceOrder};
 pub use errand::{Errand, ErrandOutcome, ErrandWork, Errands};
 pub use event::{
     Audience, Event, JobKind, JobStatus, NoticeSeverity, Recorded, ReviewVerdict, SaidKind,

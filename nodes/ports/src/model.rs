@@ -170,6 +170,12 @@ pub enum ModelError {
         /// Whether waiting may help.
         retryable: bool,
     },
+    /// The ledger could not be read or written: without it nothing is spent.
+    #[error("what the project spends cannot be counted: {source}")]
+    Ledger {
+        /// What the ledger said.
+        source: Failure,
+    },
 }
 
 impl ModelError {
@@ -180,6 +186,10 @@ impl ModelError {
             Self::Budget { .. } => failure("budget").actor(Actor::Owner),
             Self::NotOnTape { .. } => failure("not_on_tape").actor(Actor::Admin),
             Self::NotConfigured => failure("no_model").actor(Actor::Admin),
+            Self::Ledger { source } => Failure {
+                message: self.to_string(),
+                ..source.clone()
+            },
             Self::Unavailable { retryable, .. } => {
                 let failure = failure("model_unavailable").actor(Actor::Admin);
                 if *retryable {

@@ -1,0 +1,198 @@
+//! What runs first inside a sandbox: starts the relays, then the command, and ends as it ends.
+//!
+//! Its arguments: `[--out IP:PORT=SOCKET]… [--in SOCKET=IP:PORT]… [--rlimit NAME=NUMBER]… -- COMMAND…`
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::relay;
+
+/// Why the launcher could not run the command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An argument is not understood.
+    #[error("{0:?} is no argument of the launcher")]
+    Argument(String),
+    /// There is no command after `--`.
+    #[error("there is no command after `--`")]
+    NoCommand,
+    /// A limit cannot be set.
+    #[error("cannot set the limit {0}")]
+    Limit(String, #[source] std::io::Error),
+    /// A relay cannot listen.
+    #[error("cannot listen on {0}")]
+    Listen(String, #[source] std::io::Error),
+    /// The command cannot be started.
+    #[error("cannot start {0:?}")]
+    Command(OsString, #[source] std::io::Error),
+}
+
+/// The launcher's arguments, understood.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Launcher {
+    outbound: Vec<(SocketAddr, PathBuf)>,
+    inbound: Vec<(PathBuf, SocketAddr)>,
+    limits: Vec<(String, u64)>,
+    command: Vec<OsString>,
+}
+
+/// Runs the launcher: the body of the hidden subcommand that callers name in
+/// [`crate::Job::launcher`]. `args` are those behind the subcommand.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let ended = Launcher::parse(args).and_then(|launcher| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::Listen("the loopback".into(), error))?;
+        runtime.block_on(launcher.run())
+    });
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            eprintln!("launch: {error}{}", cause.unwrap_or_default());
+            ExitCode::from(127)
+        }
+    }
+}
+
+impl Launcher {
+    /// Reads the arguments.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
+        let mut launcher = Self {
+            outbound: Vec::new(),
+            inbound: Vec::new(),
+            limits: Vec::new(),
+            command: Vec::new(),
+        };
+        let mut args = args.into_iter();
+        loop {
+            let flag = args.next().ok_or(Error::NoCommand)?;
+            if flag == "--" {
+                break;
+            }
+            let flag = flag.to_string_lossy().into_owned();
+            let value = args.next().unwrap_or_default();
+            let value = value.to_string_lossy();
+            let wrong = || Error::Argument(format!("{flag} {value}"));
+            match flag.as_str() {
+                "--out" => {
+                    let (address, socket) = value.split_once('=').ok_or_else(wrong)?;
+                    let address = address.parse().map_err(|_| wrong())?;
+                    launcher.outbound.push((address, socket.into()));
+                }
+                "--in" => {
+                    let (socket, address) = value.rsplit_once('=').ok_or_else(wrong)?;
+                    let address = address.parse().map_err(|_| wrong())?;
+                    launcher.inbound.push((socket.into(), address));
+                }
+                "--rlimit" => {
+                    let (name, number) = value.split_once('=').ok_or_else(wrong)?;
+                    let number = number.parse().map_err(|_| wrong())?;
+                    launcher.limits.push((name.into(), number));
+                }
+                _ => return Err(wrong()),
+            }
+        }
+        launcher.command = args.collect();
+        if launcher.command.is_empty() {
+            return Err(Error::NoCommand);
+        }
+        Ok(launcher)
+    }
+
+    /// Starts the relays, then the command; its exit code, or 128 and its signal.
+    async fn run(self) -> Result<u8, Error> {
+        use std::os::unix::process::ExitStatusExt;
+        for (name, number) in &self.limits {
+            let resource = match name.as_str() {
+                "nproc" => Resource::Nproc,
+                "nofile" => Resource::Nofile,
+                "fsize" => Resource::Fsize,
+                _ => return Err(Error::Argument(format!("--rlimit {name}"))),
+            };
+            let limit = Rlimit {
+                current: Some(*number),
+                maximum: Some(*number),
+            };
+            setrlimit(resource, limit).map_err(|errno| Error::Limit(name.clone(), errno.into()))?;
+        }
+        for (listen, socket) in self.outbound {
+            let relay = relay::outbound(listen, socket)
+                .await
+                .map_err(|error| Error::Listen(listen.to_string(), error))?;
+            tokio::spawn(relay.serve());
+        }
+        for (socket, to) in self.inbound {
+            let relay = relay::inbound(&socket, to)
+                .map_err(|error| Error::Listen(socket.display().to_string(), error))?;
+            tokio::spawn(relay.serve());
+        }
+        let failed = |error| Error::Command(self.command[0].clone(), error);
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut child = tokio::process::Command::new(&self.command[0])
+            .args(&self.command[1..])
+            .spawn()
+            .map_err(failed)?;
+        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let status = loop {
+            let sent = tokio::select! {
+                status = child.wait() => break status.map_err(failed)?,
+                _ = terminate.recv() => Signal::TERM,
+                _ = interrupt.recv() => Signal::INT,
+            };
+            if let Some(pid) = pid {
+                let _ = kill_process(pid, sent);
+            }
+        };
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+        Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Launcher, Error> {
+        Launcher::parse(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn arguments_are_understood() {
+        let launcher = parse(&[
+            "--out",
+            "127.0.0.1:8080=/run/a.sock",
+            "--in",
+            "/run/b=c.sock=127.0.0.1:9",
+            "--rlimit",
+            "nproc=7",
+            "--",
+            "sh",
+            "-c",
+            "--",
+        ])
+        .expect("understood");
+        assert_eq!(launcher.outbound[0].1, PathBuf::from("/run/a.sock"));
+        assert_eq!(launcher.inbound[0].0, PathBuf::from("/run/b=c.sock"));
+        assert_eq!(launcher.limits, [("nproc".to_owned(), 7)]);
+        assert_eq!(launcher.command, ["sh", "-c", "--"]);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let message = |words: &[&str]| parse(words).expect_err("refused").to_string();
+        assert!(message(&["--out", "nowhere", "--", "a"]).contains("nowhere"));
+        assert!(message(&["--what", "1", "--", "a"]).contains("--what"));
+        assert!(message(&["--"]).contains("no command"));
+        assert!(message(&[]).contains("no command"));
+    }
+}

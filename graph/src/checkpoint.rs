@@ -592,13 +592,15 @@ pub enum Then {
 /// Everything that one superstep, suspension, durable step or end writes: all of it lands, or nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Commit {
-    /// The checkpoint that the run stands on: pending writes belong to it.
+    /// The checkpoint that the run stands on.
     pub base: u64,
     /// A new checkpoint on top of `base` (its `parent`). Its number becomes the thread's `checkpoint`, its step the thread's `step`.
     pub checkpoint: Option<NewCheckpoint>,
-    /// Pending writes of tasks of the step after `base`.
+    /// Pending writes. They belong to the newest checkpoint after this commit: to `checkpoint` if there is one (what must
+    /// be carried over to it), else to `base`.
     pub writes: Vec<Write>,
-    /// Forget the pending writes of `base` (they became part of the checkpoint). Set only if there are any.
+    /// Forget the pending writes of `base` (they became part of the checkpoint), before `writes` are written. Set only if
+    /// there are any.
     pub clear_writes: bool,
     /// Numbers of the signals that were used: they leave the mailbox; their keys stay known.
     pub consumed: Vec<u64>,

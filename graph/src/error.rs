@@ -1,0 +1,314 @@
+//! Errors: [`NodeError`] is what nodes return; [`EngineError`] is what callers of the engine get. What a database does wrong
+//! is a [`StorageError`].
+
+use std::{error::Error, fmt};
+
+use crate::{
+    builder::CompileError,
+    checkpoint::{StorageError, ThreadStatus},
+    ids::ThreadId,
+    private::chain,
+    state::ChannelError,
+};
+
+/// Why a node could not finish: a failure, or one of the engine's own reasons (suspended, cancelled), which travel the same
+/// way so that nodes can use `?` for all of them.
+///
+/// Made from any error by `?`. It does not implement [`Error`] itself, like `anyhow::Error`, for the same reason.
+pub struct NodeError {
+    kind: Kind,
+}
+
+enum Kind {
+    Failed {
+        error: Box<dyn Error + Send + Sync>,
+        retry: Option<bool>,
+    },
+    Suspended,
+    Cancelled,
+    Lost,
+}
+
+#[derive(Debug)]
+struct Message(String);
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Message {}
+
+#[derive(Debug)]
+struct WithContext {
+    context: String,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+impl fmt::Display for WithContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)
+    }
+}
+
+impl Error for WithContext {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+impl NodeError {
+    /// A failure with this text.
+    pub fn msg(message: impl fmt::Display) -> Self {
+        Self::failed(Box::new(Message(message.to_string())), None)
+    }
+
+    /// A failure with this text that passes: the default predicate of a [`RetryPolicy`](crate::RetryPolicy), and every
+    /// sensible other one, retries it.
+    pub fn retryable(message: impl fmt::Display) -> Self {
+        Self::failed(Box::new(Message(message.to_string())), Some(true))
+    }
+
+    /// The same failure, never to be retried.
+    #[must_use]
+    pub fn fatal(mut self) -> Self {
+        if let Kind::Failed { retry, .. } = &mut self.kind {
+            *retry = Some(false);
+        }
+        self
+    }
+
+    /// The same failure, with a sentence before its text. Suspensions pass through untouched.
+    #[must_use]
+    pub fn context(self, context: impl fmt::Display) -> Self {
+        match self.kind {
+            Kind::Failed { error, retry } => Self::failed(
+                Box::new(WithContext {
+                    context: context.to_string(),
+                    source: error,
+                }),
+                retry,
+            ),
+            kind => Self { kind },
+        }
+    }
+
+    fn failed(error: Box<dyn Error + Send + Sync>, retry: Option<bool>) -> Self {
+        Self {
+            kind: Kind::Failed { error, retry },
+        }
+    }
+
+    pub(crate) fn suspended() -> Self {
+        Self {
+            kind: Kind::Suspended,
+        }
+    }
+
+    pub(crate) fn cancelled() -> Self {
+        Self {
+            kind: Kind::Cancelled,
+        }
+    }
+
+    /// The run has lost its lease or its database: stop without a trace.
+    pub(crate) fn lost() -> Self {
+        Self { kind: Kind::Lost }
+    }
+
+    /// Whether it is no failure at all: the task waits for something and will run again when it has come. Must be returned.
+    pub fn is_suspended(&self) -> bool {
+        matches!(self.kind, Kind::Suspended)
+    }
+
+    /// Whether the thread is being cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self.kind, Kind::Cancelled)
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        matches!(self.kind, Kind::Lost)
+    }
+
+    /// Whether it is a failure, as opposed to a suspension or a cancellation.
+    pub fn is_failure(&self) -> bool {
+        matches!(self.kind, Kind::Failed { .. })
+    }
+
+    /// Whether it must never be retried.
+    pub fn is_fatal(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Failed {
+                retry: Some(false),
+                ..
+            }
+        )
+    }
+
+    /// Whether it was made by [`NodeError::retryable`].
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Failed {
+                retry: Some(true),
+                ..
+            }
+        )
+    }
+
+    /// The failure's own error, if it is (or was caused by) one of this type.
+    pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
+        let Kind::Failed { error, .. } = &self.kind else {
+            return None;
+        };
+        let mut error: &(dyn Error + 'static) = &**error;
+        loop {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            error = error.source()?;
+        }
+    }
+}
+
+impl<E: Error + Send + Sync + 'static> From<E> for NodeError {
+    fn from(error: E) -> Self {
+        Self::failed(Box::new(error), None)
+    }
+}
+
+impl fmt::Display for NodeError {
+    /// The text with all causes, on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Failed { error, .. } => f.write_str(&chain(&**error)),
+            Kind::Suspended => f.write_str("the task is suspended"),
+            Kind::Cancelled => f.write_str("the thread is being cancelled"),
+            Kind::Lost => f.write_str("the run has lost its thread"),
+        }
+    }
+}
+
+impl fmt::Debug for NodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Failed { error, retry } => f
+                .debug_struct("NodeError")
+                .field("error", error)
+                .field("retry", retry)
+                .finish(),
+            _ => write!(f, "NodeError({self})"),
+        }
+    }
+}
+
+/// Why the engine could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The id cannot be a thread's.
+    #[error("`{id}` cannot be the id of a thread: {fault}")]
+    InvalidThreadId {
+        /// The id, cut to a readable length.
+        id: String,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// There is no such thread.
+    #[error("there is no thread `{0}`")]
+    UnknownThread(ThreadId),
+    /// This engine was built without that graph.
+    #[error("this engine knows no graph `{graph}`; it knows {known}")]
+    UnknownGraph {
+        /// The name that was given.
+        graph: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// Two graphs of the same name were given.
+    #[error("two graphs are called `{0}`; give them different names")]
+    DuplicateGraph(String),
+    /// There is no such node.
+    #[error("graph `{graph}` has no node `{node}`")]
+    UnknownNode {
+        /// The graph.
+        graph: String,
+        /// The name that was given.
+        node: String,
+    },
+    /// Kinds that begin with `graph.` are the engine's own.
+    #[error("the signal kind `{0}` is reserved; choose one that does not begin with `graph.`")]
+    ReservedKind(String),
+    /// The mailbox is full.
+    #[error("the mailbox of thread `{0}` is full: it has {limit} signals that nobody has taken", limit = crate::checkpoint::MAILBOX_LIMIT)]
+    MailboxFull(ThreadId),
+    /// Nothing with this id is being asked.
+    #[error("thread `{thread}` is not asking `{interrupt}` (any more)")]
+    UnknownInterrupt {
+        /// The thread.
+        thread: ThreadId,
+        /// The id that was given.
+        interrupt: String,
+    },
+    /// The question has its answer already; the first one counts.
+    #[error("`{interrupt}` of thread `{thread}` has been answered already; the first answer counts")]
+    AlreadyAnswered {
+        /// The thread.
+        thread: ThreadId,
+        /// The id that was given.
+        interrupt: String,
+    },
+    /// The question was asked on a branch that is not the head.
+    #[error("`{interrupt}` was asked on branch {branch} of thread `{thread}`, whose head is branch {head}")]
+    OtherBranch {
+        /// The thread.
+        thread: ThreadId,
+        /// The id that was given.
+        interrupt: String,
+        /// The branch on which it was asked.
+        branch: u32,
+        /// The head branch.
+        head: u32,
+    },
+    /// The thread cannot be retried: it has neither failed nor been cancelled.
+    #[error("thread `{thread}` is {status:?}; only a failed or cancelled thread can be retried")]
+    NotRetryable {
+        /// The thread.
+        thread: ThreadId,
+        /// What it is instead.
+        status: ThreadStatus,
+    },
+    /// The thread is busy, and the input was to be rejected then.
+    #[error("thread `{thread}` is {status:?}; a further input is taken when it has ended, or with `Busy::Enqueue`")]
+    Busy {
+        /// The thread.
+        thread: ThreadId,
+        /// What it is doing.
+        status: ThreadStatus,
+    },
+    /// An input or an update does not fit the state.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The state asked for is of another graph's type, or stored values do not fit any more.
+    #[error("the stored state of thread `{thread}` does not fit graph `{graph}`")]
+    StoredState {
+        /// The thread.
+        thread: ThreadId,
+        /// The graph.
+        graph: String,
+        /// What does not fit.
+        #[source]
+        source: ChannelError,
+    },
+    /// A payload cannot be written as JSON.
+    #[error("the value cannot be written as JSON")]
+    Json(#[from] serde_json::Error),
+    /// A graph does not compile.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The database.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}

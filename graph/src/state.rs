@@ -1,0 +1,237 @@
+//! State: a struct whose fields are channels, each with a reducer.
+//!
+//! Both traits here are implemented by `#[derive(State)]`; nobody writes them by hand.
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::checkpoint::Channels;
+
+/// How an update of a channel becomes its new value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reducer {
+    /// The new value replaces the old one; two updates in one step are an error.
+    Last,
+    /// New items go to the end of a list. Only the new items are stored.
+    Append,
+    /// New entries are put into a map or a set.
+    Merge,
+    /// A function folds the update into the value.
+    Reduce,
+}
+
+/// A channel: a field of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Channel {
+    /// The field's name.
+    pub name: &'static str,
+    /// What happens to updates.
+    pub reducer: Reducer,
+}
+
+/// A channel's value is not of the channel's type.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// There is no such channel.
+    #[error("there is no channel `{channel}`; the channels are {known}")]
+    Unknown {
+        /// The name that was given.
+        channel: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// The value does not fit, or cannot be written as JSON.
+    #[error("channel `{channel}`: the value does not fit its type")]
+    Value {
+        /// The channel.
+        channel: &'static str,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The update as a whole is not a JSON object.
+    #[error("an update must be a JSON object of channels, not {0}")]
+    NotAnObject(&'static str),
+}
+
+/// A state: made by `#[derive(State)]` on a struct with named fields.
+///
+/// The struct also needs `Clone` and `Default` (the state before the first update); the fields' types need serde's traits.
+pub trait State: Clone + Default + std::marker::Send + Sync + 'static {
+    /// The partial update.
+    type Update: Update;
+
+    /// The channels, in the order of the fields.
+    const CHANNELS: &'static [Channel];
+
+    /// Folds an update into the state.
+    fn apply(&mut self, update: Self::Update);
+
+    /// The value of the channel at this place in [`State::CHANNELS`], as JSON.
+    fn channel(&self, index: usize) -> Result<Value, ChannelError>;
+
+    /// Overwrites the channel at this place in [`State::CHANNELS`].
+    fn overwrite(&mut self, index: usize, value: Value) -> Result<(), ChannelError>;
+
+    /// All channels as a JSON object.
+    fn channels(&self) -> Result<Channels, ChannelError> {
+        let mut channels = Map::new();
+        for (index, channel) in Self::CHANNELS.iter().enumerate() {
+            channels.insert(channel.name.to_owned(), self.channel(index)?);
+        }
+        Ok(channels)
+    }
+}
+
+/// A partial update of a state: made by `#[derive(State)]`, named like the state with `Update` after it.
+pub trait Update:
+    Clone + Default + Serialize + DeserializeOwned + std::marker::Send + Sync + 'static
+{
+    /// Whether it changes the channel at this place in [`State::CHANNELS`].
+    fn touches(&self, index: usize) -> bool;
+
+    /// What it changes, as a JSON object.
+    fn to_channels(&self) -> Result<Channels, ChannelError>;
+
+    /// The inverse of [`Update::to_channels`]; unknown channels are an error.
+    fn from_channels(channels: Channels) -> Result<Self, ChannelError>;
+
+    /// From any JSON value: null is the empty update, an object is read by [`Update::from_channels`].
+    fn from_json(value: Value) -> Result<Self, ChannelError> {
+        match value {
+            Value::Null => Ok(Self::default()),
+            Value::Object(channels) => Self::from_channels(channels),
+            Value::Bool(_) => Err(ChannelError::NotAnObject("a boolean")),
+            Value::Number(_) => Err(ChannelError::NotAnObject("a number")),
+            Value::String(_) => Err(ChannelError::NotAnObject("a string")),
+            Value::Array(_) => Err(ChannelError::NotAnObject("an array")),
+        }
+    }
+}
+
+/// What a step changes, in the form in which checkpointers store it.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Append channels: the new items.
+    pub appends: Channels,
+    /// The others: last value channels with the value; the rest with an array of updates, in order.
+    pub changes: Channels,
+}
+
+impl Changes {
+    /// Adds an update.
+    pub fn add<S: State>(&mut self, update: &S::Update) -> Result<(), ChannelError> {
+        let mut values = update.to_channels()?;
+        for channel in S::CHANNELS {
+            let Some(value) = values.remove(channel.name) else {
+                continue;
+            };
+            match channel.reducer {
+                Reducer::Last => {
+                    self.changes.insert(channel.name.to_owned(), value);
+                }
+                Reducer::Append => {
+                    let Value::Array(items) = value else { continue };
+                    if items.is_empty() {
+                        continue;
+                    }
+                    match self.appends.get_mut(channel.name) {
+                        Some(Value::Array(list)) => list.extend(items),
+                        _ => {
+                            self.appends
+                                .insert(channel.name.to_owned(), Value::Array(items));
+                        }
+                    }
+                }
+                Reducer::Merge | Reducer::Reduce => match self.changes.get_mut(channel.name) {
+                    Some(Value::Array(list)) => list.push(value),
+                    _ => {
+                        self.changes
+                            .insert(channel.name.to_owned(), Value::Array(vec![value]));
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds stored changes into a state. Channels that the struct does not have any more are passed over.
+    pub fn replay<S: State>(self, state: &mut S) -> Result<(), ChannelError> {
+        for (name, value) in self.appends.into_iter().chain(self.changes) {
+            let Some(channel) = S::CHANNELS.iter().find(|channel| channel.name == name) else {
+                tracing::debug!(channel = %name, "a stored channel is not in the state any more");
+                continue;
+            };
+            match (channel.reducer, value) {
+                (Reducer::Merge | Reducer::Reduce, Value::Array(updates)) => {
+                    for update in updates {
+                        state.apply(single::<S>(&name, update)?);
+                    }
+                }
+                (_, value) => state.apply(single::<S>(&name, value)?),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn single<S: State>(channel: &str, value: Value) -> Result<S::Update, ChannelError> {
+    let mut channels = Map::new();
+    channels.insert(channel.to_owned(), value);
+    S::Update::from_channels(channels)
+}
+
+/// The full values of all channels but the append ones.
+pub(crate) fn snapshot<S: State>(state: &S) -> Result<Channels, ChannelError> {
+    let mut channels = Map::new();
+    for (index, channel) in S::CHANNELS.iter().enumerate() {
+        if channel.reducer != Reducer::Append {
+            channels.insert(channel.name.to_owned(), state.channel(index)?);
+        }
+    }
+    Ok(channels)
+}
+
+/// Rebuilds a state from its first update and the rows of its branch.
+pub(crate) fn rebuild<S: State>(
+    input: &Value,
+    rows: Vec<crate::checkpoint::StateRow>,
+) -> Result<S, ChannelError> {
+    let mut state = S::default();
+    state.apply(S::Update::from_json(input.clone())?);
+    for row in rows {
+        let mut appends = row.appends;
+        let mut changes = row.changes;
+        if let Some(snapshot) = row.snapshot {
+            // A snapshot holds the values after its own step: of that step, only appends to other channels are still to come.
+            changes = Map::new();
+            for (name, value) in snapshot {
+                appends.remove(&name);
+                if let Some(index) = S::CHANNELS.iter().position(|c| c.name == name) {
+                    state.overwrite(index, value)?;
+                }
+            }
+        }
+        Changes { appends, changes }.replay(&mut state)?;
+    }
+    Ok(state)
+}
+
+/// About how many bytes a value takes as JSON; never more than a factor off.
+pub(crate) fn weight(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => items.iter().map(|item| weight(item) + 1).sum::<usize>() + 2,
+        Value::Object(fields) => channels_weight(fields),
+    }
+}
+
+/// The same for a whole object.
+pub(crate) fn channels_weight(fields: &Channels) -> usize {
+    fields
+        .iter()
+        .map(|(name, value)| name.len() + weight(value) + 4)
+        .sum::<usize>()
+        + 2
+}

@@ -9,6 +9,7 @@
 //! mounts, and nothing of the host is there that is not on a list.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -74,6 +75,7 @@ const FIRST_DATA_FD: usize = 5;
 pub(crate) struct Programs {
     bwrap: PathBuf,
     prlimit: PathBuf,
+    nice: Option<PathBuf>,
     shell: PathBuf,
     shell_closes_all: bool,
     root: bool,
@@ -86,6 +88,7 @@ impl Programs {
         Self {
             bwrap,
             prlimit,
+            nice: find("nice"),
             shell_closes_all: bash.is_some(),
             shell: bash.unwrap_or_else(|| "/bin/sh".into()),
             root: rustix::process::geteuid().is_root(),
@@ -125,7 +128,7 @@ impl Programs {
             return Err(Error::InheritedDescriptor(fd));
         }
         let mut arguments = namespaces(job);
-        let data = self.file_system(job, &mut arguments)?;
+        let data = file_system(job, &mut arguments)?;
         environment(job, &mut arguments);
         let cwd = job.cwd.as_deref().unwrap_or(Path::new(HOME));
         push(&mut arguments, [OsStr::new("--chdir"), cwd.as_os_str()]);
@@ -144,14 +147,18 @@ impl Programs {
         let mut script = String::from(
             "for f in /proc/self/fd/*; do n=${f##*/}; if [ \"$n\" -gt 2 ]; then eval \"exec $n>&-\"; fi; done; exec \"$@\"",
         );
-        script += &format!(" 3<{} 4>>{}", files[0].path(), status.path());
+        let _ = write!(script, " 3<{} 4>>{}", files[0].path(), status.path());
         for (index, file) in files[1..].iter().enumerate() {
-            script += &format!(" {}<{}", FIRST_DATA_FD + index, file.path());
+            let _ = write!(script, " {}<{}", FIRST_DATA_FD + index, file.path());
         }
 
         let mut command = Command::new(&self.shell);
         command.env_clear().current_dir("/").arg("-c").arg(script);
-        command.arg("sandbox").arg(&self.prlimit);
+        command.arg("sandbox");
+        if let Some(nice) = &self.nice {
+            command.arg(nice).args(["-n", "5"]);
+        }
+        command.arg(&self.prlimit);
         command.args(outer_limits(job));
         command.arg(&self.bwrap);
         command.args(["--args", "3", "--json-status-fd", "4", "--"]);
@@ -186,76 +193,72 @@ impl Programs {
         inner.extend(job.argv.iter().cloned());
         inner
     }
+}
 
-    /// Mounts, from the system's to the job's; what was generated is returned in the order of its
-    /// descriptors.
-    fn file_system(
-        &self,
-        job: &Job,
-        arguments: &mut Vec<OsString>,
-    ) -> Result<Vec<MemoryFile>, Error> {
-        push(arguments, ["--ro-bind", "/usr", "/usr"]);
-        for system in SYSTEM.iter().map(Path::new) {
-            let Ok(meta) = std::fs::symlink_metadata(system) else {
-                continue;
-            };
-            if meta.is_symlink() {
-                if let Ok(target) = std::fs::read_link(system) {
-                    let words = [
-                        OsStr::new("--symlink"),
-                        target.as_os_str(),
-                        system.as_os_str(),
-                    ];
-                    push(arguments, words);
-                }
-            } else {
-                bind(arguments, "--ro-bind", system, system);
+/// Mounts, from the system's to the job's; what was generated is returned in the order of its
+/// descriptors.
+fn file_system(job: &Job, arguments: &mut Vec<OsString>) -> Result<Vec<MemoryFile>, Error> {
+    push(arguments, ["--ro-bind", "/usr", "/usr"]);
+    for system in SYSTEM.iter().map(Path::new) {
+        let Ok(meta) = std::fs::symlink_metadata(system) else {
+            continue;
+        };
+        if meta.is_symlink() {
+            if let Ok(target) = std::fs::read_link(system) {
+                let words = [
+                    OsStr::new("--symlink"),
+                    target.as_os_str(),
+                    system.as_os_str(),
+                ];
+                push(arguments, words);
             }
+        } else {
+            bind(arguments, "--ro-bind", system, system);
         }
-        for file in etc() {
-            bind(arguments, "--ro-bind-try", &file, &file);
-        }
-        let generated = [
-            ("/etc/passwd", PASSWD),
-            ("/etc/group", GROUP),
-            ("/etc/hosts", HOSTS),
-            ("/etc/nsswitch.conf", NSSWITCH),
-        ];
-        let mut data = Vec::new();
-        for (index, (path, content)) in generated.into_iter().enumerate() {
-            data.push(MemoryFile::new(content.as_bytes())?);
-            let fd = (FIRST_DATA_FD + index).to_string();
-            push(arguments, ["--perms", "0444", "--ro-bind-data", &fd, path]);
-        }
-        push(arguments, ["--proc", "/proc", "--dev", "/dev"]);
-        let bytes = job.limits.tmp_mb.saturating_mul(1 << 20).to_string();
-        for (directory, mode) in [("/tmp", "1777"), ("/dev/shm", "1777"), (HOME, "0755")] {
-            let words = ["--perms", mode, "--size", &bytes, "--tmpfs", directory];
-            push(arguments, words);
-        }
-        push(arguments, ["--symlink", "/tmp", "/var/tmp"]);
-        push(arguments, ["--perms", "0755", "--dir", "/run/artel"]);
-        if let Some(launcher) = &job.launcher {
-            bind(
-                arguments,
-                "--ro-bind",
-                &launcher.program,
-                Path::new(LAUNCHER),
-            );
-        }
-        for mount in &job.mounts {
-            let how = if mount.writable {
-                "--bind"
-            } else {
-                "--ro-bind"
-            };
-            bind(arguments, how, &mount.host, &mount.guest);
-        }
-        for directory in ["/proc", "/dev", "/"] {
-            push(arguments, ["--remount-ro", directory]);
-        }
-        Ok(data)
     }
+    for file in etc() {
+        bind(arguments, "--ro-bind-try", &file, &file);
+    }
+    let generated = [
+        ("/etc/passwd", PASSWD),
+        ("/etc/group", GROUP),
+        ("/etc/hosts", HOSTS),
+        ("/etc/nsswitch.conf", NSSWITCH),
+    ];
+    let mut data = Vec::new();
+    for (index, (path, content)) in generated.into_iter().enumerate() {
+        data.push(MemoryFile::new(content.as_bytes())?);
+        let fd = (FIRST_DATA_FD + index).to_string();
+        push(arguments, ["--perms", "0444", "--ro-bind-data", &fd, path]);
+    }
+    push(arguments, ["--proc", "/proc", "--dev", "/dev"]);
+    let bytes = job.limits.tmp_mb.saturating_mul(1 << 20).to_string();
+    for (directory, mode) in [("/tmp", "1777"), ("/dev/shm", "1777"), (HOME, "0755")] {
+        let words = ["--perms", mode, "--size", &bytes, "--tmpfs", directory];
+        push(arguments, words);
+    }
+    push(arguments, ["--symlink", "/tmp", "/var/tmp"]);
+    push(arguments, ["--perms", "0755", "--dir", "/run/artel"]);
+    if let Some(launcher) = &job.launcher {
+        bind(
+            arguments,
+            "--ro-bind",
+            &launcher.program,
+            Path::new(LAUNCHER),
+        );
+    }
+    for mount in &job.mounts {
+        let how = if mount.writable {
+            "--bind"
+        } else {
+            "--ro-bind"
+        };
+        bind(arguments, how, &mount.host, &mount.guest);
+    }
+    for directory in ["/proc", "/dev", "/"] {
+        push(arguments, ["--remount-ro", directory]);
+    }
+    Ok(data)
 }
 
 fn namespaces(job: &Job) -> Vec<OsString> {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::running::{Output, Running};
 use crate::{Error, Job, bubblewrap, direct};
@@ -176,18 +176,17 @@ pub(crate) fn bounded_output(command: &mut Command) -> String {
     let Ok(mut child) = spawned else {
         return String::new();
     };
-    let reading = std::thread::spawn(move || {
+    let (sender, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
         let mut text = Vec::new();
         let _ = reader.by_ref().take(64 * 1024).read_to_end(&mut text);
-        text
+        let _ = sender.send(text);
     });
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < deadline && !reading.is_finished() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let text = said
+        .recv_timeout(Duration::from_secs(10))
+        .unwrap_or_default();
     let _ = child.kill();
     let _ = child.wait();
-    let text = reading.join().unwrap_or_default();
     String::from_utf8_lossy(&text).into_owned()
 }
 

@@ -34,6 +34,7 @@ mod disk;
 mod error;
 mod job;
 pub mod launcher;
+mod lookout;
 mod output;
 pub mod relay;
 mod running;

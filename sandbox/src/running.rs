@@ -1,7 +1,6 @@
 //! A running job: its output, its watcher, its end.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,14 +14,13 @@ use tokio::task::JoinHandle;
 
 use crate::clean::PrivateDirectory;
 use crate::descriptors::MemoryFile;
+use crate::lookout::Lookout;
 use crate::output::{Line, Shared, elapsed_ms, pump};
 use crate::tree::Tree;
-use crate::{Error, Job, Limits, bubblewrap, disk, spawning};
+use crate::{Error, Job, bubblewrap, spawning};
 
-/// How often the tree is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-/// How often the disk is measured.
-const MEASURE: Duration = Duration::from_secs(3);
+/// How long after a kill it is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How long the last output may take after the end.
 const DRAIN: Duration = Duration::from_secs(2);
 /// Lines that wait for their reader.
@@ -32,7 +30,7 @@ const LINES: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// By itself, with this code.
+    /// By itself, with this code; 127 if there is no such program.
     Exited(i32),
     /// By a signal that was not ours. A code of 129 to 192 counts as one, as shells have it.
     Signalled(i32),
@@ -156,24 +154,19 @@ impl Running {
         let most_bytes = job.limits.output_mb.saturating_mul(1 << 20);
         let pump = tokio::spawn(pump(pipe, Arc::clone(&shared), sender, most_bytes));
         let (stop, stops) = mpsc::channel(8);
+        let lookout = Lookout::start(tree, job, started, Arc::clone(&shared))
+            .map_err(Error::start("starting the watching thread"))?;
         let watch = Watch {
+            lookout,
             collected,
-            limits: job.limits.clone(),
-            writable: job
-                .mounts
-                .iter()
-                .filter(|mount| mount.writable)
-                .map(|mount| mount.host.clone())
-                .collect(),
+            cpu_limited: job.limits.cpu_s.is_some(),
             shared: Arc::clone(&shared),
             started,
             status: prepared.status,
             _files: prepared.files,
             _private: prepared.private,
-            cpu_ms: 0,
-            peak_kb: 0,
         };
-        let watcher = tokio::spawn(watch.to_the_end(exit, stops, pump));
+        let watcher = tokio::spawn(watch.until_the_end(exit, stops, pump));
         Ok(Self {
             tree,
             lines: Some(lines),
@@ -257,85 +250,65 @@ impl Drop for Collected {
     fn drop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
             self.tree.kill();
-            // A killed process is gone within moments; a thread of its own waits for it.
-            for _ in 0..20 {
-                if matches!(self.child.try_wait(), Ok(Some(_))) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            // Gone within moments, as a rule; if not, a thread of its own waits for it.
+            let pid = self.tree.root;
+            let _ = std::thread::Builder::new()
+                .name("sandbox-collect".into())
+                .spawn(move || {
+                    let _ =
+                        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+                });
         }
     }
 }
 
+/// The asynchronous half of watching: waits for the end and for requests. Bounds are kept by
+/// [`Lookout`], on a thread that a busy machine does not starve.
 struct Watch {
+    // Ended before the process is collected, whose id may then be somebody else's.
+    lookout: Lookout,
     collected: Collected,
-    limits: Limits,
-    writable: Vec<PathBuf>,
+    cpu_limited: bool,
     shared: Arc<Shared>,
     started: Instant,
     status: Option<MemoryFile>,
     _files: Vec<MemoryFile>,
     _private: Option<PrivateDirectory>,
-    cpu_ms: u64,
-    peak_kb: u64,
 }
 
 impl Watch {
-    async fn to_the_end(
+    async fn until_the_end(
         mut self,
         exit: AsyncFd<OwnedFd>,
         mut stops: mpsc::Receiver<Stop>,
         mut pump: JoinHandle<()>,
     ) -> Result<Ended, Error> {
         let tree = self.collected.tree;
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut measured = Instant::now();
-        let mut measuring: Option<JoinHandle<u64>> = None;
-        let mut verdict: Option<Reason> = None;
-        let mut kill_at: Option<Instant> = None;
+        let mut stopping = false;
+        let mut kill_at: Option<tokio::time::Instant> = None;
         loop {
+            let due = kill_at.unwrap_or_else(tokio::time::Instant::now);
             tokio::select! {
                 _ = exit.readable() => break,
                 Some(stop) = stops.recv() => {
-                    if verdict.is_none() {
-                        verdict = Some(Reason::Stopped);
+                    if !stopping {
+                        stopping = true;
                         tree.terminate();
                     }
-                    let at = Instant::now() + stop.grace;
+                    let at = tokio::time::Instant::now() + stop.grace;
                     kill_at = Some(kill_at.map_or(at, |before| before.min(at)));
                 }
-                _ = look.tick() => {
-                    if verdict.is_none() {
-                        verdict = self.look();
-                        if verdict.is_some() {
-                            kill_at = Some(Instant::now());
-                        }
-                    }
-                    if let Some(most) = self.limits.disk_mb
-                        && verdict.is_none()
-                    {
-                        if let Some(task) = measuring.take_if(|task| task.is_finished()) {
-                            if task.await.unwrap_or(0) > most.saturating_mul(1 << 20) {
-                                verdict = Some(Reason::Disk);
-                                kill_at = Some(Instant::now());
-                            }
-                            measured = Instant::now();
-                        } else if measuring.is_none() && measured.elapsed() > MEASURE {
-                            let paths = self.writable.clone();
-                            measuring = Some(tokio::task::spawn_blocking(move || disk::used_bytes(&paths)));
-                        }
-                    }
-                    if kill_at.is_some_and(|at| at <= Instant::now()) {
-                        tree.kill();
-                    }
+                () = tokio::time::sleep_until(due), if kill_at.is_some() => {
+                    tree.kill();
+                    // A process in the middle of a disk operation dies only after it.
+                    kill_at = Some(tokio::time::Instant::now() + AGAIN);
                 }
             }
         }
         let wall_ms = elapsed_ms(self.started);
+        let seen = self.lookout.finish();
         // Ended but not collected: the root still knows what its descendants used.
-        self.cpu_ms = self.cpu_ms.max(tree.final_cpu_ms());
+        let cpu_ms = seen.cpu_ms.max(tree.final_cpu_ms());
         let status = self
             .collected
             .child
@@ -347,49 +320,17 @@ impl Watch {
         if tokio::time::timeout(DRAIN, &mut pump).await.is_err() {
             pump.abort();
         }
-        let reason = match verdict {
+        let reason = match seen.verdict {
             Some(reason) => reason,
+            None if stopping => Reason::Stopped,
             None => self.reason(status)?,
         };
         Ok(Ended {
             reason,
             wall_s: seconds(wall_ms),
-            cpu_s: seconds(self.cpu_ms),
-            peak_memory_mb: self.peak_kb / 1024,
+            cpu_s: seconds(cpu_ms),
+            peak_memory_mb: seen.peak_kb / 1024,
         })
-    }
-
-    /// Which bound is broken, if any.
-    fn look(&mut self) -> Option<Reason> {
-        let limits = &self.limits;
-        // Bubblewrap itself is two processes.
-        let most_tasks = limits.pids + 2;
-        let most_members = usize::try_from(most_tasks)
-            .unwrap_or(usize::MAX)
-            .saturating_add(1);
-        let members = self.collected.tree.members(most_members);
-        let usage = Tree::usage(&members);
-        self.cpu_ms = self.cpu_ms.max(usage.cpu_ms);
-        let most_kb = limits.memory_mb.saturating_mul(1024);
-        let mut used_kb = usage.resident_kb;
-        if used_kb > most_kb {
-            used_kb = Tree::proportional_kb(&members);
-        }
-        self.peak_kb = self.peak_kb.max(used_kb);
-        let over = |bound: Option<u64>, ms: u64| bound.is_some_and(|s| ms > s.saturating_mul(1000));
-        if used_kb > most_kb {
-            Some(Reason::Memory)
-        } else if usage.tasks > most_tasks {
-            Some(Reason::Pids)
-        } else if over(limits.cpu_s, usage.cpu_ms) {
-            Some(Reason::Cpu)
-        } else if over(limits.wall_s, elapsed_ms(self.started)) {
-            Some(Reason::Wall)
-        } else if over(limits.idle_s, self.shared.silent_ms()) {
-            Some(Reason::Idle)
-        } else {
-            None
-        }
     }
 
     fn reason(&mut self, status: std::process::ExitStatus) -> Result<Reason, Error> {
@@ -406,12 +347,15 @@ impl Watch {
                 }
                 None => {
                     let message = self.shared.tail().trim().to_owned();
+                    if message.starts_with("bwrap: execvp ") {
+                        return Ok(Reason::Exited(127));
+                    }
                     return Err(Error::Setup { message });
                 }
             },
         };
         Ok(match code {
-            152 if self.limits.cpu_s.is_some() => Reason::Cpu,
+            152 if self.cpu_limited => Reason::Cpu,
             129..=192 => Reason::Signalled(code - 128),
             code => Reason::Exited(code),
         })

@@ -41,10 +41,14 @@ async fn the_environment_is_the_explicit_list() {
     assert!(output.tail.contains("a value with\nlines"));
     // The first process of the namespace has nothing of ours either.
     let first = run(shell(
-        "cat /proc/1/environ | wc -c; tr '\\0' ' ' </proc/1/cmdline",
+        "tr '\\0' '\\n' </proc/1/environ; tr '\\0' ' ' </proc/1/cmdline",
     ))
     .await;
-    assert!(first.tail.starts_with("0\n"), "{}", first.tail);
+    assert!(
+        first.tail.starts_with("PWD=/\nSHLVL=0\n/usr/bin/bwrap"),
+        "{}",
+        first.tail
+    );
     assert!(!first.tail.contains("--setenv"), "{}", first.tail);
 }
 
@@ -174,10 +178,7 @@ async fn ends_are_told_apart() {
         Reason::Signalled(9)
     );
     let missing = run(Job::new(["no-such-program"])).await;
-    assert!(
-        matches!(missing.ended.reason, Reason::Exited(code) if code != 0),
-        "{missing:?}"
-    );
+    assert!(missing.ended.reason == Reason::Exited(127), "{missing:?}");
     assert!(missing.tail.contains("no-such-program"), "{missing:?}");
     let nowhere = sandbox().run(&shell("true").cwd("/nowhere")).await;
     let message = nowhere.expect_err("no such directory").to_string();
@@ -195,7 +196,7 @@ async fn lines_come_while_it_runs_and_usage_is_measured() {
     assert!(running.next_line().await.is_none());
     let ended = running.wait().await.expect("ended");
     assert!(ended.success());
-    assert!(ended.cpu_s >= 0.4 && ended.cpu_s < 5.0, "{ended:?}");
+    assert!(ended.cpu_s >= 0.3 && ended.cpu_s < 5.0, "{ended:?}");
     assert!((64..400).contains(&ended.peak_memory_mb), "{ended:?}");
 }
 

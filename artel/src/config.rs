@@ -1,0 +1,459 @@
+//! The configuration: environment, then `.env`, then `artel.toml`, then defaults.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use figment::providers::{Format, Serialized, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use ports::Plaintext;
+use serde::de::DeserializeOwned;
+
+use crate::settings;
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file is not what its name says.
+    #[error("{file} cannot be read: {message}; mend it, or move it away to go on without it")]
+    File {
+        /// Which file.
+        file: String,
+        /// What is wrong, with the line.
+        message: String,
+    },
+    /// A value does not fit its setting.
+    #[error("{name} (from {source_name}) is {value:?}, but {expected}")]
+    Value {
+        /// The setting.
+        name: String,
+        /// Where the value came from.
+        source_name: String,
+        /// The value, masked for secrets.
+        value: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// A name in `artel.toml` that nobody knows.
+    #[error("artel.toml has {name:?}, which is no setting; `artel config check` lists them all")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// A table does not fit.
+    #[error("[{table}] in artel.toml: {message}")]
+    Table {
+        /// The table.
+        table: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// `ARTEL_MODE=full` and something is missing or embedded.
+    #[error("ARTEL_MODE=full, but {0}")]
+    NotFull(String),
+    /// There is no home folder to put the data in.
+    #[error("neither ARTEL_HOME nor HOME is set: set ARTEL_HOME to a folder for Artel's data")]
+    NoHome,
+}
+
+/// One process for everything, or a process for each part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Everything on this machine.
+    Embedded,
+    /// Servers for everything.
+    Full,
+}
+
+/// A value that is never shown.
+#[derive(Clone)]
+pub struct SecretValue(std::sync::Arc<Plaintext>);
+
+impl SecretValue {
+    fn new(text: String) -> Self {
+        Self(std::sync::Arc::new(Plaintext::new(text)))
+    }
+
+    /// The value, for the one place that hands it on.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+/// The configuration of this process.
+#[derive(Clone)]
+pub struct Config {
+    /// The data folder.
+    pub home: PathBuf,
+    /// One process or many.
+    pub mode: Mode,
+    /// PostgreSQL instead of SQLite.
+    pub database_url: Option<SecretValue>,
+    /// The model endpoint, with `/v1`.
+    pub openai_base_url: Option<String>,
+    /// Its key.
+    pub openai_api_key: Option<SecretValue>,
+    /// The model's name.
+    pub model: Option<String>,
+    /// `demo` or a file.
+    pub tape: Option<String>,
+    /// Telegram's token.
+    pub telegram_bot_token: Option<SecretValue>,
+    /// Telegram's server.
+    pub telegram_api_url: String,
+    /// Who is told about limits, money and failures.
+    pub admin_chat_ids: Vec<i64>,
+    /// Who may talk to the bot.
+    pub allowed_users: Vec<i64>,
+    /// An age identity instead of the one in the home folder.
+    pub age_key: Option<SecretValue>,
+    /// A file with it.
+    pub age_key_file: Option<PathBuf>,
+    /// Coding workers at a time.
+    pub max_workers: usize,
+    /// The coding agent's adapter.
+    pub agent: String,
+    /// The command of the adapter `command`.
+    pub agent_command: Vec<String>,
+    /// The ports of deployed services, both included.
+    pub ports: (u16, u16),
+    /// Where `/health` answers.
+    pub http_addr: SocketAddr,
+    /// Where traces go.
+    pub otlp_endpoint: Option<String>,
+    /// What is logged.
+    pub log_filter: String,
+    /// Whether logs are JSON.
+    pub log_json: bool,
+    figment: Figment,
+}
+
+/// One layer of settings that are texts, such as the environment.
+struct Layer {
+    name: String,
+    values: BTreeMap<String, String>,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let dict: Dict = self
+            .values
+            .iter()
+            .map(|(name, value)| (name.to_lowercase(), Value::from(value.clone())))
+            .collect();
+        Ok(Profile::Default.collect(dict))
+    }
+}
+
+impl Layer {
+    fn environment() -> Self {
+        Self {
+            name: "the environment".to_owned(),
+            values: settings::all()
+                .filter_map(|setting| {
+                    let value = std::env::var(setting.name).ok()?;
+                    (!value.is_empty()).then(|| (setting.name.to_owned(), value))
+                })
+                .collect(),
+        }
+    }
+
+    fn dotenv(path: &Path) -> Result<Option<Self>, Error> {
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let file_error = |error: dotenvy::Error| Error::File {
+            file: path.display().to_string(),
+            message: error.to_string(),
+        };
+        let mut values = BTreeMap::new();
+        for pair in dotenvy::from_path_iter(path).map_err(file_error)? {
+            let (name, value) = pair.map_err(file_error)?;
+            if settings::all().any(|setting| setting.name == name) && !value.is_empty() {
+                values.insert(name, value);
+            }
+        }
+        Ok(Some(Self { name: path.display().to_string(), values }))
+    }
+}
+
+fn home_folder() -> Result<PathBuf, Error> {
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(data) = named("XDG_DATA_HOME") {
+        return Ok(PathBuf::from(data).join("artel"));
+    }
+    named("HOME")
+        .map(|home| PathBuf::from(home).join(".local/share/artel"))
+        .ok_or(Error::NoHome)
+}
+
+fn toml_layer(path: &Path) -> Result<Option<Figment>, Error> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let file_error = |message: String| Error::File { file: path.display().to_string(), message };
+    let text = std::fs::read_to_string(path).map_err(|error| file_error(error.to_string()))?;
+    let table: toml::Table =
+        toml::from_str(&text).map_err(|error| file_error(error.to_string().trim().replace('\n', " ")))?;
+    for name in table.keys() {
+        let known = settings::all().any(|setting| setting.name.eq_ignore_ascii_case(name));
+        if !known && !TABLES.contains(&name.as_str()) {
+            return Err(Error::Unknown { name: name.clone() });
+        }
+    }
+    Ok(Some(Figment::from(Toml::file_exact(path))))
+}
+
+/// Tables of `artel.toml`.
+const TABLES: &[&str] = &["models", "policy"];
+
+impl Config {
+    /// Reads the configuration. `folder` is where `.env` and `artel.toml` are looked for first, the current folder for
+    /// the program.
+    pub fn load(folder: &Path) -> Result<Self, Error> {
+        let environment = Layer::environment();
+        let local_dotenv = Layer::dotenv(&folder.join(".env"))?;
+        let local_toml = toml_layer(&folder.join("artel.toml"))?;
+
+        // Where the data folder is decides where the rest of the files are, so it is read first.
+        let mut early = Figment::new();
+        if let Some(layer) = &local_toml {
+            early = early.merge(layer);
+        }
+        if let Some(layer) = &local_dotenv {
+            early = early.merge(layer);
+        }
+        early = early.merge(&environment);
+        let home = match early.find_value("artel_home") {
+            Ok(value) => PathBuf::from(text_of(&value)),
+            Err(_) => home_folder()?,
+        };
+        let home = if home.is_absolute() { home } else { folder.join(home) };
+
+        let defaults: Dict = settings::all()
+            .filter(|setting| !setting.default.is_empty())
+            .map(|setting| (setting.name.to_lowercase(), Value::from(setting.default)))
+            .collect();
+        let mut figment = Figment::from(Serialized::globals(defaults));
+        for layer in [toml_layer(&home.join("artel.toml"))?, local_toml].into_iter().flatten() {
+            figment = figment.merge(layer);
+        }
+        for layer in [Layer::dotenv(&home.join(".env"))?, local_dotenv].into_iter().flatten() {
+            figment = figment.merge(layer);
+        }
+        figment = figment.merge(environment);
+
+        let reader = Reader { figment: &figment };
+        let config = Self {
+            mode: reader.parse("ARTEL_MODE", "`embedded` or `full` is expected", |text| match text {
+                "embedded" => Some(Mode::Embedded),
+                "full" => Some(Mode::Full),
+                _ => None,
+            })?,
+            database_url: reader
+                .parse_opt("DATABASE_URL", "an address like postgres://user:password@host/name is expected", |text| {
+                    (text.starts_with("postgres://") || text.starts_with("postgresql://"))
+                        .then(|| SecretValue::new(text.to_owned()))
+                })?,
+            openai_base_url: reader.url("OPENAI_BASE_URL")?,
+            openai_api_key: reader.secret("OPENAI_API_KEY"),
+            model: reader.text("ARTEL_MODEL"),
+            tape: reader.text("ARTEL_TAPE"),
+            telegram_bot_token: reader.secret("TELEGRAM_BOT_TOKEN"),
+            telegram_api_url: reader.url("TELEGRAM_API_URL")?.unwrap_or_default(),
+            admin_chat_ids: reader.numbers("ADMIN_CHAT_IDS")?,
+            allowed_users: reader.numbers("ALLOWED_USERS")?,
+            age_key: reader.secret("SOPS_AGE_KEY"),
+            age_key_file: reader.text("SOPS_AGE_KEY_FILE").map(PathBuf::from),
+            max_workers: reader.parse("SPAWNER_MAX_WORKERS", "a number from 1 to 64 is expected", |text| {
+                text.parse().ok().filter(|n| (1..=64).contains(n))
+            })?,
+            agent: reader.parse("ARTEL_AGENT", "`artel-agent` or `command` is expected", |text| {
+                ["artel-agent", "command"].contains(&text).then(|| text.to_owned())
+            })?,
+            agent_command: reader
+                .parse_opt("ARTEL_AGENT_COMMAND", "a JSON array of texts is expected, such as [\"my-agent\"]", |text| {
+                    serde_json::from_str::<Vec<String>>(text).ok().filter(|argv| !argv.is_empty())
+                })?
+                .unwrap_or_default(),
+            ports: reader.parse("ARTEL_PORTS", "a range like 20000-29999 is expected", |text| {
+                let (low, high) = text.split_once('-')?;
+                let range = (low.trim().parse().ok()?, high.trim().parse().ok()?);
+                (1024 <= range.0 && range.0 <= range.1).then_some(range)
+            })?,
+            http_addr: reader.parse("ARTEL_HTTP_ADDR", "an address like 127.0.0.1:8642 is expected", |text| {
+                SocketAddr::from_str(text).ok()
+            })?,
+            otlp_endpoint: reader.url("OTEL_EXPORTER_OTLP_ENDPOINT")?,
+            log_filter: reader.text("RUST_LOG").unwrap_or_default(),
+            log_json: reader.parse("ARTEL_LOG", "`text` or `json` is expected", |text| match text {
+                "text" => Some(false),
+                "json" => Some(true),
+                _ => None,
+            })?,
+            home,
+            figment: figment.clone(),
+        };
+        if config.agent == "command" && config.agent_command.is_empty() {
+            return Err(reader.error("ARTEL_AGENT", "then ARTEL_AGENT_COMMAND has to name the command"));
+        }
+        if config.mode == Mode::Full {
+            if config.database_url.is_none() {
+                return Err(Error::NotFull("DATABASE_URL is missing: name a PostgreSQL database".to_owned()));
+            }
+            return Err(Error::NotFull(
+                "this release has only the in-process bus and the local spawner, forge and deployer: use ARTEL_MODE=embedded \
+                 (with DATABASE_URL, if you want PostgreSQL)"
+                    .to_owned(),
+            ));
+        }
+        Ok(config)
+    }
+
+    /// A table of `artel.toml`, or its default.
+    pub fn table<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, Error> {
+        if self.figment.find_value(name).is_err() {
+            return Ok(T::default());
+        }
+        self.figment.extract_inner(name).map_err(|error| Error::Table {
+            table: name.to_owned(),
+            message: error.to_string(),
+        })
+    }
+
+    /// Whether a model is configured.
+    pub fn has_model(&self) -> bool {
+        self.openai_base_url.is_some() && self.model.is_some()
+    }
+
+    /// Every setting with its value (masked for secrets) and where it came from.
+    pub fn explain(&self) -> Vec<Explained> {
+        let reader = Reader { figment: &self.figment };
+        settings::all()
+            .map(|setting| {
+                let value = match (setting.name, reader.text(setting.name)) {
+                    ("ARTEL_HOME", _) => Some(self.home.display().to_string()),
+                    (_, Some(_)) if setting.secret => Some("(set, not shown)".to_owned()),
+                    (_, value) => value,
+                };
+                Explained {
+                    name: setting.name,
+                    source: if value.is_some() { reader.source(setting.name) } else { "not set".to_owned() },
+                    value,
+                    about: setting.about,
+                }
+            })
+            .collect()
+    }
+}
+
+/// A setting as `artel config check` shows it.
+#[derive(Debug, serde::Serialize)]
+pub struct Explained {
+    /// The setting.
+    pub name: &'static str,
+    /// Its value, masked for secrets.
+    pub value: Option<String>,
+    /// Where it came from.
+    pub source: String,
+    /// What it is for.
+    pub about: &'static str,
+}
+
+/// A value as text, whatever it was in TOML.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(_, text) => text.clone(),
+        Value::Array(_, items) => items.iter().map(text_of).collect::<Vec<_>>().join(","),
+        Value::Bool(_, truth) => truth.to_string(),
+        Value::Num(_, number) => number
+            .to_i128()
+            .map(|n| n.to_string())
+            .or_else(|| number.to_u128().map(|n| n.to_string()))
+            .or_else(|| number.to_f64().map(|n| n.to_string()))
+            .unwrap_or_default(),
+        Value::Char(_, c) => c.to_string(),
+        Value::Dict(..) | Value::Empty(..) => String::new(),
+    }
+}
+
+struct Reader<'a> {
+    figment: &'a Figment,
+}
+
+impl Reader<'_> {
+    fn text(&self, name: &str) -> Option<String> {
+        let value = self.figment.find_value(&name.to_lowercase()).ok()?;
+        // A JSON array in the environment stays a text; one in TOML becomes JSON again.
+        let text = match &value {
+            Value::Array(_, items) if name.ends_with("_COMMAND") => {
+                serde_json::to_string(&items.iter().map(text_of).collect::<Vec<_>>()).ok()?
+            }
+            other => text_of(other),
+        };
+        let text = text.trim().to_owned();
+        (!text.is_empty()).then_some(text)
+    }
+
+    fn source(&self, name: &str) -> String {
+        self.figment.find_metadata(&name.to_lowercase()).map_or_else(
+            || "default".to_owned(),
+            |metadata| match &metadata.source {
+                Some(figment::Source::File(path)) => path.display().to_string(),
+                _ if metadata.name.contains("Dict") || metadata.name.contains("BTreeMap") => "default".to_owned(),
+                _ => metadata.name.to_string(),
+            },
+        )
+    }
+
+    fn error(&self, name: &str, expected: &str) -> Error {
+        let secret = settings::all().any(|setting| setting.name == name && setting.secret);
+        let value = self.text(name).unwrap_or_default();
+        Error::Value {
+            name: name.to_owned(),
+            source_name: self.source(name),
+            value: if secret { "(not shown)".to_owned() } else { value },
+            expected: expected.to_owned(),
+        }
+    }
+
+    fn parse_opt<T>(&self, name: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Error> {
+        self.text(name)
+            .map(|text| parse(&text).ok_or_else(|| self.error(name, expected)))
+            .transpose()
+    }
+
+    fn parse<T>(&self, name: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
+        self.parse_opt(name, expected, parse)?
+            .ok_or_else(|| self.error(name, expected))
+    }
+
+    fn url(&self, name: &str) -> Result<Option<String>, Error> {
+        self.parse_opt(name, "an address beginning with http:// or https:// is expected", |text| {
+            let url = url::Url::parse(text).ok()?;
+            matches!(url.scheme(), "http" | "https").then(|| text.trim_end_matches('/').to_owned())
+        })
+    }
+
+    fn secret(&self, name: &str) -> Option<SecretValue> {
+        self.text(name).map(SecretValue::new)
+    }
+
+    fn numbers(&self, name: &str) -> Result<Vec<i64>, Error> {
+        Ok(self
+            .parse_opt(name, "whole numbers separated by commas are expected", |text| {
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|part| !part.is_empty())
+                    .map(|part| part.parse().ok())
+                    .collect::<Option<Vec<i64>>>()
+            })?
+            .unwrap_or_default())
+    }
+}

@@ -1,0 +1,139 @@
+//! The settings that have a name in the environment: one table from which the configuration is read, explained
+//! (`artel config check`) and documented (`.env.example`).
+
+/// A setting with a name of its own in the environment. In `artel.toml` it is the same name in lower case.
+pub struct Setting {
+    /// The name in the environment.
+    pub name: &'static str,
+    /// What it is, in a line or two.
+    pub about: &'static str,
+    /// What holds when nobody says anything; empty for nothing.
+    pub default: &'static str,
+    /// Whether the value is never shown.
+    pub secret: bool,
+}
+
+const fn setting(name: &'static str, default: &'static str, about: &'static str) -> Setting {
+    Setting { name, about, default, secret: false }
+}
+
+const fn secret(name: &'static str, about: &'static str) -> Setting {
+    Setting { name, about, default: "", secret: true }
+}
+
+/// Headings of `.env.example` with the settings below them.
+pub const GROUPS: &[(&str, &[Setting])] = &[
+    (
+        "Where things are",
+        &[
+            setting(
+                "ARTEL_HOME",
+                "",
+                "The data folder: database, repositories, releases, identity. Default: $XDG_DATA_HOME/artel or ~/.local/share/artel.",
+            ),
+            setting(
+                "ARTEL_MODE",
+                "embedded",
+                "`embedded` (one process, everything on this machine) or `full` (refuses anything embedded and says what is missing).",
+            ),
+            Setting {
+                name: "DATABASE_URL",
+                about: "A PostgreSQL database, postgres://user:password@host/name. Without it: SQLite in ARTEL_HOME.",
+                default: "",
+                secret: true,
+            },
+        ],
+    ),
+    (
+        "A model (any OpenAI-compatible endpoint)",
+        &[
+            setting("OPENAI_BASE_URL", "", "The endpoint, with /v1."),
+            secret("OPENAI_API_KEY", "Its key. Self-hosted servers often take any text."),
+            setting("ARTEL_MODEL", "", "The model's name there. Roles, prices and budgets are tables in artel.toml."),
+            setting(
+                "ARTEL_TAPE",
+                "",
+                "`demo` or a file: recorded answers instead of a model. Without a model the demo tape is used.",
+            ),
+        ],
+    ),
+    (
+        "Telegram",
+        &[
+            secret("TELEGRAM_BOT_TOKEN", "The bot's token; without one there is no Telegram."),
+            setting("TELEGRAM_API_URL", "https://api.telegram.org", "A self-hosted Bot API server."),
+            setting("ADMIN_CHAT_IDS", "", "Numeric chat ids, separated by commas: who is told about limits, money and failures."),
+            setting(
+                "ALLOWED_USERS",
+                "",
+                "Numeric user ids, separated by commas. Empty: only admins, and whoever enters the pairing code that the terminal shows.",
+            ),
+        ],
+    ),
+    (
+        "Secrets",
+        &[
+            secret("SOPS_AGE_KEY", "The age identity of the vault, instead of the one in ARTEL_HOME."),
+            setting("SOPS_AGE_KEY_FILE", "", "A file with that identity."),
+        ],
+    ),
+    (
+        "Workers and deploys",
+        &[
+            setting("SPAWNER_MAX_WORKERS", "4", "Coding workers at a time on this machine."),
+            setting("ARTEL_AGENT", "artel-agent", "The coding agent: `artel-agent` or `command`."),
+            setting(
+                "ARTEL_AGENT_COMMAND",
+                "",
+                "For the agent `command`: program and arguments as a JSON array, such as [\"my-agent\", \"--quiet\"].",
+            ),
+            setting("ARTEL_PORTS", "20000-29999", "The range from which deployed services get their ports."),
+        ],
+    ),
+    (
+        "Watching it",
+        &[
+            setting("ARTEL_HTTP_ADDR", "127.0.0.1:8642", "Where `artel up` answers /health."),
+            setting("OTEL_EXPORTER_OTLP_ENDPOINT", "", "Where traces go, by OTLP over HTTP, such as http://127.0.0.1:4318."),
+            setting("RUST_LOG", "info", "What is logged, as tracing's filters are written."),
+            setting("ARTEL_LOG", "text", "How it is logged: `text` or `json`."),
+        ],
+    ),
+];
+
+/// Every setting.
+pub fn all() -> impl Iterator<Item = &'static Setting> {
+    GROUPS.iter().flat_map(|(_, settings)| settings.iter())
+}
+
+/// The text of `.env.example`.
+pub fn env_example() -> String {
+    let mut out = String::from(
+        "# Every variable that Artel knows. All are optional: with none, `make demo` works.\n\
+         # Order: environment, then .env (here, then in ARTEL_HOME), then artel.toml (likewise), then the default.\n\
+         # `artel config check` says for every value where it came from.\n",
+    );
+    for (heading, settings) in GROUPS {
+        out.push_str(&format!("\n## {heading}\n"));
+        for Setting { name, about, default, .. } in *settings {
+            out.push_str(&format!("# {about}\n# {name}={default}\n"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_example_in_the_repository_names_every_setting() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../.env.example");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, super::env_example()).unwrap();
+        }
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap(),
+            super::env_example(),
+            "run this test with UPDATE=1 to write .env.example anew"
+        );
+    }
+}

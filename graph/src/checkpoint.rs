@@ -785,6 +785,12 @@ pub enum StorageError {
         /// Which row, and what is wrong with it.
         what: String,
     },
+    /// A value is such that it could not be read back. Nothing was written.
+    #[error("a value cannot be stored: {what}")]
+    Unstorable {
+        /// What is wrong with it.
+        what: String,
+    },
     /// The database was written by a newer release.
     #[error("the database has schema {found}, this program knows up to {known}; use the newer release")]
     NewerSchema {

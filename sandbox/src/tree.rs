@@ -4,6 +4,9 @@
 //! which is itself a descendant of ours, and killing that one kills them all.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -43,7 +46,7 @@ impl Tree {
             next += 1;
             match &everybody {
                 Some(everybody) => found.extend(everybody.get(&pid).into_iter().flatten()),
-                None => found.extend(children(pid)),
+                None => found.extend(children(pid, most - found.len())),
             }
         }
         found.truncate(most);
@@ -159,13 +162,31 @@ fn has_children_files() -> bool {
     *HAS.get_or_init(|| std::fs::exists("/proc/thread-self/children").unwrap_or(false))
 }
 
-fn children(pid: Pid) -> Vec<Pid> {
+/// The beginning of the list, at least `most` numbers if there are so many. The kernel walks all
+/// siblings for each entry of a list that changes as it is read, and keeps the whole machine from
+/// forking meanwhile: a bomb's list must not be read to its end.
+fn first_bytes(path: &Path, most: usize) -> String {
+    // A number has at most seven digits.
+    let bound = most.saturating_add(1).saturating_mul(8) as u64;
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(path) {
+        let _ = file.take(bound).read_to_end(&mut bytes);
+    }
+    let mut text = String::from_utf8(bytes).unwrap_or_default();
+    // The last number may be a part of one.
+    if let Some(end) = text.rfind(' ') {
+        text.truncate(end);
+    }
+    text
+}
+
+fn children(pid: Pid, most: usize) -> Vec<Pid> {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())) else {
         return Vec::new();
     };
     let mut found = Vec::new();
     for thread in threads.flatten() {
-        let text = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        let text = first_bytes(&thread.path().join("children"), most);
         let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
         found.extend(pids.filter_map(Pid::from_raw));
     }
@@ -207,7 +228,7 @@ mod tests {
             .expect("spawned");
         let me = rustix::process::getpid();
         let pid = Pid::from_child(&child);
-        let listed = children(me).contains(&pid) || !has_children_files();
+        let listed = children(me, 1000).contains(&pid) || !has_children_files();
         let scanned = parents().get(&me).is_some_and(|found| found.contains(&pid));
         child.kill().expect("killed");
         child.wait().expect("collected");

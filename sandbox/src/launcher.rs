@@ -6,11 +6,15 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::relay;
+
+/// How long open connections may go on after the command has ended.
+const LAST_BYTES: Duration = Duration::from_millis(500);
 
 /// Why the launcher could not run the command.
 #[derive(Debug, thiserror::Error)]
@@ -122,16 +126,18 @@ impl Launcher {
             };
             setrlimit(resource, limit).map_err(|errno| Error::Limit(name.clone(), errno.into()))?;
         }
+        let (guard, mut carried) = tokio::sync::mpsc::channel::<()>(1);
+        let mut relays = Vec::new();
         for (listen, socket) in self.outbound {
             let relay = relay::outbound(listen, socket)
                 .await
                 .map_err(|error| Error::Listen(listen.to_string(), error))?;
-            tokio::spawn(relay.serve());
+            relays.push(tokio::spawn(relay.serve_guarded(guard.clone())));
         }
         for (socket, to) in self.inbound {
             let relay = relay::inbound(&socket, to)
                 .map_err(|error| Error::Listen(socket.display().to_string(), error))?;
-            tokio::spawn(relay.serve());
+            relays.push(tokio::spawn(relay.serve_guarded(guard.clone())));
         }
         let failed = |error| Error::Command(self.command[0].clone(), error);
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -151,6 +157,12 @@ impl Launcher {
                 let _ = kill_process(pid, sent);
             }
         };
+        // What the command said last is still on its way.
+        drop(guard);
+        for relay in relays {
+            relay.abort();
+        }
+        let _ = tokio::time::timeout(LAST_BYTES, carried.recv()).await;
         let code = status
             .code()
             .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));

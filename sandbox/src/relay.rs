@@ -60,6 +60,11 @@ impl Outbound {
 
     /// Carries connections until it is dropped.
     pub async fn serve(self) {
+        self.serve_guarded(()).await;
+    }
+
+    /// The same; every connection holds a copy of the guard as long as it lasts.
+    pub(crate) async fn serve_guarded<G: Clone + Send + 'static>(self, guard: G) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -67,13 +72,13 @@ impl Outbound {
             };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let socket = self.socket.clone();
+                    let (socket, guard) = (self.socket.clone(), guard.clone());
                     tokio::spawn(async move {
                         if let Ok(Ok(other)) = tokio::time::timeout(CONNECT, connect(&socket)).await
                         {
                             carry(stream, other).await;
                         }
-                        drop(place);
+                        drop((place, guard));
                     });
                 }
                 Err(error) => pause(&error).await,
@@ -85,6 +90,11 @@ impl Outbound {
 impl Inbound {
     /// Carries connections until it is dropped.
     pub async fn serve(self) {
+        self.serve_guarded(()).await;
+    }
+
+    /// The same; every connection holds a copy of the guard as long as it lasts.
+    pub(crate) async fn serve_guarded<G: Clone + Send + 'static>(self, guard: G) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -92,13 +102,13 @@ impl Inbound {
             };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let to = self.to;
+                    let (to, guard) = (self.to, guard.clone());
                     tokio::spawn(async move {
                         let connecting = TcpStream::connect(to);
                         if let Ok(Ok(other)) = tokio::time::timeout(CONNECT, connecting).await {
                             carry(other, stream).await;
                         }
-                        drop(place);
+                        drop((place, guard));
                     });
                 }
                 Err(error) => pause(&error).await,

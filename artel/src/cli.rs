@@ -23,14 +23,6 @@ pub enum Command {
     Init(InitArgs),
     /// Run everything: bot, runs, workers, health. Stops with Ctrl-C; deployed services go on.
     Up(UpArgs),
-    /// Run the Telegram front end only.
-    Bot,
-    /// Execute runs only; any number of these may share one database.
-    Runner,
-    /// Keep the books only: projections, errands, workers' results, deploys.
-    Scheduler,
-    /// Run coding workers only.
-    Spawner,
     /// Talk with the crew about a project, new or old.
     Chat(ChatArgs),
     /// Describe a new project and have it built.

@@ -1,8 +1,8 @@
 //! The data folder, and who does what on it at the moment.
 //!
-//! Each part of the program that must be there once (bot, scheduler, spawner) holds a lock of its own while it runs;
-//! runners hold one together. A command takes the parts that nobody runs, and otherwise leaves the work to whoever does.
-//! The kernel lets go of a lock when its process ends, however it ends.
+//! One process at a time does the work on a data folder: it holds the lock `locks/work`. A command that finds nobody doing it
+//! does its own work; otherwise it leaves it to whoever does and follows. The kernel lets go of a lock when its process ends,
+//! however it ends, so that the next one can go on at once.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -40,38 +40,9 @@ pub enum Error {
     },
 }
 
-/// A part of the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Part {
-    /// Executes runs.
-    Runner,
-    /// Projections, errands, results, deploys.
-    Scheduler,
-    /// Coding workers.
-    Spawner,
-    /// Telegram.
-    Bot,
-}
-
-impl Part {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Runner, Self::Scheduler, Self::Spawner, Self::Bot];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Runner => "runner",
-            Self::Scheduler => "scheduler",
-            Self::Spawner => "spawner",
-            Self::Bot => "bot",
-        }
-    }
-}
-
-/// The right to run a part, held until it is dropped or the process ends.
+/// The right to do the work, held until it is dropped or the process ends.
 #[derive(Debug)]
 pub struct Held {
-    /// Which part.
-    pub part: Part,
     _lock: File,
 }
 
@@ -133,9 +104,9 @@ impl Home {
         self.path.join(name)
     }
 
-    /// Takes a part if nobody runs it. Runners share theirs: `exclusive` asks for it only if there is no other.
-    pub fn take(&self, part: Part, exclusive: bool) -> Result<Option<Held>, Error> {
-        let file = self.path.join("locks").join(part.name());
+    /// Takes the work on if nobody does it.
+    pub fn take_work(&self) -> Result<Option<Held>, Error> {
+        let file = self.path.join("locks/work");
         let unusable = |source| Error::Unusable { path: file.clone(), source };
         let lock = OpenOptions::new()
             .read(true)
@@ -145,17 +116,10 @@ impl Home {
             .mode(0o600)
             .open(&file)
             .map_err(unusable)?;
-        let alone = flock(&lock, FlockOperation::NonBlockingLockExclusive);
-        match (part, exclusive, alone) {
-            (Part::Runner, _, Ok(())) | (Part::Runner, false, Err(rustix::io::Errno::WOULDBLOCK)) => {
-                // From here on others may run beside it.
-                flock(&lock, FlockOperation::NonBlockingLockShared)
-                    .map_err(|errno| unusable(errno.into()))?;
-                Ok(Some(Held { part, _lock: lock }))
-            }
-            (_, _, Ok(())) => Ok(Some(Held { part, _lock: lock })),
-            (_, _, Err(rustix::io::Errno::WOULDBLOCK)) => Ok(None),
-            (_, _, Err(errno)) => Err(unusable(errno.into())),
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Held { _lock: lock })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(unusable(errno.into())),
         }
     }
 }
@@ -165,21 +129,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_run_once_and_runners_side_by_side() {
+    fn one_process_does_the_work_and_the_next_can_go_on() {
         let folder = tempfile::tempdir().unwrap();
         let home = Home::open(folder.path()).unwrap();
-        let bot = home.take(Part::Bot, true).unwrap();
-        assert!(bot.is_some());
-        assert!(home.take(Part::Bot, true).unwrap().is_none());
-        drop(bot);
-        assert!(home.take(Part::Bot, true).unwrap().is_some());
-
-        let runner = home.take(Part::Runner, true).unwrap().unwrap();
-        assert!(home.take(Part::Runner, true).unwrap().is_none(), "a command leaves the work to it");
-        let second = home.take(Part::Runner, false).unwrap();
-        assert!(second.is_some(), "another runner may join");
-        drop((runner, second));
-        assert!(home.take(Part::Runner, true).unwrap().is_some());
+        let held = home.take_work().unwrap();
+        assert!(held.is_some());
+        assert!(home.take_work().unwrap().is_none());
+        drop(held);
+        assert!(home.take_work().unwrap().is_some());
     }
 
     #[test]

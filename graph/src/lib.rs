@@ -2,5 +2,7 @@
 
 pub mod checkpoint;
 mod ids;
+pub mod sqlite;
+mod stored;
 
 pub use ids::{Cursor, IdempotencyKey, MAX_THREAD_ID_BYTES, ThreadId};

@@ -125,6 +125,7 @@ create table graph_journal (
     payload text    not null
 ) strict;
 
-create unique index graph_journal_number on graph_journal (stream, number);
+-- With the cursor, as every index here: it is the row id.
+create index graph_journal_stream on graph_journal (stream);
 create index graph_journal_thread on graph_journal (thread) where thread is not null;
 create unique index graph_journal_digest on graph_journal (digest) where digest is not null;

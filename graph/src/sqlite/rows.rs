@@ -1,0 +1,88 @@
+//! From rows to records.
+
+use sqlx::{Row, sqlite::SqliteRow};
+
+use crate::{
+    checkpoint::{LeaseRecord, Parent, Priority, ThreadRecord, WaitRecord},
+    ids::ThreadId,
+    stored::{Fault, from_json, number, small, status_from, time},
+};
+
+/// Selects threads in the form that [`thread`] reads; `t` is the thread.
+macro_rules! select_threads {
+    ($tail:literal) => {
+        concat!(
+            "select t.id, t.graph, t.parent, t.parent_name, t.priority, t.status, t.branch, t.checkpoint, t.step, ",
+            "t.token, t.owner, t.due_at, t.wake_at, t.created_at, t.updated_at, t.cancel, t.error, t.waits, t.output, ",
+            "i.input, t.thread, t.last_signal, t.takeovers, t.branches ",
+            "from graph_thread t join graph_input i on i.thread = t.thread ",
+            $tail
+        )
+    };
+}
+pub(super) use select_threads;
+
+/// A thread, with what only the checkpointer knows about it.
+pub(super) struct Thread {
+    pub record: ThreadRecord,
+    pub key: i64,
+    pub token: u64,
+    pub last_signal: u64,
+    pub takeovers: u32,
+    pub branches: u32,
+}
+
+impl Thread {
+    /// Whether a lease with this token may write.
+    pub fn holds(&self, token: u64) -> bool {
+        self.token == token && self.record.lease.is_some()
+    }
+}
+
+pub(super) fn thread(row: &SqliteRow) -> Result<Thread, Fault> {
+    let id: String = row.try_get(0)?;
+    let what = format!("thread {id}");
+    let parent: Option<String> = row.try_get(2)?;
+    let name: Option<String> = row.try_get(3)?;
+    let token = number(row.try_get(9)?);
+    let owner: Option<String> = row.try_get(10)?;
+    let due_at: Option<i64> = row.try_get(11)?;
+    let waits: Option<&str> = row.try_get(17)?;
+    let waits: Vec<WaitRecord> = waits.map_or(Ok(Vec::new()), |text| from_json(text, &what))?;
+    let output: Option<&str> = row.try_get(18)?;
+    let input: &str = row.try_get(19)?;
+    let record = ThreadRecord {
+        id: ThreadId::from(id),
+        graph: row.try_get(1)?,
+        parent: parent.zip(name).map(|(thread, name)| Parent {
+            thread: thread.into(),
+            name,
+        }),
+        priority: Priority::from_rank(u8::try_from(row.try_get::<i64, _>(4)?).unwrap_or(u8::MAX)),
+        status: status_from(row.try_get(5)?)?,
+        branch: small(row.try_get(6)?),
+        checkpoint: number(row.try_get(7)?),
+        step: number(row.try_get(8)?),
+        input: from_json(input, &what)?,
+        waits,
+        wake_at: row.try_get::<Option<i64>, _>(12)?.map(time),
+        error: row.try_get(16)?,
+        output: output.map(|text| from_json(text, &what)).transpose()?,
+        cancel: row.try_get(15)?,
+        lease: owner.map(|owner| LeaseRecord {
+            owner,
+            token,
+            expires_at: time(due_at.unwrap_or(0)),
+        }),
+        created_at: time(row.try_get(13)?),
+        updated_at: time(row.try_get(14)?),
+    };
+    Ok(Thread {
+        record,
+        key: row.try_get(20)?,
+        token,
+        last_signal: number(row.try_get(21)?),
+        takeovers: small(row.try_get(22)?),
+        branches: small(row.try_get(23)?),
+    })
+}

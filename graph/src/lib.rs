@@ -1,6 +1,7 @@
 //! A durable state-graph engine.
 
 pub mod checkpoint;
+pub mod conformance;
 mod ids;
 pub mod sqlite;
 mod stored;

@@ -46,11 +46,11 @@ impl Fault {
     pub(crate) fn during(self, operation: &str) -> StorageError {
         match self {
             Self::Said(error) => error,
-            Self::Database(
-                error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)),
-            ) => StorageError::Corrupt {
-                what: format!("while {operation}: {error}"),
-            },
+            Self::Database(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
+                StorageError::Corrupt {
+                    what: format!("while {operation}: {error}"),
+                }
+            }
             Self::Database(error) => StorageError::Backend {
                 operation: operation.to_owned(),
                 source: Box::new(error),
@@ -345,9 +345,21 @@ mod tests {
     #[test]
     fn the_way_to_a_checkpoint_goes_through_the_branches_it_grew_from() {
         let forks = [
-            Fork { branch: 1, from_branch: 0, checkpoint: 5 },
-            Fork { branch: 2, from_branch: 1, checkpoint: 7 },
-            Fork { branch: 3, from_branch: 0, checkpoint: 0 },
+            Fork {
+                branch: 1,
+                from_branch: 0,
+                checkpoint: 5,
+            },
+            Fork {
+                branch: 2,
+                from_branch: 1,
+                checkpoint: 7,
+            },
+            Fork {
+                branch: 3,
+                from_branch: 0,
+                checkpoint: 0,
+            },
         ];
         let seg = |branch, upto| Segment { branch, upto };
         assert_eq!(lineage(&forks, 2, 9), [seg(2, 9), seg(1, 7), seg(0, 5)]);

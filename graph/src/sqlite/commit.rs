@@ -11,9 +11,7 @@ use super::{
 use crate::{
     checkpoint::{Commit, Lease, Receipt, StorageError, Then},
     ids::ThreadId,
-    stored::{
-        Fault, int, json_text, micros_after, number, small, status_code, time, write_digest,
-    },
+    stored::{Fault, int, json_text, micros_after, number, small, status_code, time, write_digest},
 };
 
 /// What the fence reads about the thread.

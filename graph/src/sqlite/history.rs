@@ -115,13 +115,12 @@ async fn branch_of(
     if checkpoint == 0 {
         return Ok(0);
     }
-    let branch: Option<i64> = sqlx::query_scalar(
-        "select branch from graph_checkpoint where thread = ?1 and number = ?2",
-    )
-    .bind(thread.key)
-    .bind(int(checkpoint))
-    .fetch_optional(db)
-    .await?;
+    let branch: Option<i64> =
+        sqlx::query_scalar("select branch from graph_checkpoint where thread = ?1 and number = ?2")
+            .bind(thread.key)
+            .bind(int(checkpoint))
+            .fetch_optional(db)
+            .await?;
     branch.map(small).ok_or_else(|| {
         StorageError::UnknownCheckpoint {
             thread: thread.record.id.clone(),
@@ -142,14 +141,15 @@ pub(super) async fn state_on(
         return Ok(stored::state_rows(0, branch, 0, None, None, Vec::new()));
     }
     let what = format!("checkpoint {checkpoint} of thread {}", thread.record.id);
-    let tip = sqlx::query("select step, plan from graph_checkpoint where thread = ?1 and number = ?2")
-        .bind(thread.key)
-        .bind(int(checkpoint))
-        .fetch_optional(&mut *db)
-        .await?
-        .ok_or_else(|| StorageError::Corrupt {
-            what: format!("{what} is missing"),
-        })?;
+    let tip =
+        sqlx::query("select step, plan from graph_checkpoint where thread = ?1 and number = ?2")
+            .bind(thread.key)
+            .bind(int(checkpoint))
+            .fetch_optional(&mut *db)
+            .await?
+            .ok_or_else(|| StorageError::Corrupt {
+                what: format!("{what} is missing"),
+            })?;
     let way = lineage(&forks(db, thread).await?, branch, checkpoint);
     let segments = segments_text(&way);
     let newest_snapshot: Option<i64> = sqlx::query_scalar(on_the_way!(
@@ -203,7 +203,9 @@ pub(super) async fn list(
     filter: &HistoryFilter,
 ) -> Result<Vec<CheckpointRecord>, Fault> {
     let found = known(db, thread).await?;
-    let upto = filter.before.map_or(u64::MAX, |before| before.saturating_sub(1));
+    let upto = filter
+        .before
+        .map_or(u64::MAX, |before| before.saturating_sub(1));
     let way = match filter.branch {
         Some(branch) => {
             exists(&found, branch)?;

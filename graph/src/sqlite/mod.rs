@@ -37,9 +37,9 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::{
     checkpoint::{
         Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
-        Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded, NewCheckpoint,
-        NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome, SignalRecord,
-        StateRows, StorageError, ThreadFilter, ThreadRecord,
+        Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
+        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
+        SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
     },
     ids::{Cursor, ThreadId},
     stored::Fault,
@@ -181,9 +181,7 @@ impl SqliteCheckpointer {
 pub(crate) fn migration_fault(error: MigrateError) -> Fault {
     let known = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
     match error {
-        MigrateError::VersionMissing(found) => {
-            StorageError::NewerSchema { found, known }.into()
-        }
+        MigrateError::VersionMissing(found) => StorageError::NewerSchema { found, known }.into(),
         other => StorageError::Backend {
             operation: "bringing the schema up to date".to_owned(),
             source: Box::new(other),
@@ -405,7 +403,9 @@ impl Checkpointer for SqliteCheckpointer {
             writing.finish().await
         };
         run.await.map_err(|fault: Fault| {
-            fault.during(&format!("making branch {branch} the head of thread {thread}"))
+            fault.during(&format!(
+                "making branch {branch} the head of thread {thread}"
+            ))
         })
     }
 
@@ -492,7 +492,13 @@ mod tests {
             .expect("a version from the future");
         let error = db.migrate().await.expect_err("is refused");
         assert!(
-            matches!(error, StorageError::NewerSchema { found: 9000, known: 1 }),
+            matches!(
+                error,
+                StorageError::NewerSchema {
+                    found: 9000,
+                    known: 1
+                }
+            ),
             "{error}"
         );
     }

@@ -1,0 +1,367 @@
+//! Leases: who gets a thread, in which order, for how long.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures::future::join_all;
+use jiff::SignedDuration;
+
+use super::lab::{LONG, Lab, assert_fenced, claim_from, new_thread};
+use crate::checkpoint::{AGING_S, ClaimRequest, Commit, NewThread, Priority, Then, ThreadStatus};
+
+/// A lease that runs out while a test waits for it.
+const SHORT: Duration = Duration::from_millis(150);
+
+/// A claimed thread is not claimed again while its lease lives, and tells who has it.
+pub async fn a_thread_is_claimed_once(lab: &Lab) {
+    lab.create("t").await;
+    let claimed = lab.try_claim("t", LONG).await;
+    assert_eq!(claimed.claims.len(), 1);
+    let claim = &claimed.claims[0];
+    assert_eq!(claim.takeovers, 0);
+    assert_eq!(claim.thread.status, ThreadStatus::Running);
+    let lease = claim.thread.lease.as_ref().expect("a lease");
+    assert_eq!(
+        (lease.owner.as_str(), lease.token),
+        ("lab", claim.lease.token)
+    );
+    let left = lease.expires_at.duration_since(claimed.now);
+    assert!(
+        left <= SignedDuration::from_secs(60) && left > SignedDuration::from_secs(50),
+        "{left}"
+    );
+    assert!(lab.idle("t").await);
+    assert_eq!(lab.thread("t").await, claim.thread);
+    let none = claim_from(&*lab.db, "t", 0, LONG).await;
+    assert!(none.claims.is_empty());
+}
+
+/// Many claimers at once, through several handles: every thread is claimed by exactly one of them.
+pub async fn two_claimers_never_get_one_thread(lab: &Lab) {
+    const THREADS: usize = 40;
+    for i in 0..THREADS {
+        lab.create_with(&format!("t{i}"), "job", Priority::Normal)
+            .await;
+    }
+    let others = [lab.db.clone(), lab.open().await, lab.open().await];
+    let claimers = (0..9).map(|i| {
+        let db = others[i % 3].clone();
+        tokio::spawn(async move {
+            let mut mine = Vec::new();
+            let mut empty = 0;
+            while empty < 20 {
+                let claimed = claim_from(&*db, "job", 3, LONG).await;
+                if claimed.claims.is_empty() {
+                    // Others may hold what is left for a moment.
+                    empty += 1;
+                    tokio::task::yield_now().await;
+                }
+                mine.extend(claimed.claims.into_iter().map(|claim| claim.lease));
+            }
+            mine
+        })
+    });
+    let mut all = Vec::new();
+    for mine in join_all(claimers).await {
+        all.extend(mine.expect("a claimer does not panic"));
+    }
+    let threads: BTreeSet<&str> = all.iter().map(|lease| lease.thread.as_str()).collect();
+    assert_eq!(threads.len(), THREADS, "every thread was claimed");
+    assert_eq!(all.len(), THREADS, "and no thread twice");
+}
+
+/// Strictly, over the life of a thread.
+pub async fn tokens_grow_with_every_claim(lab: &Lab) {
+    lab.create("t").await;
+    let mut last = 0;
+    for _ in 0..4 {
+        let lease = lab.claim("t").await.lease;
+        assert!(lease.token > last, "{} > {last}", lease.token);
+        last = lease.token;
+        let commit = Commit {
+            then: Then::Yield,
+            ..Commit::on(0)
+        };
+        lab.commit(&lease, commit).await;
+    }
+    lab.claim("t").await;
+    lab.db
+        .set_head(&"t".into(), 0)
+        .await
+        .expect("sets the head");
+    assert!(lab.claim("t").await.lease.token > last + 1);
+}
+
+/// A process takes only what it can run.
+pub async fn only_the_graphs_asked_for_are_claimed(lab: &Lab) {
+    for (id, graph) in [("a", "job"), ("b", "task"), ("c", "other")] {
+        lab.create_with(id, graph, Priority::Normal).await;
+    }
+    let claimed = lab
+        .db
+        .claim(ClaimRequest {
+            owner: "lab",
+            graphs: &["job".to_owned(), "other".to_owned()],
+            limit: 10,
+            lease: LONG,
+        })
+        .await
+        .expect("claims");
+    let ids: BTreeSet<&str> = claimed
+        .claims
+        .iter()
+        .map(|c| c.lease.thread.as_str())
+        .collect();
+    assert_eq!(ids, BTreeSet::from(["a", "c"]));
+    let nobody = ClaimRequest {
+        owner: "lab",
+        graphs: &[],
+        limit: 10,
+        lease: LONG,
+    };
+    assert!(
+        lab.db
+            .claim(nobody)
+            .await
+            .expect("claims")
+            .claims
+            .is_empty()
+    );
+    assert_eq!(lab.claim("task").await.lease.thread.as_str(), "b");
+}
+
+/// Critical, high, normal, low; the older first among equals.
+pub async fn urgent_threads_are_claimed_first(lab: &Lab) {
+    for (id, priority) in [
+        ("low", Priority::Low),
+        ("normal", Priority::Normal),
+        ("critical", Priority::Critical),
+        ("high", Priority::High),
+        ("normal2", Priority::Normal),
+    ] {
+        lab.create_with(id, "job", priority).await;
+    }
+    let mut order = Vec::new();
+    for limit in [1, 2, 10] {
+        let claimed = claim_from(&*lab.db, "job", limit, LONG).await;
+        order.extend(
+            claimed
+                .claims
+                .into_iter()
+                .map(|c| c.lease.thread.to_string()),
+        );
+    }
+    assert_eq!(order, ["critical", "high", "normal", "normal2", "low"]);
+}
+
+/// Every rank costs [`AGING_S`] seconds of waiting, no more: low ones never starve.
+pub async fn a_low_thread_that_waited_long_goes_first(lab: &Lab) {
+    let threads = [
+        ("critical", Priority::Critical, 0),
+        ("low, long", Priority::Low, 3 * AGING_S + 5),
+        ("low, not long", Priority::Low, 3 * AGING_S - 5),
+        ("high, long", Priority::High, AGING_S + 10),
+    ];
+    for (id, priority, _) in threads {
+        lab.create_with(id, "job", priority).await;
+    }
+    let claimed = claim_from(&*lab.db, "job", 10, LONG).await;
+    for claim in &claimed.claims {
+        let (_, _, waited_s) = threads
+            .iter()
+            .find(|(id, ..)| *id == claim.lease.thread.as_str())
+            .expect("one of them");
+        // A wake time in the past: due since then.
+        let commit = Commit {
+            then: Then::Wait {
+                mail_seen: 0,
+                wake_at: Some(claimed.now - SignedDuration::from_secs(*waited_s)),
+            },
+            ..Commit::on(0)
+        };
+        assert!(lab.commit(&claim.lease, commit).await.released);
+    }
+    let claimed = claim_from(&*lab.db, "job", 10, LONG).await;
+    let order: Vec<&str> = claimed
+        .claims
+        .iter()
+        .map(|claim| claim.lease.thread.as_str())
+        .collect();
+    assert_eq!(
+        order,
+        ["high, long", "low, long", "critical", "low, not long"]
+    );
+}
+
+/// The thread of a process that died is taken over by another one, which knows how often that happened.
+pub async fn an_expired_lease_is_taken_over(lab: &Lab) {
+    lab.create("t").await;
+    let first = lab.claim_soon("t", SHORT).await;
+    assert!(lab.idle("t").await);
+    let second = lab.claim_soon("t", SHORT).await;
+    assert_eq!(second.takeovers, 1);
+    assert!(second.lease.token > first.lease.token);
+    assert_fenced(
+        lab.db.commit(&first.lease, Commit::on(0)).await,
+        &first.lease,
+    );
+    assert_fenced(lab.db.load(&first.lease).await, &first.lease);
+    let third = lab.claim_soon("t", LONG).await;
+    assert_eq!(third.takeovers, 2);
+    lab.step(&third.lease, 0).await;
+}
+
+/// Only deaths in a row count.
+pub async fn progress_forgets_the_takeovers(lab: &Lab) {
+    lab.create("t").await;
+    lab.claim_soon("t", SHORT).await;
+    let claim = lab.claim_soon("t", SHORT).await;
+    assert_eq!(claim.takeovers, 1);
+    // A commit without a checkpoint is no progress.
+    lab.commit(&claim.lease, Commit::on(0)).await;
+    let claim = lab.claim_soon("t", SHORT).await;
+    assert_eq!(claim.takeovers, 2);
+    lab.step(&claim.lease, 0).await;
+    let claim = lab.claim_soon("t", LONG).await;
+    assert_eq!(
+        claim.takeovers, 1,
+        "only the last one died without progress"
+    );
+    let commit = Commit {
+        then: Then::Yield,
+        ..Commit::on(1)
+    };
+    lab.commit(&claim.lease, commit).await;
+    assert_eq!(lab.claim("t").await.takeovers, 0, "giving back is living");
+}
+
+/// Renewing moves the expiry; what was taken over is lost, and stays so.
+pub async fn a_renewed_lease_is_kept_and_a_lost_one_is_said_to_be_lost(lab: &Lab) {
+    lab.create("kept").await;
+    lab.create("lost").await;
+    let kept = lab.claim_soon("kept", SHORT).await.lease;
+    let lost = lab.claim_soon("lost", SHORT).await.lease;
+    let renewed = lab
+        .db
+        .renew(std::slice::from_ref(&kept), LONG)
+        .await
+        .expect("renews");
+    assert!(renewed[0].held);
+    let thief = lab.claim_soon("lost", LONG).await.lease;
+    let renewed = lab
+        .db
+        .renew(&[lost.clone(), kept.clone()], LONG)
+        .await
+        .expect("renews");
+    let held: Vec<(&str, bool)> = renewed
+        .iter()
+        .map(|r| (r.thread.as_str(), r.held))
+        .collect();
+    assert_eq!(
+        held,
+        [("lost", false), ("kept", true)],
+        "in the order asked"
+    );
+    assert!(lab.idle("kept").await);
+    assert!(lab.idle("lost").await);
+    let record = lab.thread("lost").await.lease.expect("a lease");
+    assert_eq!(record.token, thief.token);
+    assert!(lab.db.renew(&[], LONG).await.expect("renews").is_empty());
+}
+
+/// Late is not lost: as long as nobody else took the thread, its run may commit and renew.
+pub async fn an_expired_lease_that_nobody_took_still_counts(lab: &Lab) {
+    lab.create("t").await;
+    let claim = lab.claim_soon("t", Duration::from_millis(1)).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    lab.step(&claim.lease, 0).await;
+    let renewed = lab
+        .db
+        .renew(std::slice::from_ref(&claim.lease), LONG)
+        .await
+        .expect("renews");
+    assert!(renewed[0].held);
+    assert!(lab.idle("t").await);
+}
+
+/// A thread that waits for a time is due then, not before; the claimer is told when to look again.
+pub async fn a_timer_wakes_by_the_clock_of_the_database(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let wake_at = lab.load(&lease).await.now + SignedDuration::from_millis(250);
+    let commit = Commit {
+        then: Then::Wait {
+            mail_seen: 0,
+            wake_at: Some(wake_at),
+        },
+        ..Commit::on(0)
+    };
+    let receipt = lab.commit(&lease, commit).await;
+    assert!(receipt.released);
+    let shown = lab.thread("t").await.wake_at.expect("a wake time");
+    assert!(shown >= wake_at && shown < wake_at + SignedDuration::from_millis(1));
+    let mut looks = 0;
+    let claimed = loop {
+        let claimed = lab.try_claim("t", LONG).await;
+        if !claimed.claims.is_empty() {
+            break claimed;
+        }
+        looks += 1;
+        assert!(looks < 1000, "it never became due");
+        let next = claimed.next_due.expect("the wake time is known");
+        assert!(next <= Duration::from_millis(250), "{next:?}");
+        assert!(claimed.now < wake_at, "it is overdue");
+        tokio::time::sleep(next.max(Duration::from_millis(1))).await;
+    };
+    assert!(looks >= 1, "it was not due at once");
+    assert!(claimed.now >= wake_at);
+    assert!(lab.idle("t").await);
+}
+
+/// Giving a thread back without an end or a wait.
+pub async fn a_yielded_thread_is_due_at_once(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let commit = Commit {
+        then: Then::Yield,
+        ..Commit::on(0)
+    };
+    assert!(lab.commit(&lease, commit).await.released);
+    let thread = lab.thread("t").await;
+    assert_eq!((thread.status, thread.lease), (ThreadStatus::Ready, None));
+    lab.claim("t").await;
+}
+
+/// What a run reads is what its lease gives it.
+pub async fn loading_needs_the_lease(lab: &Lab) {
+    lab.db
+        .create_thread(NewThread {
+            input: serde_json::json!({"n": 1}),
+            ..new_thread("t")
+        })
+        .await
+        .expect("creates");
+    let claim = lab.claim("t").await;
+    let loaded = lab.load(&claim.lease).await;
+    assert_eq!(loaded.thread, claim.thread);
+    assert_eq!(
+        (
+            loaded.state.checkpoint,
+            loaded.state.branch,
+            loaded.state.step
+        ),
+        (0, 0, 0)
+    );
+    assert_eq!(
+        (loaded.state.plan, loaded.state.since_snapshot),
+        (None, None)
+    );
+    assert!(loaded.state.rows.is_empty() && loaded.writes.is_empty() && loaded.mailbox.is_empty());
+    assert_eq!(loaded.mail, 0);
+    let mut stale = claim.lease.clone();
+    stale.token += 1;
+    assert_fenced(lab.db.load(&stale).await, &stale);
+    let commit = Commit {
+        then: Then::Yield,
+        ..Commit::on(0)
+    };
+    lab.commit(&claim.lease, commit).await;
+    assert_fenced(lab.db.load(&claim.lease).await, &claim.lease);
+}

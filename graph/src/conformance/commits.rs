@@ -1,0 +1,711 @@
+//! Commits: all or nothing, under a lease.
+
+use std::collections::BTreeSet;
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use super::lab::{LONG, Lab, assert_fenced, channels, checkpoint, event, new_thread, signal};
+use crate::{
+    checkpoint::{
+        CancelRequest, Commit, Lease, NewThread, Parent, StorageError, Then, ThreadFilter,
+        ThreadStatus, WaitKind, WaitRecord, Write, WriteKind,
+    },
+    ids::ThreadId,
+};
+
+fn write(task: &str, kind: WriteKind, name: &str, round: u32, value: Value) -> Write {
+    Write {
+        task: task.to_owned(),
+        kind,
+        name: name.to_owned(),
+        round,
+        value,
+    }
+}
+
+fn wait(id: &str) -> WaitRecord {
+    WaitRecord {
+        id: id.to_owned(),
+        name: "approve".to_owned(),
+        kind: WaitKind::Wait,
+        task: "ask".to_owned(),
+        value: Value::Null,
+        signals: vec!["message".to_owned()],
+        children: vec!["c".to_owned()],
+        until: "2031-02-03T04:05:06.123456789Z".parse().ok(),
+    }
+}
+
+fn child(parent: &str, name: &str) -> NewThread {
+    NewThread {
+        parent: Some(Parent {
+            thread: parent.into(),
+            name: name.to_owned(),
+        }),
+        ..new_thread(&format!("{parent}/{name}"))
+    }
+}
+
+fn ending(status: ThreadStatus, error: Option<&str>, output: Option<Value>) -> Then {
+    Then::End {
+        status,
+        error: error.map(str::to_owned),
+        output,
+    }
+}
+
+/// A commit with something in every field, on checkpoint 0 of a thread whose mailbox holds signal 1.
+fn everything(id: &str) -> Commit {
+    Commit {
+        checkpoint: Some(checkpoint(0)),
+        writes: vec![write("b", WriteKind::Result, "", 0, json!(2))],
+        clear_writes: true,
+        consumed: vec![1],
+        events: vec![event("stream", "one"), event("stream", "two")],
+        children: vec![child(id, "c")],
+        signals: vec![signal("other", "from t"), signal("nobody", "k")],
+        cancels: vec![CancelRequest {
+            thread: "other".into(),
+            reason: "enough".to_owned(),
+        }],
+        waits: Some(vec![wait("w1")]),
+        then: Then::Yield,
+        ..Commit::on(0)
+    }
+}
+
+/// The state that a step changed, its plan and its place.
+pub async fn a_commit_comes_back(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let receipt = lab
+        .commit(
+            &lease,
+            Commit {
+                checkpoint: Some(checkpoint(0)),
+                ..Commit::on(0)
+            },
+        )
+        .await;
+    assert_eq!(
+        (receipt.checkpoint, receipt.released, receipt.mail),
+        (Some(1), false, 0)
+    );
+    assert_eq!(receipt.cancel, None);
+    assert!(receipt.undelivered.is_empty());
+    assert_eq!(lab.step(&lease, 1).await, 2);
+    let thread = lab.thread("t").await;
+    assert_eq!((thread.checkpoint, thread.step), (2, 2));
+    assert_eq!(thread.status, ThreadStatus::Running);
+    let loaded = lab.load(&lease).await;
+    assert_eq!(
+        (
+            loaded.state.checkpoint,
+            loaded.state.branch,
+            loaded.state.step
+        ),
+        (2, 0, 2)
+    );
+    assert_eq!(loaded.state.plan, Some(json!({"next": ["n1"]})));
+    assert_eq!(loaded.state.since_snapshot, None);
+    let rows: Vec<_> = loaded.state.rows.iter().map(|row| row.checkpoint).collect();
+    assert_eq!(rows, [1, 2]);
+    for (row, n) in loaded.state.rows.iter().zip(0..) {
+        assert_eq!(row.appends, channels(json!({"log": [n]})));
+        assert_eq!(row.changes, channels(json!({"n": n})));
+        assert_eq!(row.snapshot, None);
+    }
+}
+
+/// Each part of one commit is there afterwards.
+pub async fn all_parts_of_a_commit_land(lab: &Lab) {
+    lab.create("other").await;
+    let lease = lab.running("t").await;
+    lab.db
+        .signal(signal("t", "k"), None)
+        .await
+        .expect("signals");
+    let early = Commit {
+        writes: vec![write("a", WriteKind::Result, "", 0, json!(1))],
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, early).await;
+    let receipt = lab.commit(&lease, everything("t")).await;
+    assert_eq!(receipt.checkpoint, Some(1));
+    assert!(receipt.released);
+    assert_eq!(receipt.mail, 1);
+    assert_eq!(receipt.undelivered, [ThreadId::from("nobody")]);
+    let claim = lab.claim("t").await;
+    let loaded = lab.load(&claim.lease).await;
+    assert_eq!(loaded.state.checkpoint, 1);
+    assert_eq!(
+        loaded.writes,
+        [write("b", WriteKind::Result, "", 0, json!(2))]
+    );
+    assert!(loaded.mailbox.is_empty());
+    assert_eq!(loaded.thread.waits, [wait("w1")]);
+    let child = lab.thread("t/c").await;
+    assert_eq!(child.status, ThreadStatus::Ready);
+    assert_eq!(lab.keys("other").await, ["from t"]);
+    assert_eq!(lab.thread("other").await.cancel.as_deref(), Some("enough"));
+    let entries = lab
+        .db
+        .journal(
+            &crate::checkpoint::JournalFilter::stream("stream"),
+            crate::ids::Cursor::START,
+            10,
+        )
+        .await
+        .expect("reads");
+    let said: Vec<(u64, &str)> = entries
+        .iter()
+        .map(|e| (e.number, e.name.as_str()))
+        .collect();
+    assert_eq!(said, [(1, "one"), (2, "two")]);
+}
+
+/// Not the checkpoint, not the events, not the children, not the signals: nothing.
+pub async fn a_stale_lease_writes_nothing_at_all(lab: &Lab) {
+    lab.create("other").await;
+    let stale = lab.running("t").await;
+    lab.db
+        .signal(signal("t", "k"), None)
+        .await
+        .expect("signals");
+    let early = Commit {
+        writes: vec![write("a", WriteKind::Result, "", 0, json!(1))],
+        ..Commit::on(0)
+    };
+    lab.commit(&stale, early).await;
+    lab.db
+        .set_head(&"t".into(), 0)
+        .await
+        .expect("fences the run off");
+    let lease = lab.claim("t").await.lease;
+    let threads = lab
+        .db
+        .threads(&ThreadFilter::default())
+        .await
+        .expect("lists");
+    let before = format!("{:?}", lab.load(&lease).await.writes);
+
+    assert_fenced(lab.db.commit(&stale, everything("t")).await, &stale);
+
+    assert_eq!(
+        lab.db
+            .threads(&ThreadFilter::default())
+            .await
+            .expect("lists"),
+        threads
+    );
+    let loaded = lab.load(&lease).await;
+    assert_eq!(format!("{:?}", loaded.writes), before);
+    assert_eq!(loaded.state.checkpoint, 0);
+    assert_eq!(lab.keys("t").await, ["k"]);
+    assert!(lab.keys("other").await.is_empty());
+    assert_eq!(
+        lab.db.journal_end().await.expect("reads"),
+        crate::ids::Cursor::START
+    );
+    assert_eq!(lab.step(&lease, 0).await, 1, "the valid lease is not hurt");
+}
+
+/// A run that has let go of its thread has nothing more to say about it.
+pub async fn a_lease_that_was_given_back_writes_nothing(lab: &Lab) {
+    for (id, then) in [
+        ("yielded", Then::Yield),
+        (
+            "asleep",
+            Then::Wait {
+                mail_seen: 0,
+                wake_at: None,
+            },
+        ),
+        ("ended", ending(ThreadStatus::Done, None, None)),
+    ] {
+        let lease = lab.running(id).await;
+        let commit = Commit {
+            then,
+            ..Commit::on(0)
+        };
+        assert!(lab.commit(&lease, commit).await.released);
+        let before = lab.thread(id).await;
+        let late = Commit {
+            checkpoint: Some(checkpoint(0)),
+            events: vec![event("s", "late")],
+            ..Commit::on(0)
+        };
+        assert_fenced(lab.db.commit(&lease, late).await, &lease);
+        assert_eq!(lab.thread(id).await, before);
+        let renewed = lab
+            .db
+            .renew(std::slice::from_ref(&lease), LONG)
+            .await
+            .expect("answers");
+        assert!(!renewed[0].held, "{id}");
+        assert_eq!(lab.thread(id).await, before);
+    }
+}
+
+/// A checkpoint stands on the newest one of the head branch, or it is refused with all that came with it.
+pub async fn only_the_tip_grows(lab: &Lab) {
+    let lease = lab.running("t").await;
+    lab.step(&lease, 0).await;
+    for (parent, branch) in [(0, 0), (2, 0), (1, 1)] {
+        let mut new = checkpoint(parent);
+        new.branch = branch;
+        let commit = Commit {
+            checkpoint: Some(new),
+            events: vec![event("s", "refused")],
+            ..Commit::on(parent)
+        };
+        match lab.db.commit(&lease, commit).await {
+            Err(StorageError::NotTheTip {
+                thread,
+                branch: b,
+                parent: p,
+            }) => assert_eq!((thread.as_str(), b, p), ("t", branch, parent)),
+            other => panic!("{parent} on {branch} is not the tip, but: {other:?}"),
+        }
+    }
+    assert_eq!(
+        lab.db.journal_end().await.expect("reads"),
+        crate::ids::Cursor::START
+    );
+    assert_eq!(lab.step(&lease, 1).await, 2);
+}
+
+/// The key is (task, kind, name, round); all of it.
+pub async fn pending_writes_are_replaced_by_their_key(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let keys = [
+        ("a", WriteKind::Result, "", 0),
+        ("a", WriteKind::Step, "", 0),
+        ("a", WriteKind::Step, "x", 0),
+        ("a", WriteKind::Step, "x", 1),
+        ("ax", WriteKind::Step, "", 0),
+        ("a", WriteKind::Wait, "x", 0),
+        ("a", WriteKind::Take, "x", 0),
+        ("a", WriteKind::Suspended, "", 0),
+        ("a", WriteKind::Attempts, "", 0),
+    ];
+    for round in 0..2 {
+        let commit = Commit {
+            writes: keys
+                .iter()
+                .enumerate()
+                .map(|(i, (task, kind, name, r))| write(task, *kind, name, *r, json!([i, round])))
+                .collect(),
+            ..Commit::on(0)
+        };
+        lab.commit(&lease, commit).await;
+    }
+    let one = Commit {
+        writes: vec![write("a", WriteKind::Result, "", 0, json!("last"))],
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, one).await;
+    let mut stored = lab.load(&lease).await.writes;
+    let mut expected: Vec<Write> = keys
+        .iter()
+        .enumerate()
+        .map(|(i, (task, kind, name, r))| {
+            let value = if i == 0 { json!("last") } else { json!([i, 1]) };
+            write(task, *kind, name, *r, value)
+        })
+        .collect();
+    let order = |w: &Write| (w.task.clone(), w.kind, w.name.clone(), w.round);
+    stored.sort_by_key(order);
+    expected.sort_by_key(order);
+    assert_eq!(stored, expected);
+}
+
+/// To the checkpoint of the same commit, if it has one; each checkpoint has its own.
+pub async fn pending_writes_belong_to_the_newest_checkpoint(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let first = write("a", WriteKind::Result, "", 0, json!("on 0"));
+    let commit = Commit {
+        writes: vec![first.clone()],
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, commit).await;
+    assert_eq!(lab.load(&lease).await.writes, [first]);
+    let second = write("a", WriteKind::Result, "", 0, json!("on 1"));
+    let commit = Commit {
+        checkpoint: Some(checkpoint(0)),
+        writes: vec![second.clone()],
+        clear_writes: true,
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, commit).await;
+    assert_eq!(lab.load(&lease).await.writes, [second]);
+    lab.step(&lease, 1).await;
+    assert!(lab.load(&lease).await.writes.is_empty());
+}
+
+/// Clearing comes before writing, and touches no other checkpoint's writes and no other thread's.
+pub async fn pending_writes_are_forgotten_when_they_became_part_of_a_checkpoint(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let other = lab.running("other").await;
+    for lease in [&lease, &other] {
+        let commit = Commit {
+            writes: vec![
+                write("a", WriteKind::Result, "", 0, json!(1)),
+                write("b", WriteKind::Step, "x", 0, json!(2)),
+            ],
+            ..Commit::on(0)
+        };
+        lab.commit(lease, commit).await;
+    }
+    let kept = write("c", WriteKind::Result, "", 0, json!(3));
+    let commit = Commit {
+        writes: vec![kept.clone()],
+        clear_writes: true,
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, commit).await;
+    assert_eq!(lab.load(&lease).await.writes, [kept]);
+    assert_eq!(lab.load(&other).await.writes.len(), 2);
+}
+
+/// Using what was used, or never was, is harmless.
+pub async fn consumed_signals_leave_the_mailbox_and_their_keys_stay(lab: &Lab) {
+    let lease = lab.running("t").await;
+    for key in ["a", "b", "c"] {
+        lab.db
+            .signal(signal("t", key), None)
+            .await
+            .expect("signals");
+    }
+    for consumed in [vec![1, 3], vec![3, 99]] {
+        let commit = Commit {
+            consumed,
+            ..Commit::on(0)
+        };
+        assert_eq!(lab.commit(&lease, commit).await.mail, 3);
+        assert_eq!(lab.keys("t").await, ["b"]);
+    }
+    for key in ["a", "b", "c"] {
+        let outcome = lab
+            .db
+            .signal(signal("t", key), None)
+            .await
+            .expect("signals");
+        assert_eq!(outcome, crate::checkpoint::SignalOutcome::Duplicate);
+    }
+    assert_eq!(lab.load(&lease).await.mail, 3);
+}
+
+/// A re-run that starts its child again finds it as it is.
+pub async fn a_child_is_started_once(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let first = NewThread {
+        input: json!({"n": 1}),
+        ..child("t", "c")
+    };
+    let commit = Commit {
+        children: vec![first],
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, commit).await;
+    let started = lab.thread("t/c").await;
+    let second = NewThread {
+        graph: "another".to_owned(),
+        input: json!({"n": 2}),
+        ..child("t", "c")
+    };
+    let commit = Commit {
+        children: vec![second, child("t", "d")],
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, commit).await;
+    assert_eq!(lab.thread("t/c").await, started);
+    let filter = ThreadFilter {
+        parent: Some("t".into()),
+        ..ThreadFilter::default()
+    };
+    let children = lab.db.threads(&filter).await.expect("lists");
+    let names: Vec<&str> = children
+        .iter()
+        .map(|c| c.parent.as_ref().expect("a parent").name.as_str())
+        .collect();
+    assert_eq!(names, ["c", "d"]);
+    lab.claim("t/c").await;
+}
+
+/// A child ends in the same commit that tells its parent so.
+pub async fn the_end_of_a_child_wakes_its_parent(lab: &Lab) {
+    let parent = lab.running("t").await;
+    let commit = Commit {
+        children: vec![child("t", "c")],
+        waits: Some(vec![wait("w")]),
+        then: Then::Wait {
+            mail_seen: 0,
+            wake_at: None,
+        },
+        ..Commit::on(0)
+    };
+    assert!(lab.commit(&parent, commit).await.released);
+    let lease = lab.claim("t/c").await.lease;
+    let mut news = signal("t", "child:c");
+    news.kind = "child".to_owned();
+    let commit = Commit {
+        signals: vec![news],
+        then: ending(ThreadStatus::Done, None, Some(json!({"ok": true}))),
+        ..Commit::on(0)
+    };
+    assert!(lab.commit(&lease, commit).await.released);
+    let claim = lab.claim("t").await;
+    assert_eq!(
+        claim.thread.waits,
+        [wait("w")],
+        "it still waits, until its run says otherwise"
+    );
+    let mailbox = lab.load(&claim.lease).await.mailbox;
+    assert_eq!((mailbox.len(), mailbox[0].kind.as_str()), (1, "child"));
+}
+
+/// Signals are delivered after the children were made; one to itself is news to the run that sent it.
+pub async fn signals_go_to_itself_and_to_new_children(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let mut again = signal("t", "self");
+    again.payload = json!("the second is dropped");
+    let commit = Commit {
+        children: vec![child("t", "c")],
+        signals: vec![
+            signal("t/c", "hello"),
+            signal("t", "self"),
+            again,
+            signal("t/c", "world"),
+            signal("gone", "a"),
+            signal("gone", "b"),
+        ],
+        then: Then::Wait {
+            mail_seen: 0,
+            wake_at: None,
+        },
+        ..Commit::on(0)
+    };
+    let receipt = lab.commit(&lease, commit).await;
+    assert!(!receipt.released);
+    assert_eq!(receipt.mail, 1);
+    assert_eq!(receipt.undelivered, [ThreadId::from("gone")], "told once");
+    assert_eq!(lab.keys("t/c").await, ["hello", "world"]);
+    let (mailbox, _) = lab.db.mailbox(&"t".into(), 0).await.expect("reads");
+    assert_eq!(mailbox.len(), 1);
+    assert_eq!(mailbox[0].payload, json!({"key": "self"}));
+}
+
+/// The ended and the unknown are skipped; a first reason stays.
+pub async fn cancels_reach_the_living(lab: &Lab) {
+    let ended = lab.running("ended").await;
+    let commit = Commit {
+        then: ending(ThreadStatus::Done, None, None),
+        ..Commit::on(0)
+    };
+    lab.commit(&ended, commit).await;
+    let sleeper = lab.running("sleeper").await;
+    let commit = Commit {
+        then: Then::Wait {
+            mail_seen: 0,
+            wake_at: None,
+        },
+        ..Commit::on(0)
+    };
+    lab.commit(&sleeper, commit).await;
+    let runner = lab.running("runner").await;
+    let lease = lab.running("t").await;
+    for reason in ["first", "second"] {
+        let commit = Commit {
+            children: vec![child("t", "c")],
+            cancels: ["ended", "unknown", "sleeper", "runner", "t/c"]
+                .into_iter()
+                .map(|thread| CancelRequest {
+                    thread: thread.into(),
+                    reason: reason.to_owned(),
+                })
+                .collect(),
+            ..Commit::on(0)
+        };
+        lab.commit(&lease, commit).await;
+    }
+    assert_eq!(lab.thread("ended").await.cancel, None);
+    for id in ["sleeper", "runner", "t/c"] {
+        assert_eq!(
+            lab.thread(id).await.cancel.as_deref(),
+            Some("first"),
+            "{id}"
+        );
+    }
+    lab.claim("sleeper").await;
+    assert!(lab.idle("runner").await, "its run will hear of it");
+    let heard = lab.commit(&runner, Commit::on(0)).await;
+    assert_eq!(heard.cancel.as_deref(), Some("first"));
+}
+
+/// Given, they replace; absent, they stay; an end clears them.
+pub async fn waits_are_replaced_and_cleared(lab: &Lab) {
+    let lease = lab.running("t").await;
+    let waits = |waits| Commit {
+        waits,
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, waits(Some(vec![wait("w1"), wait("w2")])))
+        .await;
+    lab.commit(&lease, waits(None)).await;
+    assert_eq!(lab.thread("t").await.waits, [wait("w1"), wait("w2")]);
+    lab.commit(&lease, waits(Some(vec![wait("w3")]))).await;
+    assert_eq!(lab.thread("t").await.waits, [wait("w3")]);
+    lab.commit(&lease, waits(Some(Vec::new()))).await;
+    assert!(lab.thread("t").await.waits.is_empty());
+    let commit = Commit {
+        waits: Some(vec![wait("w4")]),
+        then: ending(ThreadStatus::Done, None, None),
+        ..Commit::on(0)
+    };
+    lab.commit(&lease, commit).await;
+    assert!(lab.thread("t").await.waits.is_empty());
+}
+
+/// Status, error and output; nothing is due.
+pub async fn an_ended_thread_tells_how(lab: &Lab) {
+    for (id, status, error, output) in [
+        ("done", ThreadStatus::Done, None, Some(json!({"n": 1}))),
+        ("failed", ThreadStatus::Failed, Some("it broke"), None),
+        (
+            "cancelled",
+            ThreadStatus::Cancelled,
+            Some("the user"),
+            Some(json!(0)),
+        ),
+    ] {
+        let lease = lab.running(id).await;
+        let commit = Commit {
+            checkpoint: Some(checkpoint(0)),
+            then: ending(status, error, output.clone()),
+            ..Commit::on(0)
+        };
+        let receipt = lab.commit(&lease, commit).await;
+        assert_eq!((receipt.checkpoint, receipt.released), (Some(1), true));
+        let thread = lab.thread(id).await;
+        assert_eq!(thread.status, status);
+        assert_eq!(thread.error.as_deref(), error);
+        assert_eq!(thread.output, output);
+        assert_eq!((thread.lease, thread.wake_at), (None, None));
+        assert_eq!(thread.checkpoint, 1);
+        assert!(lab.idle(id).await);
+    }
+}
+
+/// Each thread's chain is whole, however many there are.
+pub async fn threads_commit_at_the_same_time(lab: &Lab) {
+    const STEPS: u64 = 10;
+    let handles = [lab.db.clone(), lab.open().await];
+    let mut leases = Vec::new();
+    for i in 0..8 {
+        leases.push(lab.running(&format!("t{i}")).await);
+    }
+    let runs = leases.iter().cloned().enumerate().map(|(i, lease)| {
+        let db = handles[i % 2].clone();
+        tokio::spawn(async move {
+            for parent in 0..STEPS {
+                let commit = Commit {
+                    checkpoint: Some(checkpoint(parent)),
+                    ..Commit::on(parent)
+                };
+                let receipt = db.commit(&lease, commit).await.expect("commits");
+                assert_eq!(receipt.checkpoint, Some(parent + 1));
+            }
+        })
+    });
+    for run in join_all(runs).await {
+        run.expect("a run does not panic");
+    }
+    for lease in &leases {
+        let state = lab.load(lease).await.state;
+        let log: Vec<Value> = state
+            .rows
+            .iter()
+            .flat_map(|row| row.appends["log"].as_array().cloned().unwrap_or_default())
+            .collect();
+        assert_eq!(log, (0..STEPS).map(|n| json!(n)).collect::<Vec<_>>());
+    }
+}
+
+/// Commits that touch each other's threads in every order neither block each other for good nor fail.
+pub async fn threads_that_signal_each_other_at_the_same_time_get_through(lab: &Lab) {
+    const THREADS: usize = 4;
+    const ROUNDS: usize = 8;
+    let handles = [lab.db.clone(), lab.open().await];
+    let mut leases = Vec::new();
+    for i in 0..THREADS {
+        leases.push(lab.running(&format!("t{i}")).await);
+    }
+    let runs = leases.iter().cloned().enumerate().map(|(i, lease)| {
+        let db = handles[i % 2].clone();
+        tokio::spawn(async move {
+            for round in 0..ROUNDS {
+                let mut signals: Vec<_> = (0..THREADS)
+                    .map(|to| signal(&format!("t{to}"), &format!("{i} to {to}, {round}")))
+                    .collect();
+                signals.rotate_left(i);
+                let commit = Commit {
+                    signals,
+                    events: vec![event("shared", "round"), event(&format!("s{i}"), "round")],
+                    ..Commit::on(0)
+                };
+                db.commit(&lease, commit).await.expect("commits");
+            }
+        })
+    });
+    for run in join_all(runs).await {
+        run.expect("a run does not panic");
+    }
+    for lease in &leases {
+        let (mailbox, newest) = lab.db.mailbox(&lease.thread, 0).await.expect("reads");
+        let numbers: BTreeSet<u64> = mailbox.iter().map(|signal| signal.number).collect();
+        let all = (THREADS * ROUNDS) as u64;
+        assert_eq!(numbers, (1..=all).collect());
+        assert_eq!(newest, all);
+    }
+}
+
+/// Commits that may share a transaction do not share their fate.
+pub async fn commits_of_one_stale_and_one_valid_lease_do_not_hurt_each_other(lab: &Lab) {
+    let mut leases: Vec<Lease> = Vec::new();
+    for i in 0..12 {
+        let mut lease = lab.running(&format!("t{i}")).await;
+        if i % 3 == 0 {
+            lease.token -= 1;
+        }
+        leases.push(lease);
+    }
+    let commits = leases.iter().enumerate().map(|(i, lease)| {
+        // Every fourth one stands on a checkpoint that is not there.
+        let parent = if i % 4 == 1 { 7 } else { 0 };
+        lab.db.commit(
+            lease,
+            Commit {
+                checkpoint: Some(checkpoint(parent)),
+                ..Commit::on(parent)
+            },
+        )
+    });
+    for (i, result) in join_all(commits).await.into_iter().enumerate() {
+        let id = format!("t{i}");
+        let made = if i % 3 == 0 {
+            assert_fenced(result, &leases[i]);
+            0
+        } else if i % 4 == 1 {
+            assert!(
+                matches!(result, Err(StorageError::NotTheTip { parent: 7, .. })),
+                "{result:?}"
+            );
+            0
+        } else {
+            assert_eq!(result.expect("commits").checkpoint, Some(1));
+            1
+        };
+        assert_eq!(lab.thread(&id).await.checkpoint, made, "{id}");
+    }
+}

@@ -1,0 +1,362 @@
+//! One OpenAI-compatible endpoint over HTTP: one try at a time, with its timeouts, and what its refusals mean.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use reqwest::header::{ACCEPT, HeaderMap};
+use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+use crate::backoff::{TryError, is_passing, retry_after};
+use crate::config::{
+    ApiKey, ConfigError, EndpointConfig, TimeoutConfig, parse_base_url, without_credentials,
+};
+use crate::quirks::Quirks;
+use crate::sse;
+use crate::wire;
+
+/// The longest body that is read whole.
+const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
+/// The longest error body that is read.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
+/// How long an endpoint may take to say what an answer cost after the answer itself has ended.
+const AFTER_FINISH: Duration = Duration::from_secs(5);
+
+/// The HTTP client for all endpoints. It follows no redirect (which would turn a question into a GET) and tries nothing again.
+pub(crate) fn http_client(timeouts: &TimeoutConfig) -> Result<reqwest::Client, ConfigError> {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        return Err(ConfigError::Client {
+            message:
+                "no default crypto provider is installed; the program installs one at its start"
+                    .to_owned(),
+        });
+    }
+    reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(timeouts.connect_s))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .user_agent(concat!("artel/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| ConfigError::Client {
+            message: chain(&error),
+        })
+}
+
+/// An endpoint that can be asked.
+pub(crate) struct Endpoint {
+    http: reqwest::Client,
+    base: Url,
+    shown: String,
+    key: Option<ApiKey>,
+    idle: Duration,
+    quirks: Mutex<HashMap<String, Quirks>>,
+}
+
+impl Endpoint {
+    pub fn new(
+        name: &str,
+        config: &EndpointConfig,
+        http: reqwest::Client,
+        timeouts: &TimeoutConfig,
+    ) -> Result<Self, ConfigError> {
+        Ok(Self {
+            http,
+            base: parse_base_url(name, &config.base_url)?,
+            shown: without_credentials(&config.base_url),
+            key: config.api_key.clone(),
+            idle: Duration::from_secs(timeouts.idle_s),
+            quirks: Mutex::default(),
+        })
+    }
+
+    /// The address without credentials.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// What is known of a model here.
+    pub fn quirks(&self, model: &str) -> Quirks {
+        let quirks = self.quirks.lock().unwrap_or_else(PoisonError::into_inner);
+        quirks.get(model).cloned().unwrap_or_default()
+    }
+
+    /// Changes what is known of a model here.
+    pub fn teach<T>(&self, model: &str, lesson: impl FnOnce(&mut Quirks) -> T) -> T {
+        let mut quirks = self.quirks.lock().unwrap_or_else(PoisonError::into_inner);
+        lesson(quirks.entry(model.to_owned()).or_default())
+    }
+
+    /// Sends a question and returns its answer as soon as it begins.
+    pub async fn post(
+        self: &Arc<Self>,
+        body: &Value,
+        deadline: Instant,
+    ) -> Result<Answer, TryError> {
+        let accept = if wire::wants_stream(body) {
+            "text/event-stream, application/json"
+        } else {
+            "application/json"
+        };
+        let request = self
+            .http
+            .post(self.url("/chat/completions"))
+            .header(ACCEPT, accept)
+            .json(body);
+        self.send(request, deadline).await
+    }
+
+    /// Reads the list of models, as a test of address and key.
+    pub async fn models(self: &Arc<Self>, deadline: Instant) -> Result<Value, TryError> {
+        let request = self.http.get(self.url("/models"));
+        self.send(request, deadline).await?.json().await
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
+        url
+    }
+
+    async fn send(
+        self: &Arc<Self>,
+        mut request: reqwest::RequestBuilder,
+        deadline: Instant,
+    ) -> Result<Answer, TryError> {
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key.expose());
+        }
+        let until = deadline.min(Instant::now() + self.idle);
+        let response = match timeout_at(until, request.send()).await {
+            Err(_) => return Err(self.timed_out(until == deadline)),
+            Ok(Err(error)) => return Err(self.dropped(&error)),
+            Ok(Ok(response)) => response,
+        };
+        let status = response.status();
+        let headers = response.headers().clone();
+        let answer = Answer {
+            endpoint: self.clone(),
+            response,
+            deadline,
+            finished_at: None,
+            decoder: sse::Decoder::default(),
+        };
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let body = answer.up_to(MAX_ERROR_BYTES).await;
+        Err(self.refused(status.as_u16(), &headers, &body))
+    }
+
+    fn refused(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> TryError {
+        let said = match serde_json::from_slice::<Value>(body) {
+            Ok(body) => wire::error_message(&body),
+            Err(_) => String::from_utf8_lossy(body).chars().take(300).collect(),
+        };
+        let said = self.without_key(said.trim());
+        let out_of_money = [
+            "insufficient_quota",
+            "exceeded your current quota",
+            "billing",
+        ]
+        .iter()
+        .any(|word| String::from_utf8_lossy(body).contains(word));
+        let message = match status {
+            401 | 403 => format!(
+                "it refused the key ({status}): check the key that is configured for it ({said})"
+            ),
+            402 => format!("it wants to be paid first (402): {said}"),
+            429 if out_of_money => {
+                format!("the account behind the key has no money left (429): {said}")
+            }
+            300..=399 => {
+                let to = headers
+                    .get("location")
+                    .and_then(|value| value.to_str().ok())
+                    .map_or_else(|| "elsewhere".to_owned(), without_credentials);
+                format!("it redirects to {to} ({status}): set the base URL to that address")
+            }
+            404 => format!("it knows no such address or model (404): {said}"),
+            _ => format!("it answered {status}: {said}"),
+        };
+        TryError {
+            message,
+            status: Some(status),
+            retryable: is_passing(status) && !(status == 429 && out_of_money),
+            retry_after: retry_after(headers, Timestamp::now()),
+        }
+    }
+
+    fn timed_out(&self, total: bool) -> TryError {
+        if total {
+            TryError::transport("the time for the whole call is over")
+        } else {
+            TryError::transport(format!(
+                "nothing came from it for {} s",
+                self.idle.as_secs()
+            ))
+        }
+    }
+
+    fn dropped(&self, error: &reqwest::Error) -> TryError {
+        let what = if error.is_connect() {
+            "no connection to it"
+        } else {
+            "the connection to it broke"
+        };
+        TryError::transport(format!("{what}: {}", self.without_key(&chain(error))))
+    }
+
+    /// Some endpoints repeat the key in their refusal.
+    fn without_key(&self, text: &str) -> String {
+        match &self.key {
+            Some(key) if key.expose().len() >= 4 => text.replace(key.expose(), "…"),
+            _ => text.to_owned(),
+        }
+    }
+}
+
+/// An answer that has begun.
+pub(crate) struct Answer {
+    endpoint: Arc<Endpoint>,
+    response: reqwest::Response,
+    deadline: Instant,
+    finished_at: Option<Instant>,
+    decoder: sse::Decoder,
+}
+
+/// What an answer turned out to be.
+pub(crate) enum Shape {
+    /// Events; the data of the first ones.
+    Stream(Vec<String>),
+    /// One document.
+    Body(Value),
+}
+
+impl Answer {
+    /// Whether this is a stream or one document, by what it begins with: content types are not to be relied on.
+    pub async fn shape(&mut self) -> Result<Shape, TryError> {
+        let mut head = Vec::new();
+        loop {
+            let piece = self.piece().await?;
+            let ended = piece.is_none();
+            head.extend_from_slice(&piece.unwrap_or_default());
+            let start = head.iter().position(|byte| !byte.is_ascii_whitespace());
+            match start.map(|start| head[start]) {
+                Some(b'{' | b'[') => {
+                    if ended {
+                        return parse(&head).map(Shape::Body);
+                    }
+                    if head.len() > MAX_BODY_BYTES {
+                        return Err(TryError::lasting("its answer is longer than 32 MiB"));
+                    }
+                }
+                Some(_) => {
+                    let mut events = self.decode(&head)?;
+                    if ended {
+                        events.extend(self.decoder.finish());
+                    }
+                    if !events.is_empty() {
+                        return Ok(Shape::Stream(events));
+                    }
+                    if ended {
+                        return Err(TryError::transport(
+                            "its answer is neither JSON nor a stream of events",
+                        ));
+                    }
+                    head.clear();
+                }
+                None if ended => return Err(TryError::transport("its answer is empty")),
+                None => {}
+            }
+        }
+    }
+
+    /// The data of the next events; `None` at the end of the stream.
+    pub async fn events(&mut self) -> Result<Option<Vec<String>>, TryError> {
+        while let Some(piece) = self.piece().await? {
+            let events = self.decode(&piece)?;
+            if !events.is_empty() {
+                return Ok(Some(events));
+            }
+        }
+        let events = self.decoder.finish();
+        Ok((!events.is_empty()).then_some(events))
+    }
+
+    /// Says that the answer itself has ended: what follows is its usage, and that is not waited for long.
+    pub fn finished(&mut self) {
+        self.finished_at.get_or_insert_with(Instant::now);
+    }
+
+    async fn json(mut self) -> Result<Value, TryError> {
+        let mut body = Vec::new();
+        while let Some(piece) = self.piece().await? {
+            body.extend_from_slice(&piece);
+            if body.len() > MAX_BODY_BYTES {
+                return Err(TryError::lasting("its answer is longer than 32 MiB"));
+            }
+        }
+        parse(&body)
+    }
+
+    async fn up_to(mut self, bytes: usize) -> Vec<u8> {
+        let mut body = Vec::new();
+        while body.len() < bytes
+            && let Ok(Some(piece)) = self.piece().await
+        {
+            body.extend_from_slice(&piece);
+        }
+        body.truncate(bytes);
+        body
+    }
+
+    fn decode(&mut self, piece: &[u8]) -> Result<Vec<String>, TryError> {
+        self.decoder
+            .feed(piece)
+            .map_err(|error| TryError::lasting(error.to_string()))
+    }
+
+    async fn piece(&mut self) -> Result<Option<Bytes>, TryError> {
+        let patience = self
+            .finished_at
+            .map_or(Instant::now() + self.endpoint.idle, |at| at + AFTER_FINISH);
+        let until = self.deadline.min(patience);
+        match timeout_at(until, self.response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            // The answer is complete; how the connection ends does not matter any more.
+            _ if self.finished_at.is_some() => Ok(None),
+            Ok(Err(error)) => Err(self.endpoint.dropped(&error)),
+            Err(_) => Err(self.endpoint.timed_out(until == self.deadline)),
+        }
+    }
+}
+
+fn parse(body: &[u8]) -> Result<Value, TryError> {
+    serde_json::from_slice(body)
+        .map_err(|error| TryError::transport(format!("its answer is not JSON ({error})")))
+}
+
+/// An error with its causes, without addresses (which may carry credentials).
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(error) = next {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    if text.is_empty() {
+        text = if error.is_decode() || error.is_body() {
+            "it ended too early".to_owned()
+        } else {
+            "it failed".to_owned()
+        };
+    }
+    text
+}

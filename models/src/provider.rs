@@ -1,0 +1,673 @@
+//! Models at OpenAI-compatible endpoints: roles, fallbacks, tries, and what they cost.
+
+mod pass_through;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ports::{
+    Ledger, ModelAnswer, ModelCall, ModelError, Models, ProjectId, Role, Spend, Usage,
+    WorkerAnswer, WorkerCall, WorkerModels,
+};
+use serde_json::Value;
+use tokio::time::Instant;
+use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
+
+use crate::backoff::{Backoff, TryError, is_passing};
+use crate::budget::{Budgets, Estimate, Reservation};
+use crate::config::{Config, ConfigError, Price, RetryConfig, priced};
+use crate::endpoint::{Answer, Endpoint, Shape, http_client};
+use crate::wire::{self, Completion};
+
+/// How often one try may be put in another way because the endpoint refused a part of it.
+const MAX_ADAPTATIONS: u32 = 8;
+
+/// Asks the models that are configured for each role. Cheap to clone.
+#[derive(Clone)]
+pub struct Provider {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    seats: HashMap<Role, Seat>,
+    budgets: Budgets,
+    retry: RetryConfig,
+    total: Duration,
+    worker_keys: WorkerKeys,
+}
+
+/// Who answers for a role, and within which limits.
+struct Seat {
+    chain: Vec<Target>,
+    max_output_tokens: u32,
+    temperature: Option<f64>,
+}
+
+/// One model at one endpoint.
+struct Target {
+    endpoint: Arc<Endpoint>,
+    model: String,
+    price: Option<Price>,
+}
+
+impl Target {
+    fn estimate(&self, prompt_bytes: usize, output_tokens: u64) -> Estimate {
+        let input = wire::estimate_tokens(prompt_bytes);
+        Estimate {
+            tokens: input.saturating_add(output_tokens),
+            cost_usd: self
+                .price
+                .as_ref()
+                .map(|price| price.cost_usd(input, output_tokens)),
+        }
+    }
+
+    fn usage(&self, completion: &Completion, prompt_bytes: usize) -> Usage {
+        let tokens = completion.tokens_or_estimate(prompt_bytes);
+        priced(self.price.as_ref(), tokens.input, tokens.output)
+    }
+}
+
+impl Provider {
+    /// Takes the configuration (with its keys resolved) and the ledger. Roles without a model answer
+    /// [`ModelError::NotConfigured`].
+    pub fn new(config: &Config, ledger: Arc<dyn Ledger>) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let http = http_client(&config.timeouts)?;
+        let mut endpoints = BTreeMap::new();
+        for (name, endpoint) in &config.endpoints {
+            let endpoint = Endpoint::new(name, endpoint, http.clone(), &config.timeouts)?;
+            endpoints.insert(name.as_str(), Arc::new(endpoint));
+        }
+        let mut seats = HashMap::new();
+        for role in [
+            Role::Brainstorm,
+            Role::Architect,
+            Role::Developer,
+            Role::Reviewer,
+        ] {
+            let mut chain = Vec::new();
+            for choice in config.chain(role) {
+                let (endpoint, model) = choice.parts();
+                let Some(endpoint) = endpoints.get(endpoint) else {
+                    // Only the default model without the default endpoint comes here: nothing is configured yet.
+                    continue;
+                };
+                chain.push(Target {
+                    endpoint: endpoint.clone(),
+                    model: model.to_owned(),
+                    price: config.prices.get(model).copied(),
+                });
+            }
+            let seat = Seat {
+                chain,
+                max_output_tokens: config.max_output_tokens(role),
+                temperature: config.temperature(role),
+            };
+            seats.insert(role, seat);
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                seats,
+                budgets: Budgets::new(ledger, config.budget),
+                retry: config.retry,
+                total: Duration::from_secs(config.timeouts.total_s),
+                worker_keys: WorkerKeys::default(),
+            }),
+        })
+    }
+
+    fn seat(&self, role: Role) -> Result<&Seat, ModelError> {
+        self.shared
+            .seats
+            .get(&role)
+            .filter(|seat| !seat.chain.is_empty())
+            .ok_or(ModelError::NotConfigured)
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.total
+    }
+
+    async fn ask_chain(&self, call: &ModelCall) -> Result<ModelAnswer, ModelError> {
+        let seat = self.seat(call.role)?;
+        let deadline = self.deadline();
+        let prompt_bytes = prompt_bytes(call);
+        let mut failures = Failures::default();
+        for target in &seat.chain {
+            let mut backoff = Backoff::new(self.shared.retry, deadline);
+            loop {
+                let estimate = target.estimate(prompt_bytes, seat.max_output_tokens.into());
+                let reservation = self.shared.budgets.reserve(&call.project, estimate);
+                let mut reservation = reservation.await?;
+                let tried = seat.ask(target, call, deadline, &mut reservation).await;
+                let error = match tried {
+                    Ok(completion) => {
+                        let usage = target.usage(&completion, prompt_bytes);
+                        let spend = crew_spend(call, call.key.clone(), &target.model, usage);
+                        reservation.settle(&spend).await?;
+                        note_usage(&target.model, &usage);
+                        return Ok(ModelAnswer {
+                            text: completion.text,
+                            model: target.model.clone(),
+                            usage,
+                            from_tape: false,
+                        });
+                    }
+                    Err(error) => error,
+                };
+                reservation.settle_lost().await?;
+                if !wait_before_next_try(&mut backoff, target, &error).await {
+                    failures.push(target, &error, backoff.failed());
+                    break;
+                }
+            }
+        }
+        Err(failures.into_error())
+    }
+
+    async fn complete_chain(&self, call: &WorkerCall) -> Result<(WorkerAnswer, Usage), ModelError> {
+        let seat = self.seat(Role::Developer)?;
+        if !call.body.is_object() {
+            return Err(ModelError::Unavailable {
+                endpoint: seat.chain[0].endpoint.shown().to_owned(),
+                message: "the worker's request is not a JSON object; nothing was sent".to_owned(),
+                status: Some(400),
+                retryable: false,
+            });
+        }
+        let deadline = self.deadline();
+        let prompt_bytes = call.body.to_string().len();
+        let output_tokens = u64::from(seat.worker_limit(&call.body))
+            * call.body["n"].as_u64().unwrap_or(1).clamp(1, 128);
+        let mut failures = Failures::default();
+        for target in &seat.chain {
+            let mut backoff = Backoff::new(self.shared.retry, deadline);
+            loop {
+                let estimate = target.estimate(prompt_bytes, output_tokens);
+                let reservation = self.shared.budgets.reserve(&call.project, estimate);
+                let mut reservation = reservation.await?;
+                let opened = seat.open_for_worker(target, call, deadline, &mut reservation);
+                let error = match opened.await {
+                    Ok(Opened::Whole(completion, body)) => {
+                        let usage = target.usage(&completion, prompt_bytes);
+                        let spend = self.worker_spend(call, &target.model, usage);
+                        reservation.settle(&spend).await?;
+                        note_usage(&target.model, &usage);
+                        return Ok((pass_through::whole(&call.body, body), usage));
+                    }
+                    Ok(Opened::Stream(answer, first)) => {
+                        let pump = pass_through::Pump {
+                            provider: self.clone(),
+                            call: call.clone(),
+                            model: target.model.clone(),
+                            price: target.price,
+                            shown: target.endpoint.shown().to_owned(),
+                            prompt_bytes,
+                            reservation,
+                        };
+                        let stream = pump.start(answer, first);
+                        return Ok((WorkerAnswer::Stream(stream), Usage::default()));
+                    }
+                    Err(error) => error,
+                };
+                reservation.settle_lost().await?;
+                if !wait_before_next_try(&mut backoff, target, &error).await {
+                    failures.push(target, &error, backoff.failed());
+                    break;
+                }
+            }
+        }
+        Err(failures.into_error())
+    }
+
+    /// The line of the ledger for a worker's call, under the key that this call takes by it.
+    fn worker_spend(&self, call: &WorkerCall, model: &str, usage: Usage) -> Spend {
+        worker_spend(&self.shared.worker_keys, call, model, usage)
+    }
+}
+
+#[async_trait]
+impl Models for Provider {
+    async fn ask(&self, call: &ModelCall) -> Result<ModelAnswer, ModelError> {
+        self.ask_chain(call).instrument(call_span(call)).await
+    }
+
+    fn tape(&self) -> Option<String> {
+        None
+    }
+}
+
+#[async_trait]
+impl WorkerModels for Provider {
+    async fn complete(&self, call: WorkerCall) -> Result<(WorkerAnswer, Usage), ModelError> {
+        let span = worker_span(&call);
+        self.complete_chain(&call).instrument(span).await
+    }
+}
+
+/// What a worker's request led to.
+enum Opened {
+    Whole(Completion, Value),
+    Stream(Answer, Vec<String>),
+}
+
+impl Seat {
+    /// One try of a question of the crew's own.
+    async fn ask(
+        &self,
+        target: &Target,
+        call: &ModelCall,
+        deadline: Instant,
+        reservation: &mut Reservation,
+    ) -> Result<Completion, TryError> {
+        let mut answer = post(target, deadline, true, || {
+            let quirks = target.endpoint.quirks(&target.model);
+            let limit = self.max_output_tokens;
+            let mut body = wire::request(call, &target.model, limit, self.temperature);
+            quirks.adapt(&mut body, call.schema.as_ref());
+            body
+        })
+        .await?;
+        let prompt_bytes = prompt_bytes(call);
+        let mut completion = match answer.shape().await? {
+            Shape::Body(body) => whole(&body)?,
+            Shape::Stream(first) => {
+                collect(answer, first, |so_far| {
+                    let usage = target.usage(so_far, prompt_bytes);
+                    if let Some(spend) = reservation.risked() {
+                        spend.usage = usage;
+                    } else {
+                        let key = lost_key(&call.key);
+                        reservation.at_risk(crew_spend(call, key, &target.model, usage));
+                    }
+                })
+                .await?
+            }
+        };
+        // Whatever is wrong with it, it was answered and is paid for.
+        let usage = target.usage(&completion, prompt_bytes);
+        let key = lost_key(&call.key);
+        reservation.at_risk(crew_spend(call, key, &target.model, usage));
+        if completion.text.trim().is_empty() {
+            return Err(match completion.finish.as_deref() {
+                Some("length") => TryError::lasting(
+                    "it used all of its output on thinking and answered nothing: raise the role's max_output_tokens",
+                ),
+                _ => TryError::transport("it answered nothing"),
+            });
+        }
+        if call.schema.is_some() {
+            let bare = wire::bare_json(&completion.text);
+            if wire::is_json(bare) {
+                completion.text = bare.to_owned();
+            } else {
+                debug!(
+                    "the answer is not JSON although a schema was sent; the next question will carry the schema in its text"
+                );
+                let lesson = crate::quirks::Quirks::learn_schema_ignored;
+                target.endpoint.teach(&target.model, lesson);
+            }
+        }
+        Ok(completion)
+    }
+
+    /// The most tokens that an answer to this worker's request may have.
+    fn worker_limit(&self, body: &Value) -> u32 {
+        ["max_completion_tokens", "max_tokens"]
+            .iter()
+            .filter_map(|name| body.get(name).and_then(Value::as_u64))
+            .filter_map(|limit| u32::try_from(limit).ok())
+            .fold(self.max_output_tokens, u32::min)
+            .max(1)
+    }
+
+    /// One try of a worker's request, up to the first event of its stream.
+    async fn open_for_worker(
+        &self,
+        target: &Target,
+        call: &WorkerCall,
+        deadline: Instant,
+        reservation: &mut Reservation,
+    ) -> Result<Opened, TryError> {
+        let mut answer = post(target, deadline, false, || {
+            let mut body = call.body.clone();
+            body["model"] = target.model.clone().into();
+            if let Some(body) = body.as_object_mut() {
+                body.remove("max_tokens");
+            }
+            body["max_completion_tokens"] = self.worker_limit(&call.body).into();
+            if let Some(temperature) = self.temperature
+                && body.get("temperature").is_none_or(Value::is_null)
+            {
+                body["temperature"] = temperature.into();
+            }
+            if wire::wants_stream(&body) {
+                if !body["stream_options"].is_object() {
+                    body["stream_options"] = serde_json::json!({});
+                }
+                body["stream_options"]["include_usage"] = true.into();
+            }
+            let quirks = target.endpoint.quirks(&target.model);
+            quirks.adapt_parameters(&mut body);
+            body
+        })
+        .await?;
+        match answer.shape().await? {
+            Shape::Body(body) => {
+                let completion = whole(&body)?;
+                Ok(Opened::Whole(completion, body))
+            }
+            Shape::Stream(first) if wire::wants_stream(&call.body) => {
+                for data in &first {
+                    if let Ok(chunk) = serde_json::from_str::<Value>(data) {
+                        let mut completion = Completion::default();
+                        completion.absorb(&chunk);
+                        failed(&completion)?;
+                    }
+                }
+                Ok(Opened::Stream(answer, first))
+            }
+            Shape::Stream(first) => {
+                let prompt_bytes = call.body.to_string().len();
+                let completion = collect(answer, first, |so_far| {
+                    let usage = target.usage(so_far, prompt_bytes);
+                    let key = lost_key(call.request.as_str());
+                    let mut spend =
+                        worker_spend(&WorkerKeys::default(), call, &target.model, usage);
+                    spend.id = key;
+                    reservation.at_risk(spend);
+                })
+                .await?;
+                let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());
+                let created = jiff::Timestamp::now().as_second();
+                let body = completion.to_body(&id, created, &target.model);
+                Ok(Opened::Whole(completion, body))
+            }
+        }
+    }
+}
+
+/// Sends what `body` makes, and again in another way while the endpoint refuses a part of it that can be left out.
+async fn post(
+    target: &Target,
+    deadline: Instant,
+    own: bool,
+    body: impl Fn() -> Value,
+) -> Result<Answer, TryError> {
+    let mut adapted = 0;
+    loop {
+        let body = body();
+        let error = match target.endpoint.post(&body, deadline).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        adapted += 1;
+        let status = error.status.unwrap_or_default();
+        let learned = target.endpoint.teach(&target.model, |quirks| {
+            quirks.learn(status, &error.message, &body, own)
+        });
+        if !learned || adapted > MAX_ADAPTATIONS {
+            return Err(error);
+        }
+        debug!(
+            endpoint = target.endpoint.shown(),
+            model = target.model,
+            status,
+            "the endpoint refuses a part of the question; asking without it"
+        );
+    }
+}
+
+/// Reads a stream to its end. `progressed` is called whenever something came that is paid for.
+async fn collect(
+    mut answer: Answer,
+    first: Vec<String>,
+    mut progressed: impl FnMut(&Completion),
+) -> Result<Completion, TryError> {
+    let mut completion = Completion::default();
+    let mut done = false;
+    let mut events = Some(first);
+    while let Some(batch) = events.take().filter(|_| !done) {
+        for data in batch {
+            if data.trim() == "[DONE]" {
+                done = true;
+                break;
+            }
+            // What is not JSON is a sign of life, not a part of the answer.
+            if let Ok(chunk) = serde_json::from_str::<Value>(&data) {
+                if completion.absorb(&chunk) {
+                    progressed(&completion);
+                }
+                failed(&completion)?;
+            }
+        }
+        if completion.finish.is_some() {
+            answer.finished();
+        }
+        if !done {
+            events = answer.events().await?;
+        }
+    }
+    if done || completion.finish.is_some() {
+        Ok(completion)
+    } else {
+        Err(TryError::transport(
+            "its stream ended before the answer did",
+        ))
+    }
+}
+
+fn whole(body: &Value) -> Result<Completion, TryError> {
+    let completion = Completion::from_body(body)
+        .ok_or_else(|| TryError::transport("its answer is JSON, but no chat completion"))?;
+    failed(&completion)?;
+    Ok(completion)
+}
+
+/// An error that came with status 200.
+fn failed(completion: &Completion) -> Result<(), TryError> {
+    match &completion.error {
+        None => Ok(()),
+        Some((message, code)) => Err(TryError {
+            message: format!("it broke off: {message}"),
+            status: *code,
+            retryable: code.is_none_or(is_passing),
+            retry_after: None,
+        }),
+    }
+}
+
+async fn wait_before_next_try(backoff: &mut Backoff, target: &Target, error: &TryError) -> bool {
+    let Some(wait) = backoff.next(error) else {
+        return false;
+    };
+    warn!(
+        endpoint = target.endpoint.shown(),
+        model = target.model,
+        failed_tries = backoff.failed(),
+        wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        error = error.message,
+        "a model gave no answer; trying again"
+    );
+    tokio::time::sleep(wait).await;
+    true
+}
+
+/// What every model of a chain said.
+#[derive(Default)]
+struct Failures {
+    texts: Vec<String>,
+    endpoint: String,
+    status: Option<u16>,
+    retryable: bool,
+}
+
+impl Failures {
+    fn push(&mut self, target: &Target, error: &TryError, tries: u32) {
+        let tries = if tries > 1 {
+            format!(", after {tries} tries")
+        } else {
+            String::new()
+        };
+        target.endpoint.shown().clone_into(&mut self.endpoint);
+        self.texts
+            .push(format!("{} (model {}{tries})", error.message, target.model));
+        self.status = error.status;
+        self.retryable |= error.retryable;
+        warn!(
+            endpoint = self.endpoint,
+            model = target.model,
+            error = error.message,
+            "a model gave no answer"
+        );
+    }
+
+    fn into_error(self) -> ModelError {
+        ModelError::Unavailable {
+            endpoint: self.endpoint,
+            message: self.texts.join("; then "),
+            status: self.status,
+            retryable: self.retryable,
+        }
+    }
+}
+
+/// The keys under which workers' calls stand in the ledger: `{request}:{turn}`, and `{request}:{turn}.2` and so on when a
+/// worker asks again at the same turn, because that is paid again.
+#[derive(Default)]
+pub(crate) struct WorkerKeys {
+    taken: std::sync::Mutex<HashMap<String, HashMap<u32, u32>>>,
+}
+
+impl WorkerKeys {
+    /// More workers than ever run together; beyond, what ended long ago is forgotten with the rest.
+    const MAX_REQUESTS: usize = 4096;
+
+    pub fn take(&self, request: &str, turn: u32) -> String {
+        let mut taken = self
+            .taken
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if taken.len() >= Self::MAX_REQUESTS && !taken.contains_key(request) {
+            taken.clear();
+        }
+        let count = taken
+            .entry(request.to_owned())
+            .or_default()
+            .entry(turn)
+            .or_default();
+        *count += 1;
+        match *count {
+            1 => format!("{request}:{turn}"),
+            more => format!("{request}:{turn}.{more}"),
+        }
+    }
+}
+
+/// The line of the ledger for a worker's call.
+pub(crate) fn worker_spend(
+    keys: &WorkerKeys,
+    call: &WorkerCall,
+    model: &str,
+    usage: Usage,
+) -> Spend {
+    let turn = wire::assistant_messages(&call.body);
+    Spend {
+        id: keys.take(call.request.as_str(), turn),
+        project: call.project.clone(),
+        job: Some(call.job.clone()),
+        task: Some(call.task.clone()),
+        role: Role::Developer,
+        model: model.to_owned(),
+        usage,
+    }
+}
+
+/// The line of the ledger for a call of the crew's own.
+pub(crate) fn crew_spend(call: &ModelCall, id: String, model: &str, usage: Usage) -> Spend {
+    Spend {
+        id,
+        project: call.project.clone(),
+        job: call.job.clone(),
+        task: call.task.clone(),
+        role: call.role,
+        model: model.to_owned(),
+        usage,
+    }
+}
+
+/// What a try took that came to no answer is paid as well, each time.
+fn lost_key(key: &str) -> String {
+    format!("{key}#lost-{}", uuid::Uuid::new_v4().simple())
+}
+
+/// The size of a question, for estimates: its text, its schema (which it may carry twice) and a little for each message.
+fn prompt_bytes(call: &ModelCall) -> usize {
+    let text: usize = call
+        .messages
+        .iter()
+        .map(|message| message.text.len() + 16)
+        .sum();
+    let schema = call
+        .schema
+        .as_ref()
+        .map_or(0, |schema| 2 * schema.schema.to_string().len() + 200);
+    text + schema
+}
+
+/// The span of a call of the crew's own; it never holds what was asked or answered.
+pub(crate) fn call_span(call: &ModelCall) -> Span {
+    info_span!(
+        "model_call",
+        role = %call.role,
+        project = %call.project,
+        job = call.job.as_ref().map(ports::JobId::as_str),
+        task = call.task.as_ref().map(ports::TaskId::as_str),
+        thread = call.thread,
+        turn = call.turn,
+        model = Empty,
+        input_tokens = Empty,
+        output_tokens = Empty,
+        cost_usd = Empty,
+    )
+}
+
+/// The span of a worker's call.
+pub(crate) fn worker_span(call: &WorkerCall) -> Span {
+    info_span!(
+        "model_call",
+        role = %Role::Developer,
+        project = %project(&call.project),
+        job = call.job.as_str(),
+        task = call.task.as_str(),
+        request = call.request.as_str(),
+        thread = call.thread,
+        turn = wire::assistant_messages(&call.body),
+        model = Empty,
+        input_tokens = Empty,
+        output_tokens = Empty,
+        cost_usd = Empty,
+    )
+}
+
+fn project(project: &ProjectId) -> &str {
+    project.as_str()
+}
+
+/// Completes the current span.
+pub(crate) fn note_usage(model: &str, usage: &Usage) {
+    let span = Span::current();
+    span.record("model", model);
+    span.record("input_tokens", usage.input_tokens);
+    span.record("output_tokens", usage.output_tokens);
+    if let Some(cost) = usage.cost_usd {
+        span.record("cost_usd", cost);
+    }
+    debug!(
+        model,
+        usage.input_tokens, usage.output_tokens, "a model answered"
+    );
+}

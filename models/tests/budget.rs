@@ -1,0 +1,174 @@
+//! The budget holds however many ask at once.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use models::{BudgetLimits, Budgets, Estimate, Provider};
+use ports::{ModelError, Models, WorkerModels};
+use support::{
+    Book, Reply, Server, call, config, delta, drain, error, eventually, project, says, worker_body,
+    worker_call,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parallel_calls_of_crew_and_workers_never_pass_the_limit_together() {
+    // Each call may cost up to 100 output tokens, 0.01 USD, and a little for its prompt; it does cost all of that.
+    let server = Server::with(|_| says("a", 20, 100)).await;
+    let mut config = config(&server.base_url);
+    for role in [ports::Role::Architect, ports::Role::Developer] {
+        let limits = models::RoleConfig {
+            max_output_tokens: Some(100),
+            ..models::RoleConfig::default()
+        };
+        config.roles.insert(role, limits);
+    }
+    config.budget = BudgetLimits {
+        cost_usd: Some(0.105),
+        tokens: None,
+    };
+    let book = Arc::new(Book::default());
+    let provider = Provider::new(&config, book.clone()).unwrap();
+
+    let mut tasks = Vec::new();
+    for n in 0..40 {
+        let provider = provider.clone();
+        tasks.push(tokio::spawn(async move {
+            if n % 2 == 0 {
+                provider.ask(&call(&format!("k{n}"), "hi")).await.map(drop)
+            } else {
+                let request = worker_call(&format!("r{n}"), worker_body(0, n % 4 == 1));
+                match provider.complete(request).await {
+                    Ok((answer @ ports::WorkerAnswer::Stream(_), _)) => {
+                        assert!(drain(answer).await.1.is_none());
+                        Ok(())
+                    }
+                    other => other.map(drop),
+                }
+            }
+        }));
+    }
+    let mut refused = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(()) => {}
+            Err(ModelError::Budget { spent, limit, .. }) => {
+                assert!(
+                    spent.ends_with("USD") && limit == "0.10 USD",
+                    "{spent} {limit}"
+                );
+                refused += 1;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    let (cost, _) = book.total();
+    assert!(cost <= 0.105, "{cost}");
+    assert!(cost > 0.05, "nothing is kept back for good: {cost}");
+    assert!(refused >= 28 && server.count() == 40 - refused, "{refused}");
+
+    // The owner raises the limit: the next call goes through without a restart.
+    assert!(provider.ask(&call("again", "hi")).await.is_ok() || cost > 0.09);
+    book.limits.lock().unwrap().0 = Some(1.0);
+    provider.ask(&call("raised", "hi")).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_price_the_budget_counts_tokens() {
+    let server = Server::with(|_| says("a", 20, 100)).await;
+    let mut config = config(&server.base_url);
+    config.prices.clear();
+    config.budget = BudgetLimits {
+        cost_usd: Some(0.0),
+        tokens: Some(9000),
+    };
+    let book = Arc::new(Book::default());
+    let provider = Provider::new(&config, book.clone()).unwrap();
+    let mut asked = 0;
+    let error = loop {
+        match provider.ask(&call(&format!("k{asked}"), "hi")).await {
+            Ok(answer) => assert_eq!(answer.usage.cost_usd, None),
+            Err(error) => break error,
+        }
+        asked += 1;
+    };
+    // 8192 of output are set aside: 120 a call until less than that is left.
+    assert_eq!(asked, 7);
+    let text = error.to_string();
+    assert!(text.contains("840 tokens of 9000 tokens"), "{text}");
+    assert_eq!(error.to_failure().actor, ports::Actor::Owner);
+}
+
+#[tokio::test]
+async fn a_call_that_fails_or_is_dropped_gives_back_what_was_set_aside() {
+    let book = Arc::new(Book::default());
+    let limits = BudgetLimits {
+        cost_usd: None,
+        tokens: Some(100),
+    };
+    let budgets = Budgets::new(book.clone(), limits);
+    let estimate = Estimate {
+        tokens: 80,
+        cost_usd: None,
+    };
+    let first = budgets.reserve(&project(), estimate).await.unwrap();
+    assert!(budgets.reserve(&project(), estimate).await.is_err());
+    let other = ports::ProjectId::founded_by("other");
+    budgets.reserve(&other, estimate).await.unwrap();
+    drop(first);
+    budgets.reserve(&project(), estimate).await.unwrap();
+
+    let server = Server::with(|_| error(404, "no")).await;
+    let mut config = config(&server.base_url);
+    config.prices.clear();
+    config.budget.tokens = Some(9000);
+    let provider = Provider::new(&config, book.clone()).unwrap();
+    for n in 0..3 {
+        let error = provider
+            .ask(&call(&format!("k{n}"), "hi"))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ModelError::Unavailable { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_question_is_counted_for_what_came() {
+    let many: Vec<_> = (0..5000).map(|_| delta("word ")).collect();
+    let server = Server::scripted([Reply::Events(many)]).await;
+    let book = Arc::new(Book::default());
+    let provider = Provider::new(&config(&server.base_url), book.clone()).unwrap();
+    let question = call("k", "hi");
+    let cancelled = tokio::time::timeout(Duration::from_millis(300), provider.ask(&question)).await;
+    assert!(cancelled.is_err());
+    eventually("the ledger has the line", || book.ids().len() == 1).await;
+    assert!(book.ids()[0].starts_with("k#lost-"));
+    assert!(book.total().1 > 0);
+}
+
+#[tokio::test]
+async fn a_ledger_that_fails_is_tried_again_and_then_the_call_fails() {
+    let server = Server::with(|_| says("ok", 1, 1)).await;
+    let book = Arc::new(Book::default());
+    let provider = Provider::new(&config(&server.base_url), book.clone()).unwrap();
+    *book.failing.lock().unwrap() = 2;
+    provider.ask(&call("a", "hi")).await.unwrap();
+    assert_eq!(book.ids(), ["a"]);
+    *book.failing.lock().unwrap() = 100;
+    let error = provider.ask(&call("b", "hi")).await.unwrap_err();
+    assert!(error.to_string().contains("the disk is full"), "{error}");
+    assert!(error.to_failure().retryable);
+}
+
+#[tokio::test]
+async fn the_ledger_has_one_line_for_a_key() {
+    let server = Server::with(|_| says("ok", 1, 1)).await;
+    let book = Arc::new(Book::default());
+    let provider = Provider::new(&config(&server.base_url), book.clone()).unwrap();
+    for _ in 0..2 {
+        provider.ask(&call("same", "hi")).await.unwrap();
+    }
+    assert_eq!(book.ids(), ["same"]);
+    assert_eq!(book.writes.lock().unwrap().len(), 2, "one write an answer");
+}

@@ -743,7 +743,9 @@ pub enum Reopened {
 #[non_exhaustive]
 pub enum StorageError {
     /// The lease is not the newest one of its thread (or the thread is gone): somebody else runs it now. Nothing was written.
-    #[error("the lease on thread `{thread}` (token {token}) is not valid any more; nothing was written")]
+    #[error(
+        "the lease on thread `{thread}` (token {token}) is not valid any more; nothing was written"
+    )]
     Fenced {
         /// The thread.
         thread: ThreadId,
@@ -770,7 +772,9 @@ pub enum StorageError {
         branch: u32,
     },
     /// The new checkpoint's parent is not the tip of its branch. Nothing was written.
-    #[error("checkpoint {parent} is not the newest of branch {branch} of thread `{thread}`; nothing was written")]
+    #[error(
+        "checkpoint {parent} is not the newest of branch {branch} of thread `{thread}`; nothing was written"
+    )]
     NotTheTip {
         /// The thread.
         thread: ThreadId,
@@ -792,7 +796,9 @@ pub enum StorageError {
         what: String,
     },
     /// The database was written by a newer release.
-    #[error("the database has schema {found}, this program knows up to {known}; use the newer release")]
+    #[error(
+        "the database has schema {found}, this program knows up to {known}; use the newer release"
+    )]
     NewerSchema {
         /// The version found.
         found: i64,

@@ -253,7 +253,9 @@ pub enum EngineError {
         interrupt: String,
     },
     /// The question has its answer already; the first one counts.
-    #[error("`{interrupt}` of thread `{thread}` has been answered already; the first answer counts")]
+    #[error(
+        "`{interrupt}` of thread `{thread}` has been answered already; the first answer counts"
+    )]
     AlreadyAnswered {
         /// The thread.
         thread: ThreadId,
@@ -261,7 +263,9 @@ pub enum EngineError {
         interrupt: String,
     },
     /// The question was asked on a branch that is not the head.
-    #[error("`{interrupt}` was asked on branch {branch} of thread `{thread}`, whose head is branch {head}")]
+    #[error(
+        "`{interrupt}` was asked on branch {branch} of thread `{thread}`, whose head is branch {head}"
+    )]
     OtherBranch {
         /// The thread.
         thread: ThreadId,
@@ -281,7 +285,9 @@ pub enum EngineError {
         status: ThreadStatus,
     },
     /// The thread is busy, and the input was to be rejected then.
-    #[error("thread `{thread}` is {status:?}; a further input is taken when it has ended, or with `Busy::Enqueue`")]
+    #[error(
+        "thread `{thread}` is {status:?}; a further input is taken when it has ended, or with `Busy::Enqueue`"
+    )]
     Busy {
         /// The thread.
         thread: ThreadId,
@@ -301,6 +307,22 @@ pub enum EngineError {
         /// What does not fit.
         #[source]
         source: ChannelError,
+    },
+    /// The state was asked for as another type than the graph's.
+    #[error("thread `{thread}` runs graph `{graph}`, whose state is of another type")]
+    OtherState {
+        /// The thread.
+        thread: ThreadId,
+        /// Its graph.
+        graph: String,
+    },
+    /// The plan of a fork cannot be made.
+    #[error("thread `{thread}` cannot be forked: {fault}")]
+    Fork {
+        /// The thread.
+        thread: ThreadId,
+        /// What is wrong.
+        fault: String,
     },
     /// A payload cannot be written as JSON.
     #[error("the value cannot be written as JSON")]

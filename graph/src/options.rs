@@ -71,10 +71,7 @@ impl RetryPolicy {
 
     /// Which failures are retried. Fatal ones never are.
     #[must_use]
-    pub fn when(
-        mut self,
-        retryable: impl Fn(&NodeError) -> bool + Send + Sync + 'static,
-    ) -> Self {
+    pub fn when(mut self, retryable: impl Fn(&NodeError) -> bool + Send + Sync + 'static) -> Self {
         self.retryable = Arc::new(move |error| !error.is_fatal() && retryable(error));
         self
     }
@@ -82,8 +79,8 @@ impl RetryPolicy {
     /// How long to wait after the attempt with this number (from 1) has failed.
     pub(crate) fn interval(&self, attempt: u32) -> Duration {
         let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
-        let seconds = (self.first.as_secs_f64() * self.factor.powi(exponent))
-            .min(self.ceiling.as_secs_f64());
+        let seconds =
+            (self.first.as_secs_f64() * self.factor.powi(exponent)).min(self.ceiling.as_secs_f64());
         let seconds = if self.jitter {
             seconds * rand::random_range(0.5..=1.0)
         } else {

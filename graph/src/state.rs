@@ -57,7 +57,7 @@ pub enum ChannelError {
 /// A state: made by `#[derive(State)]` on a struct with named fields.
 ///
 /// The struct also needs `Clone` and `Default` (the state before the first update); the fields' types need serde's traits.
-pub trait State: Clone + Default + std::marker::Send + Sync + 'static {
+pub trait State: Clone + Default + Send + Sync + 'static {
     /// The partial update.
     type Update: Update;
 
@@ -84,9 +84,7 @@ pub trait State: Clone + Default + std::marker::Send + Sync + 'static {
 }
 
 /// A partial update of a state: made by `#[derive(State)]`, named like the state with `Update` after it.
-pub trait Update:
-    Clone + Default + Serialize + DeserializeOwned + std::marker::Send + Sync + 'static
-{
+pub trait Update: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Whether it changes the channel at this place in [`State::CHANNELS`].
     fn touches(&self, index: usize) -> bool;
 

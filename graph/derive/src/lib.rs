@@ -139,11 +139,17 @@ fn update_type(input: &DeriveInput, channels: &[Channel<'_>]) -> TokenStream {
     let vis = &input.vis;
     let name = update_name(input);
     let state_name = input.ident.to_string();
-    let doc = format!("A partial update of [`{state_name}`]: only the channels that are set change.");
+    let doc =
+        format!("A partial update of [`{state_name}`]: only the channels that are set change.");
 
     let fields = channels.iter().map(|channel| {
-        let Channel { ident, vis, update, .. } = channel;
-        let doc = format!("An update of the channel `{}`, if it changes.", channel.name);
+        let Channel {
+            ident, vis, update, ..
+        } = channel;
+        let doc = format!(
+            "An update of the channel `{}`, if it changes.",
+            channel.name
+        );
         quote!(#[doc = #doc] #vis #ident: ::core::option::Option<#update>,)
     });
     let setters = channels.iter().map(|channel| {
@@ -304,7 +310,9 @@ fn state_impl(input: &DeriveInput, channels: &[Channel<'_>]) -> TokenStream {
         quote!(#index => ::graph::__private::to_value(#name, &self.#ident),)
     });
     let overwrite = channels.iter().enumerate().map(|(index, channel)| {
-        let Channel { ident, name, ty, .. } = channel;
+        let Channel {
+            ident, name, ty, ..
+        } = channel;
         quote!(#index => self.#ident = ::graph::__private::from_value::<#ty>(#name, value)?,)
     });
     quote! {

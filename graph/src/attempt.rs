@@ -1,0 +1,265 @@
+//! Runs one task of a superstep: attempts, time limits, panics, cancellation.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::{
+    builder::Node,
+    checkpoint::{Commit, Write, WriteKind},
+    command::Outcome,
+    context::{Context, TaskContext},
+    error::NodeError,
+    memo::{Attempts, Memo},
+    observer::Point,
+    options::RetryPolicy,
+    run::RunShared,
+    state::State,
+};
+
+/// A retry after a longer time is a timer; after a shorter one, the run waits for it.
+const HELD_RETRY: Duration = Duration::from_secs(2);
+
+/// How a task left a run.
+pub(crate) enum TaskEnd<S: State> {
+    Done(Outcome<S>),
+    Suspended,
+    RetryAt(jiff::Timestamp),
+    Failed(String),
+    Cancelled,
+    /// The run has lost its lease or its database.
+    Lost,
+}
+
+/// All that a task needs to run.
+pub(crate) struct Job<S: State> {
+    pub run: Arc<RunShared>,
+    pub node: Arc<Node<S>>,
+    pub state: Arc<S>,
+    pub key: String,
+    pub step: u64,
+    pub argument: Option<serde_json::Value>,
+    pub memo: Arc<Mutex<Memo>>,
+    pub attempts: Attempts,
+    pub alone: bool,
+    pub may_wait: bool,
+    pub cancel: CancellationToken,
+    /// How long it may go on after a cancellation.
+    pub grace: Duration,
+    /// A limit beside those of the node.
+    pub bound: Option<Duration>,
+}
+
+impl<S: State> Job<S> {
+    /// Runs the task until it is done, suspended, or has failed for now.
+    pub async fn run(mut self) -> (TaskEnd<S>, Attempts) {
+        loop {
+            let attempt = self.attempts.made + 1;
+            self.run.engine.observe(&Point::NodeStarted {
+                thread: &self.run.thread,
+                node: &self.node.name,
+                attempt,
+            });
+            let span = tracing::info_span!(
+                "node",
+                thread = %self.run.thread,
+                node = %self.node.name,
+                step = self.step,
+                attempt,
+                branch = self.run.branch,
+            );
+            let result = self.attempt(attempt).instrument(span).await;
+            let result = self.judge(result);
+            self.run.engine.observe(&Point::NodeFinished {
+                thread: &self.run.thread,
+                node: &self.node.name,
+                attempt,
+                result: match &result {
+                    Ok(_) => "done",
+                    Err(error) if error.is_suspended() => "suspended",
+                    Err(error) if error.is_cancelled() => "cancelled",
+                    Err(_) => "failed",
+                },
+            });
+            let end = match result {
+                Ok(outcome) => TaskEnd::Done(outcome),
+                Err(error) if error.is_suspended() => TaskEnd::Suspended,
+                Err(error) if error.is_lost() => TaskEnd::Lost,
+                Err(error) if error.is_cancelled() => TaskEnd::Cancelled,
+                Err(error) => match self.failed(attempt, &error).await {
+                    Some(end) => end,
+                    None => continue,
+                },
+            };
+            return (end, self.attempts);
+        }
+    }
+
+    async fn attempt(&self, attempt: u32) -> Result<Outcome<S>, NodeError> {
+        self.memo.lock().rewind();
+        let context = Context {
+            inner: Arc::new(TaskContext {
+                run: self.run.clone(),
+                node: self.node.name.clone(),
+                task: self.key.clone(),
+                step: self.step,
+                attempt,
+                argument: self.argument.clone(),
+                alone: self.alone,
+                may_wait: self.may_wait,
+                cancel: self.cancel.clone(),
+                memo: self.memo.clone(),
+                alive: Mutex::new(Instant::now()),
+            }),
+        };
+        let node = &self.node;
+        // A node may also panic while it makes its future.
+        let future =
+            AssertUnwindSafe(async { (node.run)(self.state.clone(), context.clone()).await })
+                .catch_unwind();
+        tokio::pin!(future);
+        let total = [self.node.options.timeout, self.bound]
+            .into_iter()
+            .flatten()
+            .min();
+        let result = tokio::select! {
+            result = &mut future => result,
+            () = sleep_for(total) => {
+                return Err(NodeError::msg(format!(
+                    "node `{}` took longer than {:?}",
+                    node.name,
+                    total.unwrap_or_default()
+                )));
+            }
+            () = went_idle(&context, self.node.options.idle_timeout) => {
+                return Err(NodeError::msg(format!(
+                    "node `{}` gave no sign of life for {:?}",
+                    node.name,
+                    self.node.options.idle_timeout.unwrap_or_default()
+                )));
+            }
+            () = self.cancel.cancelled() => {
+                match tokio::time::timeout(self.grace, &mut future).await {
+                    Ok(result) => result,
+                    Err(_) => return Err(NodeError::cancelled()),
+                }
+            }
+        };
+        result.unwrap_or_else(|panic| {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "no message".to_owned());
+            Err(NodeError::msg(format!(
+                "node `{}` panicked: {text}",
+                node.name
+            )))
+        })
+    }
+
+    /// A node must not swallow its suspension, nor go on without its run.
+    fn judge(&self, result: Result<Outcome<S>, NodeError>) -> Result<Outcome<S>, NodeError> {
+        if self.run.is_broken() {
+            return Err(NodeError::lost());
+        }
+        let memo = self.memo.lock();
+        if memo.waits.is_empty() {
+            return match result {
+                Err(error) if error.is_suspended() => Err(NodeError::msg(format!(
+                    "node `{}` returned a suspension that is not its own",
+                    self.node.name
+                ))
+                .fatal()),
+                // What goes wrong while a thread is being cancelled is a consequence of that.
+                Err(error) if error.is_failure() && self.cancel.is_cancelled() => {
+                    tracing::debug!(node = %self.node.name, %error, "failed while being cancelled");
+                    Err(NodeError::cancelled())
+                }
+                result => result,
+            };
+        }
+        match result {
+            Ok(_) => Err(NodeError::msg(format!(
+                "node `{}` went on after it was suspended; a suspension must be returned with `?`",
+                self.node.name
+            ))
+            .fatal()),
+            Err(error) if error.is_lost() || error.is_cancelled() => Err(error),
+            Err(_) => Err(NodeError::suspended()),
+        }
+    }
+
+    /// Counts a failure in the database, and waits if the next attempt is soon.
+    async fn failed(&mut self, attempt: u32, error: &NodeError) -> Option<TaskEnd<S>> {
+        let text = format!("node `{}`: {error}", self.node.name);
+        tracing::warn!(thread = %self.run.thread, node = %self.node.name, attempt, %error, "attempt failed");
+        self.attempts.made = attempt;
+        self.attempts.error.clone_from(&text);
+        self.attempts.retry_at = None;
+        let policy = self.node.options.retry.as_ref();
+        let tried = attempt.saturating_sub(self.attempts.base);
+        let Some(policy) = policy.filter(|policy| may_retry(policy, tried, error)) else {
+            return Some(TaskEnd::Failed(text));
+        };
+        let interval = policy.interval(tried);
+        let held = interval <= HELD_RETRY;
+        let at = self.run.now() + jiff::SignedDuration::try_from(interval).unwrap_or_default();
+        if !held {
+            self.attempts.retry_at = Some(at);
+        }
+        let mut commit = Commit::on(self.run.base());
+        self.memo.lock().flush_memory(&mut commit);
+        commit
+            .writes
+            .push(attempts_write(&self.key, &self.attempts));
+        if self.run.commit(commit).await.is_err() {
+            return Some(TaskEnd::Lost);
+        }
+        if !held {
+            return Some(TaskEnd::RetryAt(at));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(interval) => None,
+            () = self.cancel.cancelled() => Some(TaskEnd::Cancelled),
+        }
+    }
+}
+
+fn may_retry(policy: &RetryPolicy, tried: u32, error: &NodeError) -> bool {
+    tried < policy.attempts && (policy.retryable)(error)
+}
+
+pub(crate) fn attempts_write(task: &str, attempts: &Attempts) -> Write {
+    Write {
+        task: task.to_owned(),
+        kind: WriteKind::Attempts,
+        name: String::new(),
+        round: 0,
+        value: serde_json::to_value(attempts).unwrap_or_default(),
+    }
+}
+
+async fn sleep_for(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn went_idle(context: &Context, limit: Option<Duration>) {
+    let Some(limit) = limit else {
+        return std::future::pending().await;
+    };
+    loop {
+        let idle = context.idle();
+        if idle >= limit {
+            return;
+        }
+        tokio::time::sleep(limit - idle).await;
+    }
+}

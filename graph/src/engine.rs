@@ -1,0 +1,725 @@
+//! The engine: starting threads, sending them signals, looking at them. Running them is in [`serve`](crate::ServeOptions).
+
+use std::{
+    any::TypeId,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{future::BoxFuture, stream::BoxStream};
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::{
+    builder::{Compiled, CompiledGraph},
+    checkpoint::{
+        CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim, Commit, Created,
+        HistoryFilter, NewCheckpoint, NewSignal, NewThread, Priority, Reopened, SignalOutcome,
+        Source, StateRows, StorageError, ThreadFilter, ThreadRecord,
+    },
+    error::EngineError,
+    follow::{Bus, Modes, StreamItem},
+    ids::ThreadId,
+    journal::Journal,
+    observer::{Observer, Point},
+    plan::Plan,
+    run::{Controls, RunShared},
+    shape::Shape,
+    state::{ChannelError, State, Update, rebuild},
+    superstep::{Run, Unfit, end_thread, forked},
+    waits::{ANSWER, Answer, INPUT, RESERVED},
+};
+
+/// After so many runs of a thread have died without committing anything, it fails instead of killing the next process.
+const MAX_TAKEOVERS: u32 = 20;
+
+/// A graph, whatever its state.
+pub(crate) trait AnyGraph: Send + Sync {
+    fn name(&self) -> &str;
+    fn shape(&self) -> &Shape;
+    fn state_type(&self) -> TypeId;
+    fn check_input(&self, input: &Value) -> Result<(), ChannelError>;
+    fn values(&self, input: &Value, rows: StateRows) -> Result<Value, ChannelError>;
+    fn fork(
+        &self,
+        thread: &ThreadId,
+        input: &Value,
+        rows: StateRows,
+        as_node: Option<&str>,
+        update: Value,
+    ) -> Result<NewCheckpoint, EngineError>;
+    fn run(
+        self: Arc<Self>,
+        engine: Arc<Shared>,
+        claim: Claim,
+        controls: Controls,
+        grace: Duration,
+    ) -> BoxFuture<'static, Result<(), StorageError>>;
+}
+
+impl<S: State> AnyGraph for Compiled<S> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn state_type(&self) -> TypeId {
+        TypeId::of::<S>()
+    }
+
+    fn check_input(&self, input: &Value) -> Result<(), ChannelError> {
+        S::Update::from_json(input.clone()).map(|_| ())
+    }
+
+    fn values(&self, input: &Value, rows: StateRows) -> Result<Value, ChannelError> {
+        let state: S = rebuild(input, rows.rows)?;
+        Ok(Value::Object(state.channels()?))
+    }
+
+    fn fork(
+        &self,
+        thread: &ThreadId,
+        input: &Value,
+        rows: StateRows,
+        as_node: Option<&str>,
+        update: Value,
+    ) -> Result<NewCheckpoint, EngineError> {
+        forked(self, thread, input, rows, as_node, update)
+    }
+
+    fn run(
+        self: Arc<Self>,
+        engine: Arc<Shared>,
+        claim: Claim,
+        controls: Controls,
+        grace: Duration,
+    ) -> BoxFuture<'static, Result<(), StorageError>> {
+        Box::pin(async move {
+            let mut loaded = engine.store.load(&claim.lease).await?;
+            let cancel = loaded.thread.cancel.clone();
+            let shared = RunShared::new(engine, claim.lease, controls.clone(), &mut loaded);
+            let shared = Arc::new(shared);
+            if let Some(reason) = cancel {
+                controls.request_cancel(reason);
+            }
+            let fault = if claim.takeovers >= MAX_TAKEOVERS {
+                Some(format!(
+                    "{} runs in a row have died before they could commit anything; find out why before you retry it",
+                    claim.takeovers
+                ))
+            } else {
+                match Run::new(self, shared.clone(), loaded, grace) {
+                    Ok(mut run) => {
+                        // Broken runs say why below.
+                        let _ = run.go().await;
+                        None
+                    }
+                    Err(Unfit(fault)) => Some(fault),
+                }
+            };
+            if let Some(fault) = fault {
+                tracing::error!(thread = %shared.thread, graph = %shared.graph, error = %fault, "thread failed");
+                let mut commit = Commit::on(shared.base());
+                let status = crate::checkpoint::ThreadStatus::Failed;
+                end_thread(
+                    &shared,
+                    &mut commit,
+                    status,
+                    Some(&fault),
+                    Value::Null,
+                    None,
+                );
+                let _ = shared.commit(commit).await;
+            }
+            match shared.take_trouble() {
+                Some(trouble) => Err(trouble),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+/// Behind all clones of an [`Engine`].
+pub(crate) struct Shared {
+    pub store: Arc<dyn Checkpointer>,
+    pub graphs: BTreeMap<String, Arc<dyn AnyGraph>>,
+    pub bus: Bus,
+    observer: Option<Arc<dyn Observer>>,
+    live: Mutex<HashMap<ThreadId, (u64, Controls)>>,
+    wakes: watch::Sender<u64>,
+    journal: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub fn graph(&self, name: &str) -> Result<&Arc<dyn AnyGraph>, EngineError> {
+        self.graphs
+            .get(name)
+            .ok_or_else(|| EngineError::UnknownGraph {
+                graph: name.to_owned(),
+                known: self
+                    .graphs
+                    .keys()
+                    .map(|name| format!("`{name}`"))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
+    }
+
+    pub fn observe(&self, point: &Point<'_>) {
+        if let Some(observer) = &self.observer {
+            observer.on(point);
+        }
+    }
+
+    /// Something may be due: whoever serves should look.
+    pub fn wake(&self) {
+        self.wakes.send_modify(|count| *count += 1);
+    }
+
+    pub fn wakes(&self) -> watch::Receiver<u64> {
+        self.wakes.subscribe()
+    }
+
+    /// The journal has new entries.
+    pub fn journal_grew(&self) {
+        self.journal.send_modify(|count| *count += 1);
+    }
+
+    pub fn journal_growth(&self) -> watch::Receiver<u64> {
+        self.journal.subscribe()
+    }
+
+    /// Reaches a run in this process at once; those elsewhere hear of it when they renew their lease.
+    pub fn cancel_here(&self, thread: &ThreadId, reason: &str) {
+        if let Some((_, controls)) = self.live.lock().get(thread) {
+            controls.request_cancel(reason.to_owned());
+        }
+    }
+
+    pub fn enter(&self, thread: ThreadId, token: u64, controls: Controls) {
+        self.live.lock().insert(thread, (token, controls));
+    }
+
+    pub fn leave(&self, thread: &ThreadId, token: u64) {
+        let mut live = self.live.lock();
+        // A newer run of the thread may have taken the place.
+        if live
+            .get(thread)
+            .is_some_and(|(present, _)| *present == token)
+        {
+            live.remove(thread);
+        }
+    }
+}
+
+/// How a thread starts.
+#[derive(Clone, Debug, Default)]
+pub struct StartOptions {
+    pub(crate) priority: Priority,
+}
+
+impl StartOptions {
+    /// How urgent it is; its children inherit it.
+    #[must_use]
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+}
+
+/// What became of a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// The thread exists now.
+    New,
+    /// It was there already; nothing was changed.
+    Existing,
+}
+
+/// What became of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// It is in the thread's mailbox.
+    New,
+    /// One of the same key was there already, or had been consumed.
+    Duplicate,
+}
+
+/// What happens to a further input to a thread that has not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Busy {
+    /// It is an error.
+    Reject,
+    /// It is taken when the thread has ended.
+    Enqueue,
+}
+
+/// A checkpoint in a thread's history.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CheckpointInfo {
+    /// Its number in the thread; 0 is the input.
+    pub checkpoint: u64,
+    /// The one before it; none for the input.
+    pub parent: Option<u64>,
+    /// The branch on which it was written.
+    pub branch: u32,
+    /// How many supersteps led to it.
+    pub step: u64,
+    /// Where it came from.
+    pub source: Source,
+    /// The nodes that were to run next, a node once for each of its tasks.
+    pub next: Vec<String>,
+    /// When, by the database's clock.
+    pub at: jiff::Timestamp,
+}
+
+impl From<CheckpointRecord> for CheckpointInfo {
+    fn from(record: CheckpointRecord) -> Self {
+        let plan: Plan = serde_json::from_value(record.plan).unwrap_or_default();
+        Self {
+            checkpoint: record.checkpoint,
+            parent: Some(record.parent),
+            branch: record.branch,
+            step: record.step,
+            source: record.source,
+            next: plan.names(),
+            at: record.at,
+        }
+    }
+}
+
+/// Puts an engine together. See [`Engine::builder`].
+pub struct EngineBuilder {
+    store: Arc<dyn Checkpointer>,
+    graphs: Vec<Arc<dyn AnyGraph>>,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl EngineBuilder {
+    /// With this graph.
+    #[must_use]
+    pub fn graph<S: State>(mut self, graph: CompiledGraph<S>) -> Self {
+        self.graphs.push(graph.inner);
+        self
+    }
+
+    /// With somebody who looks on.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Brings the database's schema up to date, and is ready.
+    pub async fn build(self) -> Result<Engine, EngineError> {
+        let mut graphs = BTreeMap::new();
+        for graph in self.graphs {
+            let name = graph.name().to_owned();
+            if graphs.insert(name.clone(), graph).is_some() {
+                return Err(EngineError::DuplicateGraph(name));
+            }
+        }
+        self.store.migrate().await?;
+        Ok(Engine {
+            shared: Arc::new(Shared {
+                store: self.store,
+                graphs,
+                bus: Bus::default(),
+                observer: self.observer,
+                live: Mutex::default(),
+                wakes: watch::Sender::new(0),
+                journal: watch::Sender::new(0),
+            }),
+        })
+    }
+}
+
+/// Threads in a database, and the graphs that they run. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// Begins an engine on a database.
+    pub fn builder(store: Arc<dyn Checkpointer>) -> EngineBuilder {
+        EngineBuilder {
+            store,
+            graphs: Vec::new(),
+            observer: None,
+        }
+    }
+
+    /// The database.
+    pub fn checkpointer(&self) -> &Arc<dyn Checkpointer> {
+        &self.shared.store
+    }
+
+    /// The shapes of the graphs, by name.
+    pub fn shapes(&self) -> impl Iterator<Item = &Shape> {
+        self.shared.graphs.values().map(|graph| graph.shape())
+    }
+
+    /// Starts a thread: durable when this returns, idempotent by its id. The update is an object of channels.
+    pub async fn start(
+        &self,
+        thread: impl Into<ThreadId>,
+        graph: &str,
+        update: &(impl Serialize + ?Sized + Sync),
+        options: StartOptions,
+    ) -> Result<Started, EngineError> {
+        let id = thread.into();
+        if let Some(fault) = id.fault() {
+            return Err(EngineError::InvalidThreadId {
+                id: id.as_str().chars().take(80).collect(),
+                fault,
+            });
+        }
+        let input = serde_json::to_value(update)?;
+        self.shared.graph(graph)?.check_input(&input)?;
+        let created = self
+            .shared
+            .store
+            .create_thread(NewThread {
+                id,
+                graph: graph.to_owned(),
+                parent: None,
+                priority: options.priority,
+                input,
+            })
+            .await?;
+        self.shared.wake();
+        Ok(match created {
+            Created::New => Started::New,
+            Created::Existing => Started::Existing,
+        })
+    }
+
+    /// Gives a thread a further input: when it has ended (however), it begins again with this update, on the state it has.
+    /// Unique by its key.
+    pub async fn input(
+        &self,
+        thread: impl Into<ThreadId>,
+        key: &str,
+        update: &(impl Serialize + ?Sized + Sync),
+        busy: Busy,
+    ) -> Result<Delivered, EngineError> {
+        let id = thread.into();
+        let record = self.require(&id).await?;
+        let input = serde_json::to_value(update)?;
+        self.shared.graph(&record.graph)?.check_input(&input)?;
+        if busy == Busy::Reject && !record.status.is_ended() {
+            return Err(EngineError::Busy {
+                thread: id,
+                status: record.status,
+            });
+        }
+        self.deliver(
+            NewSignal {
+                thread: id,
+                kind: INPUT.to_owned(),
+                key: format!("{INPUT}:{key}"),
+                payload: input,
+                revives: true,
+            },
+            None,
+        )
+        .await
+    }
+
+    /// Sends a signal: durable when this returns, unique by its key.
+    pub async fn signal(
+        &self,
+        thread: impl Into<ThreadId>,
+        kind: &str,
+        key: &str,
+        payload: &(impl Serialize + ?Sized + Sync),
+    ) -> Result<Delivered, EngineError> {
+        for name in [kind, key] {
+            if name.starts_with(RESERVED) {
+                return Err(EngineError::ReservedKind(name.to_owned()));
+            }
+        }
+        self.deliver(
+            NewSignal {
+                thread: thread.into(),
+                kind: kind.to_owned(),
+                key: key.to_owned(),
+                payload: serde_json::to_value(payload)?,
+                revives: false,
+            },
+            None,
+        )
+        .await
+    }
+
+    async fn deliver(
+        &self,
+        signal: NewSignal,
+        answers: Option<&str>,
+    ) -> Result<Delivered, EngineError> {
+        let thread = signal.thread.clone();
+        let outcome = self.shared.store.signal(signal, answers).await?;
+        match outcome {
+            SignalOutcome::New => {
+                self.shared.wake();
+                Ok(Delivered::New)
+            }
+            SignalOutcome::Duplicate => Ok(Delivered::Duplicate),
+            SignalOutcome::MailboxFull => Err(EngineError::MailboxFull(thread)),
+            SignalOutcome::UnknownThread => Err(EngineError::UnknownThread(thread)),
+            SignalOutcome::NoSuchWait => Err(EngineError::UnknownInterrupt {
+                thread,
+                interrupt: answers.unwrap_or_default().to_owned(),
+            }),
+        }
+    }
+
+    /// Answers an open interrupt. A second answer, or one to a question that is gone or of another branch, is an error.
+    pub async fn answer(
+        &self,
+        thread: impl Into<ThreadId>,
+        interrupt: &str,
+        value: &(impl Serialize + ?Sized + Sync),
+    ) -> Result<(), EngineError> {
+        let thread = thread.into();
+        let answer = Answer {
+            id: interrupt.to_owned(),
+            value: serde_json::to_value(value)?,
+        };
+        let signal = NewSignal {
+            thread: thread.clone(),
+            kind: ANSWER.to_owned(),
+            key: format!("{ANSWER}:{interrupt}"),
+            payload: serde_json::to_value(answer)?,
+            revives: false,
+        };
+        match self.deliver(signal, Some(interrupt)).await {
+            Ok(Delivered::New) => Ok(()),
+            Ok(Delivered::Duplicate) => Err(EngineError::AlreadyAnswered {
+                thread,
+                interrupt: interrupt.to_owned(),
+            }),
+            Err(EngineError::UnknownInterrupt { thread, interrupt }) => {
+                let head = self.require(&thread).await?.branch;
+                let asked = interrupt
+                    .split_once('.')
+                    .and_then(|(branch, _)| branch.parse::<u32>().ok());
+                match asked {
+                    Some(branch) if branch != head => Err(EngineError::OtherBranch {
+                        thread,
+                        interrupt,
+                        branch,
+                        head,
+                    }),
+                    _ => Err(EngineError::UnknownInterrupt { thread, interrupt }),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Cancels a thread and its children: at once where they run in this process, within a second in others, and when they
+    /// are claimed next if they sleep.
+    pub async fn cancel(
+        &self,
+        thread: impl Into<ThreadId>,
+        reason: &str,
+    ) -> Result<CancelOutcome, EngineError> {
+        let thread = thread.into();
+        let outcome = self
+            .shared
+            .store
+            .cancel(CancelRequest {
+                thread: thread.clone(),
+                reason: reason.to_owned(),
+            })
+            .await?;
+        match outcome {
+            CancelOutcome::UnknownThread => return Err(EngineError::UnknownThread(thread)),
+            CancelOutcome::Ended => {}
+            CancelOutcome::Requested | CancelOutcome::AlreadyRequested => {
+                self.shared.cancel_here(&thread, reason);
+                self.shared.wake();
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Lets a failed or cancelled thread go on from its last checkpoint: only what failed runs again.
+    pub async fn retry(&self, thread: impl Into<ThreadId>) -> Result<(), EngineError> {
+        let thread = thread.into();
+        match self.shared.store.reopen(&thread).await? {
+            Reopened::Yes => {
+                self.shared.wake();
+                Ok(())
+            }
+            Reopened::NotEnded(status) => Err(EngineError::NotRetryable { thread, status }),
+            Reopened::UnknownThread => Err(EngineError::UnknownThread(thread)),
+        }
+    }
+
+    // ---- looking ----
+
+    /// A thread, if there is one of this id.
+    pub async fn thread(
+        &self,
+        thread: impl Into<ThreadId>,
+    ) -> Result<Option<ThreadRecord>, EngineError> {
+        Ok(self.shared.store.thread(&thread.into()).await?)
+    }
+
+    /// Threads, in the order of their ids.
+    pub async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadRecord>, EngineError> {
+        Ok(self.shared.store.threads(filter).await?)
+    }
+
+    /// Deletes a thread with its history. Its children and what it said stay.
+    pub async fn delete(&self, thread: impl Into<ThreadId>) -> Result<bool, EngineError> {
+        Ok(self.shared.store.delete_thread(&thread.into()).await?)
+    }
+
+    /// The state of a thread at its head.
+    pub async fn state<S: State>(&self, thread: impl Into<ThreadId>) -> Result<S, EngineError> {
+        let thread = thread.into();
+        let record = self.require(&thread).await?;
+        let graph = self.shared.graph(&record.graph)?;
+        if graph.state_type() != TypeId::of::<S>() {
+            return Err(EngineError::OtherState {
+                thread,
+                graph: record.graph,
+            });
+        }
+        let rows = self.shared.store.state_rows(&thread, None).await?;
+        rebuild(&record.input, rows.rows).map_err(|source| EngineError::StoredState {
+            thread,
+            graph: record.graph,
+            source,
+        })
+    }
+
+    /// The state of a thread at a checkpoint (0: its input), as an object of channels.
+    pub async fn state_at(
+        &self,
+        thread: impl Into<ThreadId>,
+        checkpoint: u64,
+    ) -> Result<Value, EngineError> {
+        let thread = thread.into();
+        let record = self.require(&thread).await?;
+        let rows = self
+            .shared
+            .store
+            .state_rows(&thread, Some(checkpoint))
+            .await?;
+        self.shared
+            .graph(&record.graph)?
+            .values(&record.input, rows)
+            .map_err(|source| EngineError::StoredState {
+                thread,
+                graph: record.graph,
+                source,
+            })
+    }
+
+    /// The checkpoints of a thread, newest first, down to its input (number 0).
+    pub async fn history(
+        &self,
+        thread: impl Into<ThreadId>,
+        filter: HistoryFilter,
+    ) -> Result<Vec<CheckpointInfo>, EngineError> {
+        let thread = thread.into();
+        let record = self.require(&thread).await?;
+        let records = self.shared.store.history(&thread, &filter).await?;
+        let mut history: Vec<CheckpointInfo> = records.into_iter().map(Into::into).collect();
+        let wants_input = filter.before.is_none_or(|before| before > 0);
+        if wants_input && history.len() < filter.limit.unwrap_or(100) {
+            history.push(CheckpointInfo {
+                checkpoint: 0,
+                parent: None,
+                branch: 0,
+                step: 0,
+                source: Source::Input,
+                next: Vec::new(),
+                at: record.created_at,
+            });
+        }
+        Ok(history)
+    }
+
+    /// Grows a new branch from a checkpoint: its state with this update, made as if by a node, whose successors run next
+    /// (without a node: what was planned there). The head stays where it is; see [`Engine::set_head`]. Returns the branch.
+    pub async fn fork<'n>(
+        &self,
+        thread: impl Into<ThreadId>,
+        checkpoint: u64,
+        as_node: impl Into<Option<&'n str>>,
+        update: &(impl Serialize + ?Sized + Sync),
+    ) -> Result<u32, EngineError> {
+        let thread = thread.into();
+        let as_node = as_node.into();
+        let record = self.require(&thread).await?;
+        let update = serde_json::to_value(update)?;
+        let rows = self
+            .shared
+            .store
+            .state_rows(&thread, Some(checkpoint))
+            .await?;
+        let new = self.shared.graph(&record.graph)?.fork(
+            &thread,
+            &record.input,
+            rows,
+            as_node,
+            update,
+        )?;
+        let (branch, _) = self.shared.store.fork(&thread, new).await?;
+        Ok(branch)
+    }
+
+    /// Makes a branch the head: the thread goes on from there. A run under way is stopped.
+    pub async fn set_head(
+        &self,
+        thread: impl Into<ThreadId>,
+        branch: u32,
+    ) -> Result<(), EngineError> {
+        self.shared.store.set_head(&thread.into(), branch).await?;
+        self.shared.wake();
+        Ok(())
+    }
+
+    /// What has been said, by all threads.
+    pub fn journal(&self) -> Journal {
+        Journal::new(self.shared.clone())
+    }
+
+    /// What happens in a thread while it runs in this process. Ends with the thread.
+    pub fn follow(
+        &self,
+        thread: impl Into<ThreadId>,
+        modes: Modes,
+    ) -> BoxStream<'static, StreamItem> {
+        self.shared.bus.follow(&thread.into(), modes)
+    }
+
+    async fn require(&self, thread: &ThreadId) -> Result<ThreadRecord, EngineError> {
+        self.shared
+            .store
+            .thread(thread)
+            .await?
+            .ok_or_else(|| EngineError::UnknownThread(thread.clone()))
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("store", &self.shared.store.name())
+            .field("graphs", &self.shared.graphs.keys())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,189 @@
+//! What a task remembers over its re-runs, and what it has said.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::checkpoint::{
+    CancelRequest, Commit, NewEvent, NewSignal, NewThread, WaitRecord, Write, WriteKind,
+};
+
+/// Something that a task says: it takes effect with the commit that makes the task's work durable.
+#[derive(Clone, Debug)]
+pub(crate) enum Emission {
+    Event(NewEvent),
+    Spawn(NewThread),
+    Signal(NewSignal),
+    Cancel(CancelRequest),
+}
+
+impl Emission {
+    pub fn put(self, commit: &mut Commit) {
+        match self {
+            Self::Event(event) => commit.events.push(event),
+            Self::Spawn(thread) => commit.children.push(thread),
+            Self::Signal(signal) => commit.signals.push(signal),
+            Self::Cancel(request) => commit.cancels.push(request),
+        }
+    }
+}
+
+/// Stored under [`WriteKind::Suspended`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Suspension {
+    /// How much the task has said already: a re-run's first so many emissions are skipped.
+    #[serde(default)]
+    pub said: usize,
+    /// What it waits for; empty if it is not suspended.
+    #[serde(default)]
+    pub waits: Vec<Waiting>,
+}
+
+/// An open wait of a task, and the key under which its memory keeps what came.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    #[serde(flatten)]
+    pub record: WaitRecord,
+    /// Interrupts and waits of one name do not meet.
+    pub space: String,
+    pub round: u32,
+}
+
+/// Stored under [`WriteKind::Attempts`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Attempts {
+    /// How many attempts have failed.
+    pub made: u32,
+    /// How many of them do not count for the policy any more: the thread had failed and was retried by hand.
+    #[serde(default)]
+    pub base: u32,
+    /// The last failure.
+    #[serde(default)]
+    pub error: String,
+    /// When the next attempt is due, if that is a timer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<jiff::Timestamp>,
+}
+
+type Key = (WriteKind, String, u32);
+
+/// The memory of one task.
+#[derive(Debug, Default)]
+pub(crate) struct Memo {
+    remembered: HashMap<Key, Value>,
+    /// How often each name was used in this run of the node.
+    rounds: HashMap<(&'static str, String), u32>,
+    /// What is remembered but not in the database yet.
+    fresh: Vec<Write>,
+    /// Signals taken, whose consumption is not in the database yet.
+    consumed: Vec<u64>,
+    /// What this run of the node has said, in call order.
+    emissions: Vec<Emission>,
+    /// How many emissions have landed.
+    pub said: usize,
+    /// What the task is suspended on.
+    pub waits: Vec<Waiting>,
+}
+
+impl Memo {
+    /// Before the node runs (again): rounds are counted from 0, and what it says replaces what it said without landing.
+    pub fn rewind(&mut self) {
+        self.rounds.clear();
+        self.emissions.clear();
+        self.waits.clear();
+    }
+
+    pub fn restore(&mut self, write: &Write) {
+        self.remembered.insert(
+            (write.kind, write.name.clone(), write.round),
+            write.value.clone(),
+        );
+    }
+
+    /// The round of this use of a name: 0 for the first.
+    pub fn round(&mut self, space: &'static str, name: &str) -> u32 {
+        let round = self.rounds.entry((space, name.to_owned())).or_default();
+        *round += 1;
+        *round - 1
+    }
+
+    /// The round that the next use of a name will have.
+    pub fn next_round(&self, space: &'static str, name: &str) -> u32 {
+        self.rounds
+            .get(&(space, name.to_owned()))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    pub fn get(&self, kind: WriteKind, name: &str, round: u32) -> Option<&Value> {
+        self.remembered.get(&(kind, name.to_owned(), round))
+    }
+
+    /// Remembers what is in the database already.
+    pub fn learn(&mut self, kind: WriteKind, name: &str, round: u32, value: Value) {
+        self.remembered
+            .insert((kind, name.to_owned(), round), value);
+    }
+
+    /// Remembers what goes into the database with the next commit that keeps the task's memory.
+    pub fn note(
+        &mut self,
+        task: &str,
+        kind: WriteKind,
+        name: &str,
+        round: u32,
+        value: Value,
+        consumed: Option<u64>,
+    ) {
+        self.fresh.push(Write {
+            task: task.to_owned(),
+            kind,
+            name: name.to_owned(),
+            round,
+            value: value.clone(),
+        });
+        self.consumed.extend(consumed);
+        self.learn(kind, name, round, value);
+    }
+
+    pub fn say(&mut self, emission: Emission) {
+        self.emissions.push(emission);
+    }
+
+    /// Puts into a commit what has been learned since the last one.
+    pub fn flush_memory(&mut self, commit: &mut Commit) {
+        commit.writes.append(&mut self.fresh);
+        commit.consumed.append(&mut self.consumed);
+    }
+
+    /// Puts into a commit which signals were used; the rest of the memory ends with the step.
+    pub fn flush_consumed(&mut self, commit: &mut Commit) {
+        self.fresh.clear();
+        commit.consumed.append(&mut self.consumed);
+    }
+
+    /// Puts into a commit what has been said and has not landed.
+    pub fn flush_said(&mut self, commit: &mut Commit) {
+        let said = self.emissions.len();
+        for emission in self.emissions.iter().skip(self.said) {
+            emission.clone().put(commit);
+        }
+        self.said = self.said.max(said);
+    }
+
+    /// Whether one of its waits has been answered, so that running the node again gets further.
+    pub fn is_answered(&self) -> bool {
+        self.waits
+            .iter()
+            .any(|wait| self.get(WriteKind::Wait, &wait.space, wait.round).is_some())
+    }
+
+    /// What is stored about it beside what it remembers.
+    pub fn suspension(&self) -> Suspension {
+        Suspension {
+            said: self.said,
+            waits: self.waits.clone(),
+        }
+    }
+}

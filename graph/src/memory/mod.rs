@@ -1,0 +1,513 @@
+//! A checkpointer in memory: for tests, and for graphs that need no tomorrow. Clones share the same threads.
+//!
+//! Not durable, and not for several processes; in all else it keeps the promises of [`Checkpointer`].
+
+mod tables;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+
+use crate::{
+    checkpoint::{
+        AGING_S, Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim,
+        ClaimRequest, Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease,
+        LeaseRecord, Loaded, MAILBOX_LIMIT, NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt,
+        Renewed, Reopened, SignalOutcome, SignalRecord, StateRows, StorageError, Then,
+        ThreadFilter, ThreadRecord, ThreadStatus, Write,
+    },
+    ids::{Cursor, ThreadId},
+};
+use tables::{Branch, Checkpoint, Tables, Thread};
+
+/// Threads in memory. Clones share them.
+#[derive(Clone, Default)]
+pub struct MemoryCheckpointer {
+    tables: Arc<Mutex<Tables>>,
+}
+
+impl MemoryCheckpointer {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl std::fmt::Debug for MemoryCheckpointer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryCheckpointer")
+            .field("threads", &self.tables.lock().threads.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn after(now: Timestamp, duration: Duration) -> Timestamp {
+    SignedDuration::try_from(duration)
+        .ok()
+        .and_then(|duration| now.checked_add(duration).ok())
+        .unwrap_or(Timestamp::MAX)
+}
+
+#[async_trait]
+impl Checkpointer for MemoryCheckpointer {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn migrate(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
+        let mut tables = self.tables.lock();
+        Ok(if tables.create(thread, Timestamp::now()) {
+            Created::New
+        } else {
+            Created::Existing
+        })
+    }
+
+    async fn signal(
+        &self,
+        signal: NewSignal,
+        answers: Option<&str>,
+    ) -> Result<SignalOutcome, StorageError> {
+        let mut tables = self.tables.lock();
+        let Some(thread) = tables.threads.get(&signal.thread) else {
+            return Ok(SignalOutcome::UnknownThread);
+        };
+        if thread.keys.contains(&signal.key) {
+            return Ok(SignalOutcome::Duplicate);
+        }
+        if let Some(id) = answers
+            && !thread.record.waits.iter().any(|wait| wait.id == id)
+        {
+            return Ok(SignalOutcome::NoSuchWait);
+        }
+        if thread.mailbox.len() as u64 >= MAILBOX_LIMIT {
+            return Ok(SignalOutcome::MailboxFull);
+        }
+        tables.deliver(signal, Timestamp::now());
+        Ok(SignalOutcome::New)
+    }
+
+    async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
+        Ok(self.tables.lock().cancel(request, Timestamp::now()))
+    }
+
+    async fn reopen(&self, thread: &ThreadId) -> Result<Reopened, StorageError> {
+        let mut tables = self.tables.lock();
+        let Some(thread) = tables.threads.get_mut(thread) else {
+            return Ok(Reopened::UnknownThread);
+        };
+        if !matches!(
+            thread.record.status,
+            ThreadStatus::Failed | ThreadStatus::Cancelled
+        ) || thread.record.lease.is_some()
+        {
+            return Ok(Reopened::NotEnded(thread.record.status));
+        }
+        thread.ready(Timestamp::now());
+        Ok(Reopened::Yes)
+    }
+
+    async fn thread(&self, thread: &ThreadId) -> Result<Option<ThreadRecord>, StorageError> {
+        let tables = self.tables.lock();
+        Ok(tables.threads.get(thread).map(|t| t.record.clone()))
+    }
+
+    async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadRecord>, StorageError> {
+        let tables = self.tables.lock();
+        Ok(tables
+            .threads
+            .values()
+            .map(|thread| &thread.record)
+            .filter(|record| {
+                filter
+                    .graph
+                    .as_ref()
+                    .is_none_or(|graph| *graph == record.graph)
+                    && (filter.statuses.is_empty() || filter.statuses.contains(&record.status))
+                    && filter.parent.as_ref().is_none_or(|parent| {
+                        record.parent.as_ref().is_some_and(|p| p.thread == *parent)
+                    })
+                    && filter
+                        .prefix
+                        .as_ref()
+                        .is_none_or(|prefix| record.id.as_str().starts_with(prefix))
+                    && filter.after.as_ref().is_none_or(|after| record.id > *after)
+            })
+            .take(filter.limit.unwrap_or(1000))
+            .cloned()
+            .collect())
+    }
+
+    async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
+        Ok(self.tables.lock().threads.remove(thread).is_some())
+    }
+
+    async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
+        let now = Timestamp::now();
+        let mut tables = self.tables.lock();
+        let tables = &mut *tables;
+        let mut due = Vec::new();
+        let mut next: Option<Timestamp> = None;
+        for thread in tables.threads.values() {
+            let Some(at) = thread.due_at else { continue };
+            if !request.graphs.contains(&thread.record.graph) {
+                continue;
+            }
+            if at <= now {
+                let rank = i64::from(thread.record.priority.rank());
+                let turn = at.saturating_add(SignedDuration::from_secs(rank * AGING_S));
+                due.push((turn.unwrap_or(at), thread.record.id.clone()));
+            } else {
+                next = Some(next.map_or(at, |next| next.min(at)));
+            }
+        }
+        due.sort();
+        due.truncate(request.limit);
+        let mut claims = Vec::new();
+        for (_, id) in due {
+            let Some(thread) = tables.threads.get_mut(&id) else {
+                continue;
+            };
+            tables.tokens += 1;
+            let expires_at = after(now, request.lease);
+            if thread.record.lease.is_some() {
+                thread.takeovers += 1;
+            }
+            thread.record.lease = Some(LeaseRecord {
+                owner: request.owner.to_owned(),
+                token: tables.tokens,
+                expires_at,
+            });
+            thread.due_at = Some(expires_at);
+            thread.record.status = ThreadStatus::Running;
+            thread.record.updated_at = now;
+            claims.push(Claim {
+                lease: Lease {
+                    thread: id,
+                    token: tables.tokens,
+                },
+                thread: thread.record.clone(),
+                takeovers: thread.takeovers,
+            });
+        }
+        Ok(Claimed {
+            claims,
+            next_due: next
+                .map(|next| Duration::try_from(next.duration_since(now)).unwrap_or_default()),
+            now,
+        })
+    }
+
+    async fn renew(
+        &self,
+        leases: &[Lease],
+        duration: Duration,
+    ) -> Result<Vec<Renewed>, StorageError> {
+        let now = Timestamp::now();
+        let mut tables = self.tables.lock();
+        Ok(leases
+            .iter()
+            .map(|lease| {
+                let thread = tables.held(lease).ok();
+                Renewed {
+                    thread: lease.thread.clone(),
+                    held: thread.is_some(),
+                    cancel: thread.and_then(|thread| {
+                        let expires_at = after(now, duration);
+                        thread.due_at = Some(expires_at);
+                        if let Some(lease) = &mut thread.record.lease {
+                            lease.expires_at = expires_at;
+                        }
+                        thread.record.cancel.clone()
+                    }),
+                }
+            })
+            .collect())
+    }
+
+    async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
+        let mut tables = self.tables.lock();
+        let thread = tables.held(lease)?;
+        let checkpoint = thread.record.checkpoint;
+        Ok(Loaded {
+            thread: thread.record.clone(),
+            state: thread.state_rows(None)?,
+            writes: thread
+                .writes
+                .get(&checkpoint)
+                .map(|writes| {
+                    writes
+                        .iter()
+                        .map(|((task, kind, name, round), value)| Write {
+                            task: task.clone(),
+                            kind: *kind,
+                            name: name.clone(),
+                            round: *round,
+                            value: value.clone(),
+                        })
+                        .collect()
+                })
+                .unwrap_or_default(),
+            mailbox: thread
+                .mailbox
+                .values()
+                .map(|mail| mail.record.clone())
+                .collect(),
+            mail: thread.mail,
+            now: Timestamp::now(),
+        })
+    }
+
+    async fn mailbox(
+        &self,
+        thread: &ThreadId,
+        after: u64,
+    ) -> Result<(Vec<SignalRecord>, u64), StorageError> {
+        let tables = self.tables.lock();
+        let thread = tables.known(thread)?;
+        let signals = thread
+            .mailbox
+            .range(after + 1..)
+            .map(|(_, mail)| mail.record.clone())
+            .collect();
+        Ok((signals, thread.mail))
+    }
+
+    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
+        let now = Timestamp::now();
+        let mut tables = self.tables.lock();
+        let tables = &mut *tables;
+        // Everything that can be refused is refused before anything is written.
+        let thread = tables.held(lease)?;
+        let mut made = None;
+        if let Some(new) = commit.checkpoint {
+            if new.branch != thread.record.branch || new.parent != thread.record.checkpoint {
+                return Err(StorageError::NotTheTip {
+                    thread: lease.thread.clone(),
+                    branch: new.branch,
+                    parent: new.parent,
+                });
+            }
+            made = Some(thread.grow(new, now));
+        }
+        if commit.clear_writes {
+            thread.writes.remove(&commit.base);
+        }
+        if !commit.writes.is_empty() {
+            let writes = thread
+                .writes
+                .entry(made.unwrap_or(commit.base))
+                .or_default();
+            for write in commit.writes {
+                let key = (write.task, write.kind, write.name, write.round);
+                writes.insert(key, write.value);
+            }
+        }
+        for number in &commit.consumed {
+            thread.mailbox.remove(number);
+        }
+        if let Some(waits) = commit.waits {
+            thread.record.waits = waits;
+        }
+        if made.is_some() {
+            thread.takeovers = 0;
+        }
+        thread.record.updated_at = now;
+
+        for event in commit.events {
+            tables.append(event, now);
+        }
+        for child in commit.children {
+            tables.create(child, now);
+        }
+        let mut undelivered = Vec::new();
+        for signal in commit.signals {
+            if !tables.threads.contains_key(&signal.thread) {
+                if !undelivered.contains(&signal.thread) {
+                    undelivered.push(signal.thread);
+                }
+                continue;
+            }
+            tables.deliver(signal, now);
+        }
+        for request in commit.cancels {
+            tables.cancel(request, now);
+        }
+
+        let thread = tables.held(lease)?;
+        let mut released = true;
+        match commit.then {
+            Then::Keep => released = false,
+            Then::Yield => {
+                thread.release(ThreadStatus::Ready, Some(now));
+                thread.record.wake_at = None;
+            }
+            Then::Wait { mail_seen, wake_at } => {
+                let news = thread.mailbox.range(mail_seen + 1..).next().is_some();
+                if news || thread.record.cancel.is_some() {
+                    released = false;
+                } else {
+                    thread.release(ThreadStatus::Waiting, wake_at);
+                    thread.record.wake_at = wake_at;
+                }
+            }
+            Then::End {
+                status,
+                error,
+                output,
+            } => {
+                let revived = thread.mailbox.values().any(|mail| mail.revives);
+                thread.release(status, revived.then_some(now));
+                thread.record.error = error;
+                thread.record.output = output;
+                thread.record.waits = Vec::new();
+                thread.record.wake_at = None;
+                thread.record.cancel = None;
+            }
+        }
+        Ok(Receipt {
+            checkpoint: made,
+            released,
+            mail: thread.mail,
+            cancel: thread.record.cancel.clone(),
+            undelivered,
+            now,
+        })
+    }
+
+    async fn history(
+        &self,
+        thread: &ThreadId,
+        filter: &HistoryFilter,
+    ) -> Result<Vec<CheckpointRecord>, StorageError> {
+        let tables = self.tables.lock();
+        let known = tables.known(thread)?;
+        let way = match filter.branch {
+            Some(branch) => {
+                let tip =
+                    known
+                        .branches
+                        .get(&branch)
+                        .ok_or_else(|| StorageError::UnknownBranch {
+                            thread: thread.clone(),
+                            branch,
+                        })?;
+                known.way(tip.tip)
+            }
+            None => known.checkpoints.keys().copied().collect(),
+        };
+        Ok(way
+            .into_iter()
+            .rev()
+            .filter(|number| filter.before.is_none_or(|before| *number < before))
+            .take(filter.limit.unwrap_or(100))
+            .filter_map(|number| {
+                let Checkpoint { new, at } = known.checkpoints.get(&number)?;
+                Some(CheckpointRecord {
+                    checkpoint: number,
+                    parent: new.parent,
+                    branch: new.branch,
+                    step: new.step,
+                    source: new.source.clone(),
+                    plan: new.plan.clone(),
+                    at: *at,
+                })
+            })
+            .collect())
+    }
+
+    async fn state_rows(
+        &self,
+        thread: &ThreadId,
+        checkpoint: Option<u64>,
+    ) -> Result<StateRows, StorageError> {
+        self.tables.lock().known(thread)?.state_rows(checkpoint)
+    }
+
+    async fn fork(
+        &self,
+        thread: &ThreadId,
+        mut checkpoint: NewCheckpoint,
+    ) -> Result<(u32, u64), StorageError> {
+        let mut tables = self.tables.lock();
+        tables.known(thread)?.require(checkpoint.parent)?;
+        let known: &mut Thread = tables.known_mut(thread)?;
+        let branch = known.branches.keys().max().map_or(0, |newest| newest + 1);
+        known.newest += 1;
+        checkpoint.branch = branch;
+        known.branches.insert(branch, Branch { tip: known.newest });
+        known.checkpoints.insert(
+            known.newest,
+            Checkpoint {
+                new: checkpoint,
+                at: Timestamp::now(),
+            },
+        );
+        Ok((branch, known.newest))
+    }
+
+    async fn set_head(&self, thread: &ThreadId, branch: u32) -> Result<(), StorageError> {
+        let mut tables = self.tables.lock();
+        let known = tables.known_mut(thread)?;
+        let Some(Branch { tip }) = known.branches.get(&branch).copied() else {
+            return Err(StorageError::UnknownBranch {
+                thread: thread.clone(),
+                branch,
+            });
+        };
+        known.record.branch = branch;
+        known.record.checkpoint = tip;
+        known.record.step = known.checkpoints.get(&tip).map_or(0, |c| c.new.step);
+        known.record.lease = None;
+        known.ready(Timestamp::now());
+        Ok(())
+    }
+
+    async fn branches(&self, thread: &ThreadId) -> Result<BTreeMap<u32, u64>, StorageError> {
+        let tables = self.tables.lock();
+        let known = tables.known(thread)?;
+        Ok(known
+            .branches
+            .iter()
+            .map(|(branch, tip)| (*branch, tip.tip))
+            .collect())
+    }
+
+    async fn journal(
+        &self,
+        filter: &JournalFilter,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let tables = self.tables.lock();
+        let start = usize::try_from(after.0)
+            .unwrap_or(usize::MAX)
+            .min(tables.journal.len());
+        Ok(tables.journal[start..]
+            .iter()
+            .filter(|entry| filter.streams.is_empty() || filter.streams.contains(&entry.stream))
+            .filter(|entry| filter.thread.is_none() || filter.thread == entry.thread)
+            .take(limit)
+            .cloned()
+            .collect())
+    }
+
+    async fn journal_end(&self) -> Result<Cursor, StorageError> {
+        Ok(Cursor(self.tables.lock().journal.len() as u64))
+    }
+
+    async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
+        let mut tables = self.tables.lock();
+        if !tables.said.insert(id.to_owned()) {
+            return Ok(Appended::Duplicate);
+        }
+        tables.append(event, Timestamp::now());
+        Ok(Appended::New)
+    }
+}

@@ -1,0 +1,286 @@
+//! What is kept in memory, and how it changes. Everything here happens under one lock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::{
+    checkpoint::{
+        CancelOutcome, CancelRequest, Entry, Lease, NewCheckpoint, NewEvent, NewSignal, NewThread,
+        SignalRecord, StateRow, StateRows, StorageError, ThreadRecord, ThreadStatus, WriteKind,
+    },
+    ids::{Cursor, ThreadId},
+};
+
+#[derive(Default)]
+pub(super) struct Tables {
+    pub threads: BTreeMap<ThreadId, Thread>,
+    pub journal: Vec<Entry>,
+    pub streams: HashMap<String, u64>,
+    /// Ids of entries that are unique.
+    pub said: HashSet<String>,
+    /// The newest fencing token. One count for all threads: a deleted thread's tokens do not come back.
+    pub tokens: u64,
+}
+
+pub(super) struct Checkpoint {
+    pub new: NewCheckpoint,
+    pub at: Timestamp,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Branch {
+    pub tip: u64,
+}
+
+pub(super) struct Mail {
+    pub record: SignalRecord,
+    pub revives: bool,
+}
+
+type WriteKey = (String, WriteKind, String, u32);
+
+pub(super) struct Thread {
+    pub record: ThreadRecord,
+    pub branches: BTreeMap<u32, Branch>,
+    pub checkpoints: BTreeMap<u64, Checkpoint>,
+    /// The newest checkpoint of all branches.
+    pub newest: u64,
+    pub writes: HashMap<u64, BTreeMap<WriteKey, Value>>,
+    pub mailbox: BTreeMap<u64, Mail>,
+    pub keys: BTreeSet<String>,
+    pub mail: u64,
+    pub takeovers: u32,
+    /// From when on it can be claimed: its lease's expiry while it has one.
+    pub due_at: Option<Timestamp>,
+}
+
+impl Thread {
+    /// Gives the lease back.
+    pub fn release(&mut self, status: ThreadStatus, due_at: Option<Timestamp>) {
+        self.record.status = status;
+        self.record.lease = None;
+        self.due_at = due_at;
+        self.takeovers = 0;
+    }
+
+    pub fn ready(&mut self, now: Timestamp) {
+        self.release(ThreadStatus::Ready, Some(now));
+        self.record.error = None;
+        self.record.output = None;
+        self.record.waits = Vec::new();
+        self.record.wake_at = None;
+        self.record.cancel = None;
+        self.record.updated_at = now;
+    }
+
+    /// Makes it due, unless a run holds it or it has ended.
+    fn wake(&mut self, now: Timestamp, revives: bool) {
+        if self.record.lease.is_none() && (revives || !self.record.status.is_ended()) {
+            self.due_at = Some(self.due_at.map_or(now, |due| due.min(now)));
+        }
+    }
+
+    /// Adds a checkpoint to the head branch.
+    pub fn grow(&mut self, new: NewCheckpoint, now: Timestamp) -> u64 {
+        self.newest += 1;
+        self.record.checkpoint = self.newest;
+        self.record.step = new.step;
+        self.branches
+            .insert(new.branch, Branch { tip: self.newest });
+        self.checkpoints
+            .insert(self.newest, Checkpoint { new, at: now });
+        self.newest
+    }
+
+    pub fn require(&self, checkpoint: u64) -> Result<(), StorageError> {
+        if checkpoint == 0 || self.checkpoints.contains_key(&checkpoint) {
+            Ok(())
+        } else {
+            Err(StorageError::UnknownCheckpoint {
+                thread: self.record.id.clone(),
+                checkpoint,
+            })
+        }
+    }
+
+    /// The checkpoints that lead to one, oldest first, with it.
+    pub fn way(&self, checkpoint: u64) -> Vec<u64> {
+        let mut way = Vec::new();
+        let mut number = checkpoint;
+        while let Some(found) = self.checkpoints.get(&number) {
+            way.push(number);
+            number = found.new.parent;
+        }
+        way.reverse();
+        way
+    }
+
+    pub fn state_rows(&self, checkpoint: Option<u64>) -> Result<StateRows, StorageError> {
+        let number = checkpoint.unwrap_or(self.record.checkpoint);
+        self.require(number)?;
+        let way = self.way(number);
+        let snapshot = way
+            .iter()
+            .rposition(|number| self.checkpoints[number].new.snapshot.is_some());
+        let rows = way
+            .iter()
+            .enumerate()
+            .filter_map(|(index, number)| {
+                let new = &self.checkpoints[number].new;
+                let old = snapshot.is_some_and(|snapshot| index < snapshot);
+                if old && new.appends.is_empty() {
+                    return None;
+                }
+                Some(StateRow {
+                    checkpoint: *number,
+                    appends: new.appends.clone(),
+                    changes: if old {
+                        serde_json::Map::new()
+                    } else {
+                        new.changes.clone()
+                    },
+                    snapshot: if old { None } else { new.snapshot.clone() },
+                })
+            })
+            .collect();
+        let tip = self.checkpoints.get(&number).map(|found| &found.new);
+        Ok(StateRows {
+            checkpoint: number,
+            branch: tip.map_or(0, |new| new.branch),
+            step: tip.map_or(0, |new| new.step),
+            plan: tip.map(|new| new.plan.clone()),
+            since_snapshot: snapshot.map(|index| (way.len() - 1 - index) as u64),
+            rows,
+        })
+    }
+}
+
+impl Tables {
+    pub fn known(&self, thread: &ThreadId) -> Result<&Thread, StorageError> {
+        self.threads
+            .get(thread)
+            .ok_or_else(|| StorageError::UnknownThread(thread.clone()))
+    }
+
+    pub fn known_mut(&mut self, thread: &ThreadId) -> Result<&mut Thread, StorageError> {
+        self.threads
+            .get_mut(thread)
+            .ok_or_else(|| StorageError::UnknownThread(thread.clone()))
+    }
+
+    /// The thread, if the lease is its newest and was not given back.
+    pub fn held(&mut self, lease: &Lease) -> Result<&mut Thread, StorageError> {
+        self.threads
+            .get_mut(&lease.thread)
+            .filter(|thread| {
+                thread
+                    .record
+                    .lease
+                    .as_ref()
+                    .is_some_and(|held| held.token == lease.token)
+            })
+            .ok_or_else(|| StorageError::Fenced {
+                thread: lease.thread.clone(),
+                token: lease.token,
+            })
+    }
+
+    pub fn create(&mut self, new: NewThread, now: Timestamp) -> bool {
+        if self.threads.contains_key(&new.id) {
+            return false;
+        }
+        let record = ThreadRecord {
+            id: new.id.clone(),
+            graph: new.graph,
+            parent: new.parent,
+            priority: new.priority,
+            status: ThreadStatus::Ready,
+            branch: 0,
+            checkpoint: 0,
+            step: 0,
+            input: new.input,
+            waits: Vec::new(),
+            wake_at: None,
+            error: None,
+            output: None,
+            cancel: None,
+            lease: None,
+            created_at: now,
+            updated_at: now,
+        };
+        self.threads.insert(
+            new.id,
+            Thread {
+                record,
+                branches: BTreeMap::from([(0, Branch { tip: 0 })]),
+                checkpoints: BTreeMap::new(),
+                newest: 0,
+                writes: HashMap::new(),
+                mailbox: BTreeMap::new(),
+                keys: BTreeSet::new(),
+                mail: 0,
+                takeovers: 0,
+                due_at: Some(now),
+            },
+        );
+        true
+    }
+
+    /// Puts a signal into a mailbox that exists, unless its key is known.
+    pub fn deliver(&mut self, signal: NewSignal, now: Timestamp) {
+        let Some(thread) = self.threads.get_mut(&signal.thread) else {
+            return;
+        };
+        if !thread.keys.insert(signal.key.clone()) {
+            return;
+        }
+        thread.mail += 1;
+        let number = thread.mail;
+        thread.mailbox.insert(
+            number,
+            Mail {
+                record: SignalRecord {
+                    number,
+                    kind: signal.kind,
+                    key: signal.key,
+                    payload: signal.payload,
+                },
+                revives: signal.revives,
+            },
+        );
+        thread.record.updated_at = now;
+        thread.wake(now, signal.revives);
+    }
+
+    pub fn cancel(&mut self, request: CancelRequest, now: Timestamp) -> CancelOutcome {
+        let Some(thread) = self.threads.get_mut(&request.thread) else {
+            return CancelOutcome::UnknownThread;
+        };
+        if thread.record.status.is_ended() {
+            return CancelOutcome::Ended;
+        }
+        if thread.record.cancel.is_some() {
+            return CancelOutcome::AlreadyRequested;
+        }
+        thread.record.cancel = Some(request.reason);
+        thread.record.updated_at = now;
+        thread.wake(now, false);
+        CancelOutcome::Requested
+    }
+
+    pub fn append(&mut self, event: NewEvent, now: Timestamp) {
+        let number = self.streams.entry(event.stream.clone()).or_default();
+        *number += 1;
+        self.journal.push(Entry {
+            cursor: Cursor(self.journal.len() as u64 + 1),
+            stream: event.stream,
+            number: *number,
+            name: event.name,
+            payload: event.payload,
+            thread: event.thread,
+            at: now,
+        });
+    }
+}

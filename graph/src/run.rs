@@ -1,0 +1,241 @@
+//! What all tasks of a run share: the lease, the mailbox, the clock, and the way to the database.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    checkpoint::{
+        Commit, Lease, Loaded, Parent, Priority, Receipt, SignalRecord, StorageError, Then, Write,
+    },
+    engine::Shared,
+    error::NodeError,
+    ids::ThreadId,
+};
+
+/// The unconsumed signals that the run knows of.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    signals: Vec<SignalRecord>,
+    /// The number of the newest signal known.
+    pub seen: u64,
+}
+
+impl Mailbox {
+    /// Takes the oldest signal for which `arrival` has a value.
+    pub fn take(
+        &mut self,
+        arrival: impl Fn(&SignalRecord) -> Option<Value>,
+    ) -> Option<(Value, u64)> {
+        let (index, value) = self
+            .signals
+            .iter()
+            .enumerate()
+            .find_map(|(index, signal)| Some((index, arrival(signal)?)))?;
+        let signal = self.signals.remove(index);
+        Some((value, signal.number))
+    }
+
+    /// Takes all signals of a kind, and returns their numbers.
+    pub fn discard(&mut self, kind: &str) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        self.signals.retain(|signal| {
+            let discard = signal.kind == kind;
+            if discard {
+                numbers.push(signal.number);
+            }
+            !discard
+        });
+        numbers
+    }
+
+    fn add(&mut self, signals: Vec<SignalRecord>, seen: u64) {
+        let known = self.seen;
+        self.signals
+            .extend(signals.into_iter().filter(|signal| signal.number > known));
+        self.seen = self.seen.max(seen);
+    }
+}
+
+/// How the process that runs threads talks to one of its runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Controls {
+    /// The thread is to be cancelled.
+    pub cancel: CancellationToken,
+    pub reason: Arc<Mutex<Option<String>>>,
+    /// Stop after this step and give the lease back.
+    pub drain: CancellationToken,
+    /// The lease is lost: stop at once.
+    pub lost: CancellationToken,
+}
+
+impl Controls {
+    pub fn request_cancel(&self, reason: String) {
+        self.reason.lock().get_or_insert(reason);
+        self.cancel.cancel();
+    }
+}
+
+/// Shared by the run and its tasks.
+pub(crate) struct RunShared {
+    pub engine: Arc<Shared>,
+    pub thread: ThreadId,
+    pub graph: Arc<str>,
+    pub parent: Option<Parent>,
+    pub priority: Priority,
+    pub branch: u32,
+    pub lease: Lease,
+    pub controls: Controls,
+    pub mailbox: Mutex<Mailbox>,
+    base: AtomicU64,
+    clock: Mutex<(Timestamp, Instant)>,
+    broken: AtomicBool,
+    trouble: Mutex<Option<StorageError>>,
+    /// Whether the current checkpoint has pending writes in the database.
+    dirty: AtomicBool,
+}
+
+impl RunShared {
+    pub fn new(engine: Arc<Shared>, lease: Lease, controls: Controls, loaded: &mut Loaded) -> Self {
+        let mut mailbox = Mailbox::default();
+        mailbox.add(std::mem::take(&mut loaded.mailbox), loaded.mail);
+        Self {
+            engine,
+            thread: loaded.thread.id.clone(),
+            graph: loaded.thread.graph.as_str().into(),
+            parent: loaded.thread.parent.clone(),
+            priority: loaded.thread.priority,
+            branch: loaded.state.branch,
+            lease,
+            controls,
+            mailbox: Mutex::new(mailbox),
+            base: AtomicU64::new(loaded.state.checkpoint),
+            clock: Mutex::new((loaded.now, Instant::now())),
+            broken: AtomicBool::new(false),
+            trouble: Mutex::new(None),
+            dirty: AtomicBool::new(!loaded.writes.is_empty()),
+        }
+    }
+
+    /// The checkpoint that the run stands on.
+    pub fn base(&self) -> u64 {
+        self.base.load(Ordering::Acquire)
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+    }
+
+    /// The database's clock, as far as it is known here.
+    pub fn now(&self) -> Timestamp {
+        let (then, since) = *self.clock.lock();
+        let passed = SignedDuration::try_from(since.elapsed()).unwrap_or_default();
+        then.checked_add(passed).unwrap_or(then)
+    }
+
+    /// Whether the run must stop without a trace.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire) || self.controls.lost.is_cancelled()
+    }
+
+    /// Why, once.
+    pub fn take_trouble(&self) -> Option<StorageError> {
+        self.trouble.lock().take()
+    }
+
+    /// Writes pending writes at once.
+    pub async fn write(&self, writes: Vec<Write>) -> Result<(), NodeError> {
+        let mut commit = Commit::on(self.base());
+        commit.writes = writes;
+        self.commit(commit)
+            .await
+            .map(|_| ())
+            .map_err(|Broken| NodeError::lost())
+    }
+
+    /// Commits. When that fails, the run is broken: what the database knows now is found out by the next one.
+    pub async fn commit(&self, commit: Commit) -> Result<Receipt, Broken> {
+        if self.is_broken() {
+            return Err(Broken);
+        }
+        let wakes = !commit.children.is_empty()
+            || !commit.signals.is_empty()
+            || !commit.cancels.is_empty()
+            || matches!(
+                commit.then,
+                Then::Yield | Then::End { .. } | Then::Wait { .. }
+            );
+        let speaks = !commit.events.is_empty();
+        let cancels: Vec<_> = commit.cancels.clone();
+        let advances = commit.checkpoint.is_some();
+        let writes = !commit.writes.is_empty();
+        match self.engine.store.commit(&self.lease, commit).await {
+            Ok(receipt) => {
+                if let Some(checkpoint) = receipt.checkpoint {
+                    self.base.store(checkpoint, Ordering::Release);
+                }
+                if advances {
+                    self.dirty.store(writes, Ordering::Release);
+                } else if writes {
+                    self.dirty.store(true, Ordering::Release);
+                }
+                *self.clock.lock() = (receipt.now, Instant::now());
+                if let Some(reason) = &receipt.cancel
+                    && !receipt.released
+                {
+                    self.controls.request_cancel(reason.clone());
+                }
+                for thread in &receipt.undelivered {
+                    tracing::warn!(from = %self.thread, to = %thread, "a signal went to a thread that does not exist");
+                }
+                for request in cancels {
+                    self.engine.cancel_here(&request.thread, &request.reason);
+                }
+                if wakes {
+                    self.engine.wake();
+                }
+                if speaks {
+                    self.engine.journal_grew();
+                }
+                Ok(receipt)
+            }
+            Err(error) => {
+                self.fail(error);
+                Err(Broken)
+            }
+        }
+    }
+
+    /// Reads signals that arrived since the mailbox was read.
+    pub async fn fetch_mail(&self) -> Result<(), Broken> {
+        let seen = self.mailbox.lock().seen;
+        match self.engine.store.mailbox(&self.thread, seen).await {
+            Ok((signals, mail)) => {
+                self.mailbox.lock().add(signals, mail);
+                Ok(())
+            }
+            Err(error) => {
+                self.fail(error);
+                Err(Broken)
+            }
+        }
+    }
+
+    pub fn fail(&self, error: StorageError) {
+        self.trouble.lock().get_or_insert(error);
+        self.broken.store(true, Ordering::Release);
+    }
+}
+
+/// The run has lost its lease or its database; the reason is kept in [`RunShared::take_trouble`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Broken;

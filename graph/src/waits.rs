@@ -1,0 +1,151 @@
+//! What a task can wait for, and what comes.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    checkpoint::{SignalRecord, ThreadStatus, WaitKind, WaitRecord},
+    ids::ThreadId,
+};
+
+/// Kinds of signals that are the engine's own begin so.
+pub(crate) const RESERVED: &str = "graph.";
+/// The answer to an interrupt; the payload is an [`Answer`].
+pub(crate) const ANSWER: &str = "graph.answer";
+/// The end of a child; the payload is a [`ChildEnd`].
+pub(crate) const CHILD: &str = "graph.child";
+/// A further input to a thread that has ended, or will; the payload is an update.
+pub(crate) const INPUT: &str = "graph.input";
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    pub id: String,
+    pub value: Value,
+}
+
+/// A set of things to wait for: the first that comes ends the wait.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WaitFor {
+    pub(crate) signals: Vec<String>,
+    pub(crate) children: Vec<String>,
+    pub(crate) until: Option<Timestamp>,
+}
+
+impl WaitFor {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A signal of this kind.
+    #[must_use]
+    pub fn signal(mut self, kind: impl Into<String>) -> Self {
+        self.signals.push(kind.into());
+        self
+    }
+
+    /// The end of the child with this name.
+    #[must_use]
+    pub fn child(mut self, name: impl Into<String>) -> Self {
+        self.children.push(name.into());
+        self
+    }
+
+    /// The ends of the children with these names, whichever comes first.
+    #[must_use]
+    pub fn children<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.children.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// This time, by the database's clock. Of several, the earliest.
+    #[must_use]
+    pub fn until(mut self, at: Timestamp) -> Self {
+        self.until = Some(self.until.map_or(at, |present| present.min(at)));
+        self
+    }
+}
+
+/// A signal that was waited for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Signal {
+    /// What kind of news it is.
+    pub kind: String,
+    /// Its unique key.
+    pub key: String,
+    /// The details.
+    pub payload: Value,
+}
+
+impl Signal {
+    /// The payload, as a type.
+    pub fn payload<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        T::deserialize(&self.payload)
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChildEnd {
+    /// The name under which it was spawned.
+    pub name: String,
+    /// Its id.
+    pub thread: ThreadId,
+    /// Done, failed or cancelled.
+    pub status: ThreadStatus,
+    /// What it returned; null if it returned nothing.
+    pub output: Value,
+    /// Why it failed or was cancelled.
+    pub error: Option<String>,
+}
+
+/// What ended a wait.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arrived {
+    /// A signal.
+    Signal(Signal),
+    /// A child's end.
+    Child(ChildEnd),
+    /// The time.
+    Timer,
+}
+
+/// Whether a signal ends a wait, and as what a re-run gets it: the answer's value, or an [`Arrived`].
+pub(crate) fn arrival(wait: &WaitRecord, signal: &SignalRecord) -> Option<Value> {
+    match signal.kind.as_str() {
+        ANSWER => {
+            if wait.kind != WaitKind::Interrupt {
+                return None;
+            }
+            let answer = Answer::deserialize(&signal.payload).ok()?;
+            (answer.id == wait.id).then_some(answer.value)
+        }
+        CHILD => {
+            let name = signal.payload.get("name")?.as_str()?;
+            if wait.children.iter().all(|child| child != name) {
+                return None;
+            }
+            let end = ChildEnd::deserialize(&signal.payload).ok()?;
+            serde_json::to_value(Arrived::Child(end)).ok()
+        }
+        kind if kind.starts_with(RESERVED) => None,
+        kind => {
+            if wait.signals.iter().all(|wanted| wanted != kind) {
+                return None;
+            }
+            serde_json::to_value(Arrived::Signal(Signal {
+                kind: signal.kind.clone(),
+                key: signal.key.clone(),
+                payload: signal.payload.clone(),
+            }))
+            .ok()
+        }
+    }
+}
+
+/// What a re-run gets when the time has come.
+pub(crate) fn timer() -> Value {
+    Value::String("timer".to_owned())
+}

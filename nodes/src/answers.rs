@@ -5,14 +5,32 @@
 use ports::{ChangeRequest, Plan, PlannedTask, ProjectSpec, ReviewVerdict, Service};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// An answer that can be checked beyond its form.
 pub(crate) trait Answered: serde::de::DeserializeOwned + JsonSchema + Send {
     /// The type's name, as the schema is called.
     const NAME: &'static str;
 
+    /// Reads it; what does not fit is named with its path.
+    fn read(value: Value) -> Result<Self, String> {
+        at_path(value)
+    }
+
     /// What is wrong with it, in a sentence that the model can act on.
     fn validate(&self) -> Result<(), String>;
+}
+
+fn at_path<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if path == "." {
+            inner.to_string()
+        } else {
+            format!("{path}: {inner}")
+        }
+    })
 }
 
 /// What brainstorm makes of a message: exactly one of these.
@@ -77,6 +95,22 @@ pub enum OrderWord {
 
 impl Answered for BrainstormTurn {
     const NAME: &'static str = "BrainstormTurn";
+
+    /// A tagged enum forgets the path of what does not fit, so the two large variants are read by themselves first.
+    fn read(value: Value) -> Result<Self, String> {
+        let inner = |field: &str| value.get(field).cloned().unwrap_or(Value::Null);
+        match value.get("turn").and_then(Value::as_str) {
+            Some("propose_project") => {
+                at_path::<ProjectSpec>(inner("spec")).map_err(|error| format!("spec.{error}"))?;
+            }
+            Some("propose_change") => {
+                at_path::<ChangeRequest>(inner("change"))
+                    .map_err(|error| format!("change.{error}"))?;
+            }
+            _ => {}
+        }
+        at_path(value)
+    }
 
     fn validate(&self) -> Result<(), String> {
         match self {

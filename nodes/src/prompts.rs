@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use graph::NodeError;
-use minijinja::{Environment, UndefinedBehavior, value::Serde};
+use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use serde_json::Value;
 
 /// The version of the prompts that are in use; each has a folder of its own, so that a new one can be tried beside the old.
@@ -34,8 +34,13 @@ static TEMPLATES: [(&str, &str); 11] = prompts![
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .expect("the delimiters are the usual ones"),
+    );
     environment.add_filter("data", data);
     for (name, source) in TEMPLATES {
         environment

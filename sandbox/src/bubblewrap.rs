@@ -14,7 +14,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::descriptors::{MemoryFile, highest_inheritable};
+use crate::descriptors::{CLOSE_AND_RUN, MemoryFile, highest_inheritable};
 use crate::detect::{bounded_output, find};
 use crate::job::LAUNCHER;
 use crate::running::Prepared;
@@ -142,11 +142,7 @@ impl Programs {
         let mut files = vec![MemoryFile::new(&packed)?];
         files.extend(data);
 
-        // Everything that was left open for us by whoever started us is closed, whatever its
-        // number; then the files in memory are opened and nothing else.
-        let mut script = String::from(
-            "for f in /proc/self/fd/*; do n=${f##*/}; if [ \"$n\" -gt 2 ]; then eval \"exec $n>&-\"; fi; done; exec \"$@\"",
-        );
+        let mut script = CLOSE_AND_RUN.to_owned();
         let _ = write!(script, " 3<{} 4>>{}", files[0].path(), status.path());
         for (index, file) in files[1..].iter().enumerate() {
             let _ = write!(script, " {}<{}", FIRST_DATA_FD + index, file.path());

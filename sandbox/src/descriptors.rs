@@ -5,10 +5,13 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::Command;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::Error;
+use crate::detect::find;
 
 /// A file in memory, empty or with content.
 pub(crate) struct MemoryFile(File);
@@ -64,4 +67,25 @@ pub(crate) fn highest_inheritable(floor: u32) -> Option<u32> {
                 .is_some_and(|flags| flags & CLOEXEC == 0)
         })
         .max()
+}
+
+/// A shell's script that closes everything that was left open for us by whoever started us,
+/// whatever its number, and then becomes the command in its arguments.
+pub(crate) const CLOSE_AND_RUN: &str = "for f in /proc/self/fd/*; do n=${f##*/}; \
+    if [ \"$n\" -gt 2 ]; then eval \"exec $n>&-\"; fi; done; exec \"$@\"";
+
+/// A command for a process that outlives us, unconfined: none of the descriptors that we inherited
+/// reach it (a build tool's or a terminal's pipes would stay open as long as it runs), nor does our
+/// environment.
+pub fn detached(program: &Path) -> Result<Command, Error> {
+    let bash = find("bash");
+    if bash.is_none()
+        && let Some(fd) = highest_inheritable(9)
+    {
+        return Err(Error::InheritedDescriptor(fd));
+    }
+    let mut command = Command::new(bash.unwrap_or_else(|| "/bin/sh".into()));
+    command.env_clear().arg("-c").arg(CLOSE_AND_RUN);
+    command.arg("detached").arg(program);
+    Ok(command)
 }

@@ -41,6 +41,7 @@ mod running;
 mod spawning;
 mod tree;
 
+pub use descriptors::detached;
 pub use detect::{Sandbox, Unavailable, Unconfined};
 pub use error::Error;
 pub use job::{Job, Limits, Stdin};

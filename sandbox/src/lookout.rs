@@ -51,6 +51,7 @@ impl Lookout {
             shared,
             started,
             measured: Instant::now(),
+            measuring: Duration::ZERO,
             seen: Seen::default(),
         };
         let seen = std::thread::Builder::new()
@@ -81,6 +82,7 @@ struct Watching {
     shared: Arc<Shared>,
     started: Instant,
     measured: Instant,
+    measuring: Duration,
     seen: Seen,
 }
 
@@ -146,10 +148,13 @@ impl Watching {
 
     fn measure(&mut self) -> Option<Reason> {
         let most = self.limits.disk_mb?.saturating_mul(1 << 20);
-        if self.measured.elapsed() < MEASURE {
+        // Never more than a twentieth of the time goes into it.
+        if self.measured.elapsed() < MEASURE.max(self.measuring * 20) {
             return None;
         }
+        let begun = Instant::now();
         let used = disk::used_bytes(&self.writable);
+        self.measuring = begun.elapsed();
         self.measured = Instant::now();
         (used > most).then_some(Reason::Disk)
     }

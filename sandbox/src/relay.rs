@@ -128,10 +128,18 @@ where
     let _ = copy_bidirectional(&mut tcp, &mut other).await;
 }
 
-/// Connects to a Unix socket, whatever the length of its path.
+/// Connects to a Unix socket, whatever the length of its path. A sandbox may have put something
+/// else in its place: a link is not followed, so it cannot lead us to a socket of the host.
 pub async fn connect(socket: &Path) -> io::Result<UnixStream> {
-    let short = Short::of(socket)?;
-    UnixStream::connect(&short.path).await
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(socket, flags, Mode::empty())?;
+    let mode = rustix::fs::fstat(&opened)?.st_mode;
+    if rustix::fs::FileType::from_raw_mode(mode) != rustix::fs::FileType::Socket {
+        let message = format!("{} is no socket", socket.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let path = Path::new("/proc/self/fd").join(opened.as_raw_fd().to_string());
+    UnixStream::connect(path).await
 }
 
 /// Listens on a Unix socket, whatever the length of its path, replacing a left-over file. Only we
@@ -214,6 +222,17 @@ mod tests {
             stream.read_to_string(&mut answer).await.expect("read");
             assert_eq!(answer, "hello");
         }
+    }
+
+    #[tokio::test]
+    async fn a_link_in_the_place_of_a_socket_is_not_followed() {
+        let directory = tempfile::tempdir().expect("directory");
+        let real = directory.path().join("real.sock");
+        let _listener = listen(&real).expect("listener");
+        connect(&real).await.expect("the real one can be reached");
+        let link = directory.path().join("in.sock");
+        std::os::unix::fs::symlink(&real, &link).expect("link");
+        assert!(connect(&link).await.is_err());
     }
 
     #[tokio::test]

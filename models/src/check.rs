@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::backoff::TryError;
 use crate::config::{ApiKey, EndpointConfig, TimeoutConfig, without_credentials};
-use crate::endpoint::{Endpoint, Shape, http_client};
+use crate::endpoint::{Endpoint, Shape};
 use crate::wire::Completion;
 
 /// How long the whole check may take.
@@ -34,8 +34,7 @@ pub async fn live_check(
         api_key: key.cloned(),
     };
     let timeouts = TimeoutConfig::default();
-    let endpoint = http_client(&timeouts)
-        .and_then(|http| Endpoint::new("check", &config, http, &timeouts))
+    let endpoint = Endpoint::new("check", &config, &timeouts)
         .map(Arc::new)
         .map_err(|error| unavailable(TryError::lasting(error.to_string())))?;
     let deadline = Instant::now() + PATIENCE;

@@ -167,8 +167,8 @@ pub(crate) fn priced(price: Option<&Price>, input_tokens: u64, output_tokens: u6
     }
 }
 
-/// What a project may spend. A call whose price is known is held to `cost_usd`, any other to `tokens`; where the limit that
-/// applies is not set, the other one holds, and where neither is set nothing does.
+/// What a project may spend. A call whose price is known is held to `cost_usd`, any other to `tokens`. A call with a known
+/// price and no limit in US dollars is held to `tokens` as well.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BudgetLimits {

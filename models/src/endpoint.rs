@@ -19,15 +19,17 @@ use crate::quirks::Quirks;
 use crate::sse;
 use crate::wire;
 
-/// The longest body that is read whole.
-const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
+/// The longest answer that is read, as it comes over the wire; a stream wraps every word into a few hundred bytes.
+const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// The longest error body that is read.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 /// How long an endpoint may take to say what an answer cost after the answer itself has ended.
 const AFTER_FINISH: Duration = Duration::from_secs(5);
 
-/// The HTTP client for all endpoints. It follows no redirect (which would turn a question into a GET) and tries nothing again.
-pub(crate) fn http_client(timeouts: &TimeoutConfig) -> Result<reqwest::Client, ConfigError> {
+/// The HTTP client of an endpoint. It follows no redirect (which would turn a question into a GET) and tries nothing again.
+///
+/// `direct`: past any proxy that the environment names, for endpoints on this machine.
+fn http_client(timeouts: &TimeoutConfig, direct: bool) -> Result<reqwest::Client, ConfigError> {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         return Err(ConfigError::Client {
             message:
@@ -35,7 +37,11 @@ pub(crate) fn http_client(timeouts: &TimeoutConfig) -> Result<reqwest::Client, C
                     .to_owned(),
         });
     }
-    reqwest::Client::builder()
+    let mut builder = reqwest::Client::builder();
+    if direct {
+        builder = builder.no_proxy();
+    }
+    builder
         .connect_timeout(Duration::from_secs(timeouts.connect_s))
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -60,12 +66,18 @@ impl Endpoint {
     pub fn new(
         name: &str,
         config: &EndpointConfig,
-        http: reqwest::Client,
         timeouts: &TimeoutConfig,
     ) -> Result<Self, ConfigError> {
+        let base = parse_base_url(name, &config.base_url)?;
+        if let (Some(variable), None) = (&config.api_key_env, &config.api_key) {
+            return Err(ConfigError::MissingKey {
+                endpoint: name.to_owned(),
+                variable: variable.clone(),
+            });
+        }
         Ok(Self {
-            http,
-            base: parse_base_url(name, &config.base_url)?,
+            http: http_client(timeouts, is_local(&base))?,
+            base,
             shown: without_credentials(&config.base_url),
             key: config.api_key.clone(),
             idle: Duration::from_secs(timeouts.idle_s),
@@ -143,6 +155,7 @@ impl Endpoint {
             deadline,
             finished_at: None,
             decoder: sse::Decoder::default(),
+            read: 0,
         };
         if status.is_success() {
             return Ok(answer);
@@ -226,6 +239,7 @@ pub(crate) struct Answer {
     deadline: Instant,
     finished_at: Option<Instant>,
     decoder: sse::Decoder,
+    read: usize,
 }
 
 /// What an answer turned out to be.
@@ -246,14 +260,8 @@ impl Answer {
             head.extend_from_slice(&piece.unwrap_or_default());
             let start = head.iter().position(|byte| !byte.is_ascii_whitespace());
             match start.map(|start| head[start]) {
-                Some(b'{' | b'[') => {
-                    if ended {
-                        return parse(&head).map(Shape::Body);
-                    }
-                    if head.len() > MAX_BODY_BYTES {
-                        return Err(TryError::lasting("its answer is longer than 32 MiB"));
-                    }
-                }
+                Some(b'{' | b'[') if ended => return parse(&head).map(Shape::Body),
+                Some(b'{' | b'[') => {}
                 Some(_) => {
                     let mut events = self.decode(&head)?;
                     if ended {
@@ -296,9 +304,6 @@ impl Answer {
         let mut body = Vec::new();
         while let Some(piece) = self.piece().await? {
             body.extend_from_slice(&piece);
-            if body.len() > MAX_BODY_BYTES {
-                return Err(TryError::lasting("its answer is longer than 32 MiB"));
-            }
         }
         parse(&body)
     }
@@ -326,7 +331,13 @@ impl Answer {
             .map_or(Instant::now() + self.endpoint.idle, |at| at + AFTER_FINISH);
         let until = self.deadline.min(patience);
         match timeout_at(until, self.response.chunk()).await {
-            Ok(Ok(piece)) => Ok(piece),
+            Ok(Ok(piece)) => {
+                self.read += piece.as_ref().map_or(0, Bytes::len);
+                if self.read > MAX_ANSWER_BYTES {
+                    return Err(TryError::lasting("its answer is longer than 64 MiB"));
+                }
+                Ok(piece)
+            }
             // The answer is complete; how the connection ends does not matter any more.
             _ if self.finished_at.is_some() => Ok(None),
             Ok(Err(error)) => Err(self.endpoint.dropped(&error)),
@@ -338,6 +349,15 @@ impl Answer {
 fn parse(body: &[u8]) -> Result<Value, TryError> {
     serde_json::from_slice(body)
         .map_err(|error| TryError::transport(format!("its answer is not JSON ({error})")))
+}
+
+fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
 }
 
 /// An error with its causes, without addresses (which may carry credentials).

@@ -13,6 +13,7 @@
 //!
 //! The program installs rustls' default crypto provider once, before it makes a [`Provider`].
 
+mod account;
 mod backoff;
 mod budget;
 mod check;

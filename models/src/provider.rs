@@ -8,17 +8,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ports::{
-    Ledger, ModelAnswer, ModelCall, ModelError, Models, ProjectId, Role, Spend, Usage,
-    WorkerAnswer, WorkerCall, WorkerModels,
+    Ledger, ModelAnswer, ModelCall, ModelError, Models, Role, Spend, Usage, WorkerAnswer,
+    WorkerCall, WorkerModels,
 };
 use serde_json::Value;
 use tokio::time::Instant;
-use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
+use tracing::{Instrument, debug, warn};
 
+use crate::account::{
+    WorkerKeys, call_span, crew_spend, lost_key, note_usage, prompt_bytes, worker_span,
+    worker_spend,
+};
 use crate::backoff::{Backoff, TryError, is_passing};
 use crate::budget::{Budgets, Estimate, Reservation};
 use crate::config::{Config, ConfigError, Price, RetryConfig, priced};
-use crate::endpoint::{Answer, Endpoint, Shape, http_client};
+use crate::endpoint::{Answer, Endpoint, Shape};
 use crate::wire::{self, Completion};
 
 /// How often one try may be put in another way because the endpoint refused a part of it.
@@ -75,10 +79,9 @@ impl Provider {
     /// [`ModelError::NotConfigured`].
     pub fn new(config: &Config, ledger: Arc<dyn Ledger>) -> Result<Self, ConfigError> {
         config.validate()?;
-        let http = http_client(&config.timeouts)?;
         let mut endpoints = BTreeMap::new();
         for (name, endpoint) in &config.endpoints {
-            let endpoint = Endpoint::new(name, endpoint, http.clone(), &config.timeouts)?;
+            let endpoint = Endpoint::new(name, endpoint, &config.timeouts)?;
             endpoints.insert(name.as_str(), Arc::new(endpoint));
         }
         let mut seats = HashMap::new();
@@ -533,141 +536,4 @@ impl Failures {
             retryable: self.retryable,
         }
     }
-}
-
-/// The keys under which workers' calls stand in the ledger: `{request}:{turn}`, and `{request}:{turn}.2` and so on when a
-/// worker asks again at the same turn, because that is paid again.
-#[derive(Default)]
-pub(crate) struct WorkerKeys {
-    taken: std::sync::Mutex<HashMap<String, HashMap<u32, u32>>>,
-}
-
-impl WorkerKeys {
-    /// More workers than ever run together; beyond, what ended long ago is forgotten with the rest.
-    const MAX_REQUESTS: usize = 4096;
-
-    pub fn take(&self, request: &str, turn: u32) -> String {
-        let mut taken = self
-            .taken
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if taken.len() >= Self::MAX_REQUESTS && !taken.contains_key(request) {
-            taken.clear();
-        }
-        let count = taken
-            .entry(request.to_owned())
-            .or_default()
-            .entry(turn)
-            .or_default();
-        *count += 1;
-        match *count {
-            1 => format!("{request}:{turn}"),
-            more => format!("{request}:{turn}.{more}"),
-        }
-    }
-}
-
-/// The line of the ledger for a worker's call.
-pub(crate) fn worker_spend(
-    keys: &WorkerKeys,
-    call: &WorkerCall,
-    model: &str,
-    usage: Usage,
-) -> Spend {
-    let turn = wire::assistant_messages(&call.body);
-    Spend {
-        id: keys.take(call.request.as_str(), turn),
-        project: call.project.clone(),
-        job: Some(call.job.clone()),
-        task: Some(call.task.clone()),
-        role: Role::Developer,
-        model: model.to_owned(),
-        usage,
-    }
-}
-
-/// The line of the ledger for a call of the crew's own.
-pub(crate) fn crew_spend(call: &ModelCall, id: String, model: &str, usage: Usage) -> Spend {
-    Spend {
-        id,
-        project: call.project.clone(),
-        job: call.job.clone(),
-        task: call.task.clone(),
-        role: call.role,
-        model: model.to_owned(),
-        usage,
-    }
-}
-
-/// What a try took that came to no answer is paid as well, each time.
-fn lost_key(key: &str) -> String {
-    format!("{key}#lost-{}", uuid::Uuid::new_v4().simple())
-}
-
-/// The size of a question, for estimates: its text, its schema (which it may carry twice) and a little for each message.
-fn prompt_bytes(call: &ModelCall) -> usize {
-    let text: usize = call
-        .messages
-        .iter()
-        .map(|message| message.text.len() + 16)
-        .sum();
-    let schema = call
-        .schema
-        .as_ref()
-        .map_or(0, |schema| 2 * schema.schema.to_string().len() + 200);
-    text + schema
-}
-
-/// The span of a call of the crew's own; it never holds what was asked or answered.
-pub(crate) fn call_span(call: &ModelCall) -> Span {
-    info_span!(
-        "model_call",
-        role = %call.role,
-        project = %call.project,
-        job = call.job.as_ref().map(ports::JobId::as_str),
-        task = call.task.as_ref().map(ports::TaskId::as_str),
-        thread = call.thread,
-        turn = call.turn,
-        model = Empty,
-        input_tokens = Empty,
-        output_tokens = Empty,
-        cost_usd = Empty,
-    )
-}
-
-/// The span of a worker's call.
-pub(crate) fn worker_span(call: &WorkerCall) -> Span {
-    info_span!(
-        "model_call",
-        role = %Role::Developer,
-        project = %project(&call.project),
-        job = call.job.as_str(),
-        task = call.task.as_str(),
-        request = call.request.as_str(),
-        thread = call.thread,
-        turn = wire::assistant_messages(&call.body),
-        model = Empty,
-        input_tokens = Empty,
-        output_tokens = Empty,
-        cost_usd = Empty,
-    )
-}
-
-fn project(project: &ProjectId) -> &str {
-    project.as_str()
-}
-
-/// Completes the current span.
-pub(crate) fn note_usage(model: &str, usage: &Usage) {
-    let span = Span::current();
-    span.record("model", model);
-    span.record("input_tokens", usage.input_tokens);
-    span.record("output_tokens", usage.output_tokens);
-    if let Some(cost) = usage.cost_usd {
-        span.record("cost_usd", cost);
-    }
-    debug!(
-        model,
-        usage.input_tokens, usage.output_tokens, "a model answered"
-    );
 }

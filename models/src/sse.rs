@@ -21,18 +21,33 @@ impl Decoder {
     /// Takes one piece and returns the data of every event that it completed.
     pub fn feed(&mut self, piece: &[u8]) -> Result<Vec<String>, EventTooLong> {
         let mut events = Vec::new();
-        for &byte in piece {
-            let after_cr = std::mem::replace(&mut self.after_cr, byte == b'\r');
-            match byte {
-                b'\n' if after_cr => {}
-                b'\n' | b'\r' => self.end_line(&mut events),
-                _ => self.line.push(byte),
-            }
-            if self.line.len() + self.data.len() > MAX_EVENT_BYTES {
-                return Err(EventTooLong);
+        let mut rest = piece;
+        if std::mem::take(&mut self.after_cr) && rest.first() == Some(&b'\n') {
+            rest = &rest[1..];
+        }
+        while let Some(end) = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+            self.push(&rest[..end])?;
+            self.end_line(&mut events);
+            let carriage_return = rest[end] == b'\r';
+            rest = &rest[end + 1..];
+            if carriage_return {
+                match rest.first() {
+                    Some(b'\n') => rest = &rest[1..],
+                    Some(_) => {}
+                    None => self.after_cr = true,
+                }
             }
         }
+        self.push(rest)?;
         Ok(events)
+    }
+
+    fn push(&mut self, part: &[u8]) -> Result<(), EventTooLong> {
+        if self.line.len() + self.data.len() + part.len() > MAX_EVENT_BYTES {
+            return Err(EventTooLong);
+        }
+        self.line.extend_from_slice(part);
+        Ok(())
     }
 
     /// The last event of a stream that ended without the empty line after it.

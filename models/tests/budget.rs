@@ -69,7 +69,6 @@ async fn parallel_calls_of_crew_and_workers_never_pass_the_limit_together() {
     assert!(refused >= 28 && server.count() == 40 - refused, "{refused}");
 
     // The owner raises the limit: the next call goes through without a restart.
-    assert!(provider.ask(&call("again", "hi")).await.is_ok() || cost > 0.09);
     book.limits.lock().unwrap().0 = Some(1.0);
     provider.ask(&call("raised", "hi")).await.unwrap();
 }

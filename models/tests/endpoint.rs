@@ -431,3 +431,26 @@ async fn a_live_check_tells_a_working_endpoint_from_a_refused_key_and_a_wrong_ad
         assert!(error.contains(says), "{error}");
     }
 }
+
+#[tokio::test]
+async fn an_endless_answer_ends() {
+    let long = delta(&"x".repeat(7 * 1024 * 1024));
+    let server = Server::scripted([Reply::Events(vec![long; 12])]).await;
+    let (provider, book) = provider(&config(&server.base_url));
+    let error = provider.ask(&call("k", "hi")).await.unwrap_err();
+    assert!(error.to_string().contains("longer than 64 MiB"), "{error}");
+    assert!(!error.to_failure().retryable);
+    assert_eq!(book.ids().len(), 1, "what came is counted");
+}
+
+#[tokio::test]
+async fn a_key_that_is_named_and_not_set_is_said_before_anything_is_asked() {
+    support::install_tls();
+    let mut config = config("http://127.0.0.1:1/v1");
+    let endpoint = config.endpoints.get_mut("default").unwrap();
+    endpoint.api_key = None;
+    endpoint.api_key_env = Some("MY_KEY".to_owned());
+    let error = Provider::new(&config, Arc::new(Book::default())).err();
+    let error = error.unwrap().to_string();
+    assert!(error.contains("MY_KEY"), "{error}");
+}

@@ -10,7 +10,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::{Instrument, Span, warn};
 
-use super::{Provider, failed, note_usage};
+use super::{Provider, failed};
+use crate::account::note_usage;
 use crate::backoff::TryError;
 use crate::budget::Reservation;
 use crate::config::{Price, priced};

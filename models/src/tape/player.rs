@@ -13,9 +13,9 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{Entry, Question, Tape};
+use crate::account::{WorkerKeys, call_span, crew_spend, note_usage, worker_span, worker_spend};
 use crate::budget::{Budgets, Estimate};
 use crate::config::BudgetLimits;
-use crate::provider::{WorkerKeys, call_span, crew_spend, note_usage, worker_span, worker_spend};
 use crate::wire::{self, Completion, Tokens, ToolCall};
 
 /// Answers from a tape. Cheap to clone.

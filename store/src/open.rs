@@ -1,0 +1,239 @@
+//! Opening the database: where it is, how its connections behave, and bringing its schema up to date.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sea_query::{Expr, Query};
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use sqlx::{Connection as _, Executor as _};
+
+use crate::{Db, Error, Result};
+
+static SQLITE: Migrator = sqlx::migrate!("../migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
+
+/// How long a connection waits for a lock, and a query for a connection.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Two processes that open one SQLite file at the same moment meet in the migrations; the later one tries again.
+const MIGRATION_TRIES: u32 = 20;
+
+/// Where the database is. Printing it never shows a password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Location {
+    /// A file; its folder is made if need be.
+    Sqlite(PathBuf),
+    /// `postgres://user:password@host:port/database`.
+    Postgres(String),
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "{}", path.display()),
+            Self::Postgres(url) => match PgConnectOptions::from_str(url) {
+                Ok(options) => write!(
+                    f,
+                    "postgres://{}:{}/{}",
+                    options.get_host(),
+                    options.get_port(),
+                    options.get_database().unwrap_or_default()
+                ),
+                Err(_) => f.write_str("postgres://… (not a valid URL)"),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The product's tables. Cheap to clone; all clones share one pool.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) db: Db,
+    location: Location,
+}
+
+impl Store {
+    /// Opens the database, creates it if it is a file that does not exist, and brings its tables up to date.
+    pub async fn open(location: &Location) -> Result<Self> {
+        let db = match location {
+            Location::Sqlite(path) => Db::Sqlite(open_sqlite(path, location).await?),
+            Location::Postgres(url) => Db::Postgres(open_postgres(url, location).await?),
+        };
+        let store = Self {
+            db,
+            location: location.clone(),
+        };
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    /// The database, for statements of one's own.
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// The pool, when the database is SQLite.
+    pub fn sqlite_pool(&self) -> Option<&SqlitePool> {
+        match &self.db {
+            Db::Sqlite(pool) => Some(pool),
+            Db::Postgres(_) => None,
+        }
+    }
+
+    /// The pool, when the database is PostgreSQL.
+    pub fn pg_pool(&self) -> Option<&PgPool> {
+        match &self.db {
+            Db::Sqlite(_) => None,
+            Db::Postgres(pool) => Some(pool),
+        }
+    }
+
+    /// The newest version of the schema that this program knows.
+    pub fn supported_schema_version(&self) -> i64 {
+        newest(self.migrator())
+    }
+
+    /// Closes every connection, waiting for those in use.
+    pub async fn close(&self) {
+        match &self.db {
+            Db::Sqlite(pool) => pool.close().await,
+            Db::Postgres(pool) => pool.close().await,
+        }
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        self.db
+            .fetch_all(&Query::select().expr(Expr::val(1_i64)).take())
+            .await?;
+        Ok(())
+    }
+
+    fn migrator(&self) -> &'static Migrator {
+        match self.db {
+            Db::Sqlite(_) => &SQLITE,
+            Db::Postgres(_) => &POSTGRES,
+        }
+    }
+
+    async fn migrate(&self) -> Result<()> {
+        let mut tries = 1;
+        loop {
+            match self.try_migrate().await {
+                Ok(()) => return Ok(()),
+                Err(MigrateError::VersionMissing(missing)) => {
+                    return Err(Error::NewerSchema {
+                        location: self.location.to_string(),
+                        found: self.applied_version().await.unwrap_or(missing),
+                        supported: newest(self.migrator()),
+                    });
+                }
+                Err(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..))
+                    if matches!(self.db, Db::Sqlite(_)) && tries < MIGRATION_TRIES =>
+                {
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(25)).await;
+                }
+                Err(source) => {
+                    return Err(Error::Migrate {
+                        location: self.location.to_string(),
+                        source: Box::new(source),
+                    });
+                }
+            }
+        }
+    }
+
+    async fn try_migrate(&self) -> Result<(), MigrateError> {
+        match &self.db {
+            Db::Sqlite(pool) => SQLITE.run(pool).await,
+            Db::Postgres(pool) => {
+                // On a connection of its own: the migrator's lock belongs to the session, and goes with it on failure.
+                let mut connection = pool.acquire().await?.detach();
+                let outcome = POSTGRES.run_direct(None, &mut connection, false).await;
+                connection.close().await?;
+                outcome
+            }
+        }
+    }
+
+    async fn applied_version(&self) -> Option<i64> {
+        let query = Query::select()
+            .expr_as(Expr::cust("MAX(version)"), "version")
+            .from("_sqlx_migrations")
+            .take();
+        let row = self.db.fetch_optional(&query).await.ok()??;
+        row.opt_int("version").ok()?
+    }
+}
+
+fn newest(migrator: &Migrator) -> i64 {
+    migrator.iter().map(|m| m.version).max().unwrap_or(0)
+}
+
+async fn open_sqlite(path: &std::path::Path, location: &Location) -> Result<SqlitePool> {
+    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        tokio::fs::create_dir_all(folder)
+            .await
+            .map_err(|source| Error::Folder {
+                path: folder.display().to_string(),
+                source,
+            })?;
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(PATIENCE)
+        .foreign_keys(true);
+    SqlitePoolOptions::new()
+        .max_connections(8)
+        .acquire_timeout(PATIENCE)
+        .connect_with(options)
+        .await
+        .map_err(|source| Error::Open {
+            location: location.to_string(),
+            source,
+        })
+}
+
+async fn open_postgres(url: &str, location: &Location) -> Result<PgPool> {
+    let failed = |source| Error::Open {
+        location: location.to_string(),
+        source,
+    };
+    let options = PgConnectOptions::from_str(url)
+        .map_err(failed)?
+        .application_name("artel");
+    PgPoolOptions::new()
+        .max_connections(10)
+        .acquire_timeout(PATIENCE)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                connection
+                    .execute(
+                        "SET lock_timeout = '15s'; SET idle_in_transaction_session_timeout = '60s'",
+                    )
+                    .await?;
+                Ok(())
+            })
+        })
+        .connect_with(options)
+        .await
+        .map_err(failed)
+}

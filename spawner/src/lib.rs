@@ -1,1 +1,122 @@
-//! spawner
+//! Runs coding workers on this machine: for every job a workspace, a sandbox and a broker, and at
+//! the end a result that names a commit which is in the repository.
+//!
+//! * [`Spawner`]: takes jobs from a [`protocol::Transport`] and brings each to one result.
+//! * `workspace`, `refresh.sh`: the clone that outlives its workers.
+//! * `broker`: model, proxy and report of one worker, behind a key that ends with it.
+//! * `process`: what the worker is given, and the limits that are watched here.
+//! * `collect`: takes the commits over, believing nothing that the worker left.
+//!
+//! *Architecture invariants:* a spawner has no database; what it must not forget is in the transport
+//! or beside the workspace. Git never runs, outside the sandbox, with a `.git` that a worker could
+//! write. A worker's environment is an explicit list.
+
+mod attempt;
+mod broker;
+mod collect;
+mod events;
+mod git;
+mod places;
+mod process;
+mod service;
+mod stop;
+mod trouble;
+mod workspace;
+
+pub use service::{Handle, Spawner};
+pub use trouble::kind;
+
+use ports::WorkerModels;
+use protocol::Transport;
+use sandbox::Sandbox;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A program and the arguments that lead to what we want of it.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Where it is, on this machine.
+    pub path: PathBuf,
+    /// Sub-commands and the like, before our own arguments.
+    pub args: Vec<String>,
+}
+
+/// What a [`Spawner`] works with.
+pub struct Options {
+    /// `ARTEL_HOME`; workspaces are in its folder `workspaces`.
+    pub home: PathBuf,
+    /// How workers are confined.
+    pub sandbox: Sandbox,
+    /// Where jobs come from and results go.
+    pub transport: Arc<dyn Transport>,
+    /// The models behind the broker.
+    pub models: Arc<dyn WorkerModels>,
+    /// The program that carries [`sandbox::launcher::main`].
+    pub launcher: Program,
+    /// The program that carries [`worker::main`].
+    pub agent: Program,
+    /// Workers at a time.
+    pub max_workers: usize,
+    /// Name of this spawner in events and heartbeats.
+    pub name: String,
+}
+
+impl Options {
+    /// The usual choices: `program` carries both `internal launch` and `internal agent`, four
+    /// workers at a time, named `local`.
+    pub fn new(
+        home: impl Into<PathBuf>,
+        sandbox: Sandbox,
+        transport: Arc<dyn Transport>,
+        models: Arc<dyn WorkerModels>,
+        program: impl Into<PathBuf>,
+    ) -> Self {
+        let path = program.into();
+        let program = |word: &str| Program {
+            path: path.clone(),
+            args: vec!["internal".to_owned(), word.to_owned()],
+        };
+        Self {
+            home: home.into(),
+            sandbox,
+            transport,
+            models,
+            launcher: program("launch"),
+            agent: program("agent"),
+            max_workers: 4,
+            name: "local".to_owned(),
+        }
+    }
+}
+
+/// Why a spawner cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No worker may run at all.
+    #[error("SPAWNER_MAX_WORKERS is 0; at least one worker has to be allowed")]
+    NoRoom,
+    /// A program that goes into the sandbox is missing.
+    #[error("the program {path} is missing; reinstall artel", path = .path.display())]
+    Program {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The folder of the workspaces cannot be made.
+    #[error("cannot make the folder {path}; check ARTEL_HOME and its permissions", path = .path.display())]
+    Home {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The transport cannot be listened to.
+    #[error("cannot listen for orders to workers")]
+    Transport(#[source] protocol::TransportError),
+}
+
+/// Removes every workspace of a project; for a project that is removed. Nothing of it may be running.
+pub fn remove_workspaces(home: &Path, project_id: &str) -> io::Result<()> {
+    places::remove_any(&places::project(home, project_id))
+}

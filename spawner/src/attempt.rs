@@ -1,0 +1,288 @@
+//! One attempt of one task, from the request to the result.
+
+use crate::broker::{Broker, Said, Status};
+use crate::collect::{self, Taken};
+use crate::events::Events;
+use crate::places::Places;
+use crate::process::{self, Exit};
+use crate::stop::Stop;
+use crate::trouble::{Trouble, kind, tail};
+use crate::{Options, workspace};
+use jiff::Timestamp;
+use protocol::{Check, CheckStatus, EventKind, ResultStatus, SpawnRequest, Usage, WorkerResult};
+use sandbox::Reason;
+use std::sync::Arc;
+
+/// Longest summary that goes into a result, in bytes.
+const SUMMARY_BYTES: usize = 48 * 1024;
+
+pub(crate) struct Attempt<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) request: Arc<SpawnRequest>,
+    pub(crate) places: &'a Places,
+    pub(crate) events: &'a Events,
+    pub(crate) stop: &'a Stop,
+}
+
+/// What is known at the end, however it came.
+#[derive(Default)]
+struct Seen {
+    usage: Usage,
+    summary: String,
+}
+
+impl Attempt<'_> {
+    /// Runs the attempt. It always comes to a result; dropping it ends the worker without one.
+    pub(crate) async fn run(&self) -> WorkerResult {
+        let started_at = Timestamp::now();
+        let mut seen = Seen::default();
+        let outcome = self.work(&mut seen).await;
+        let status = match &outcome {
+            Ok(_) => ResultStatus::Succeeded,
+            Err(trouble) => trouble.status,
+        };
+        let mut result = WorkerResult::of(&self.request, status, started_at);
+        let wall = result.finished_at.duration_since(started_at);
+        result.usage = Usage {
+            wall_s: wall.as_secs_f64().max(0.0),
+            ..seen.usage
+        };
+        result.summary_markdown = bounded(seen.summary);
+        match outcome {
+            Ok(taken) => {
+                result.checks = checks(&taken);
+                result.head_sha = Some(taken.head_sha);
+            }
+            Err(trouble) => result.failure = Some(trouble.into_failure()),
+        }
+        result
+    }
+
+    async fn work(&self, seen: &mut Seen) -> Result<Taken, Trouble> {
+        self.refuse_what_is_not_here()?;
+        self.events.say(EventKind::Started {
+            spawner: self.options.name.clone(),
+        });
+        self.events.phase("cloning");
+        let prepare = workspace::prepare(&self.options.sandbox, self.places, &self.request);
+        self.unless_stopped(prepare).await?;
+
+        self.events.phase("starting");
+        let broker = Broker::start(
+            Arc::clone(&self.request),
+            Arc::clone(&self.options.models),
+            self.events.clone(),
+            &self.places.state,
+        )
+        .map_err(|error| {
+            Trouble::failed(
+                kind::SANDBOX_FAILED,
+                "The broker of the worker could not be started.",
+            )
+            .evidence(error.to_string())
+        })?;
+        // A report of a run that ended before its result was published stands.
+        let exit = if broker.said().is_none() {
+            let run = process::run(
+                self.options,
+                self.places,
+                &self.request,
+                &broker,
+                self.events,
+                self.stop,
+            );
+            Some(run.await)
+        } else {
+            None
+        };
+        seen.usage = broker.usage();
+        let exit = exit.transpose()?;
+        if let Some(exit) = &exit {
+            seen.usage.cpu_s = exit.ended.cpu_s;
+            seen.usage.peak_memory_mb = exit.ended.peak_memory_mb;
+        }
+        let said = broker.said();
+        if let Some(said) = &said {
+            seen.summary.clone_from(&said.summary);
+        }
+        if self.stop.is_stopped() {
+            let log = exit.as_ref().map(|exit| exit.tail.as_str());
+            return Err(self.stop.trouble().evidence(log.unwrap_or_default()));
+        }
+        judge(&self.request, said, exit.as_ref(), broker.model_trouble())?;
+        drop(broker);
+
+        self.events.phase("pushing");
+        let bare = workspace::repository(&self.request)?;
+        let repository = &self.request.repository;
+        let take = collect::take_over(self.places, bare, &repository.base_sha, &repository.branch);
+        self.unless_stopped(take).await
+    }
+
+    async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, Trouble>>,
+    ) -> Result<T, Trouble> {
+        tokio::select! {
+            biased;
+            () = self.stop.stopped() => Err(self.stop.trouble()),
+            outcome = work => outcome,
+        }
+    }
+
+    fn refuse_what_is_not_here(&self) -> Result<(), Trouble> {
+        let missing = if self.request.docker {
+            "Docker inside the worker"
+        } else if !self.request.secrets.is_empty() {
+            "sealed secrets"
+        } else {
+            return Ok(());
+        };
+        Err(Trouble::failed(
+            kind::UNSUPPORTED,
+            format!("The task needs {missing}, which a local worker does not have."),
+        ))
+    }
+}
+
+/// What the end of the worker means. Its report decides; without one, how it ended does.
+fn judge(
+    request: &SpawnRequest,
+    said: Option<Said>,
+    exit: Option<&Exit>,
+    model: Option<(&'static str, String)>,
+) -> Result<(), Trouble> {
+    let log = exit.map(|exit| exit.tail.as_str()).unwrap_or_default();
+    let Some(said) = said else {
+        return Err(silent_end(request, exit, model).evidence(log));
+    };
+    let reason = said.reason.trim();
+    let first = reason.lines().next().unwrap_or_default();
+    let evidence = format!(
+        "{}\n\n--- end of the worker's log ---\n{}",
+        tail(log, 4096),
+        reason
+    );
+    match said.status {
+        Status::Succeeded => Ok(()),
+        Status::Blocked => Err(Trouble::failed(kind::AGENT_BLOCKED, first)
+            .status(ResultStatus::Blocked)
+            .evidence(evidence)),
+        Status::Failed => {
+            let trouble = match model {
+                Some((kind, words)) => Trouble::failed(kind, words),
+                None if reason.starts_with("no commit") => Trouble::failed(
+                    kind::NO_COMMIT,
+                    "The agent ended without a commit beyond the base.",
+                ),
+                None if reason.starts_with("cannot run ") => {
+                    Trouble::failed(kind::AGENT_MISSING, first)
+                }
+                None => Trouble::failed(kind::AGENT_FAILED, format!("The agent failed: {first}")),
+            };
+            Err(trouble.evidence(evidence))
+        }
+    }
+}
+
+/// A worker that ended, or was ended, before it reported.
+fn silent_end(
+    request: &SpawnRequest,
+    exit: Option<&Exit>,
+    model: Option<(&'static str, String)>,
+) -> Trouble {
+    let limits = &request.limits;
+    let Some(exit) = exit else {
+        return Trouble::failed(kind::LOST, "The worker is gone and nothing is known of it.")
+            .status(ResultStatus::Lost);
+    };
+    if exit.idle {
+        return Trouble::failed(
+            kind::LIMIT_IDLE,
+            format!(
+                "The worker gave no sign of life for {} s, which is its limit.",
+                limits.idle_s
+            ),
+        )
+        .status(ResultStatus::TimedOut);
+    }
+    match exit.ended.reason {
+        Reason::Wall => Trouble::failed(
+            kind::LIMIT_WALL,
+            format!(
+                "The worker ran for {} s, which is its limit.",
+                limits.wall_s
+            ),
+        )
+        .status(ResultStatus::TimedOut),
+        Reason::Idle => Trouble::failed(kind::LIMIT_IDLE, "The worker was silent for too long.")
+            .status(ResultStatus::TimedOut),
+        Reason::Memory => Trouble::failed(
+            kind::LIMIT_MEMORY,
+            format!(
+                "The worker used more than {} MiB of memory.",
+                limits.memory_mb
+            ),
+        ),
+        Reason::Pids => Trouble::failed(
+            kind::LIMIT_PIDS,
+            format!("The worker started more than {} processes.", limits.pids),
+        ),
+        Reason::Cpu => Trouble::failed(
+            kind::LIMIT_CPU,
+            format!(
+                "The worker used more processor time than {} cores for {} s.",
+                limits.cpu, limits.wall_s
+            ),
+        ),
+        Reason::Disk => Trouble::failed(
+            kind::LIMIT_DISK,
+            format!(
+                "The worker filled more than {} MiB of disk.",
+                limits.disk_mb
+            ),
+        ),
+        Reason::Exited(127) => Trouble::failed(
+            kind::AGENT_MISSING,
+            "The agent's program could not be started in the sandbox.",
+        ),
+        Reason::Exited(_) | Reason::Signalled(_) | Reason::Stopped => match model {
+            Some((kind, words)) => Trouble::failed(kind, words),
+            None => Trouble::failed(
+                kind::AGENT_FAILED,
+                format!("The agent ended without a report ({}).", exit.ended.reason),
+            ),
+        },
+    }
+}
+
+fn checks(taken: &Taken) -> Vec<Check> {
+    let check = |name: &str, detail: String| Check {
+        name: name.to_owned(),
+        status: CheckStatus::Passed,
+        detail,
+    };
+    vec![
+        check(
+            "commits on the branch",
+            format!("{} commits, {} files changed", taken.commits, taken.files),
+        ),
+        check("continues from the base", String::new()),
+        check(
+            "in the repository",
+            format!("branch is at {}", taken.head_sha),
+        ),
+    ]
+}
+
+fn bounded(mut text: String) -> String {
+    if text.len() > SUMMARY_BYTES {
+        let mut end = SUMMARY_BYTES;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str("\n[…]");
+    }
+    text
+}

@@ -1,0 +1,232 @@
+//! The proxy: to listed hosts, on public addresses that it resolved itself, and nowhere else.
+
+use super::allow::forbidden;
+use super::{Body, Inner, problem};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue};
+use hyper::http::uri::{Authority, PathAndQuery};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// How long resolving a name, or connecting, may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Addresses of a host that are tried.
+const MAX_ADDRESSES: usize = 4;
+
+/// Headers that are between two neighbours only.
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// How names become addresses, and which addresses are refused. Tests have their own.
+pub(super) struct Resolver {
+    pub(super) fixed: Option<SocketAddr>,
+    pub(super) forbidden: fn(IpAddr) -> Option<&'static str>,
+}
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Self {
+            fixed: None,
+            forbidden,
+        }
+    }
+}
+
+/// Why a request does not go on.
+struct Refusal {
+    status: StatusCode,
+    reason: String,
+}
+
+pub(super) async fn pass(inner: &Arc<Inner>, request: Request<Incoming>) -> Response<Body> {
+    let Some((host, port)) = target(&request) else {
+        let wrong = "the request does not name a host and a port";
+        return problem(StatusCode::BAD_REQUEST, "proxy", wrong);
+    };
+    match connect(inner, &host, port).await {
+        Ok(stream) if request.method() == Method::CONNECT => {
+            tunnel(inner, request, stream);
+            Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync())
+        }
+        Ok(stream) => forward(inner, request, stream).await,
+        Err(refusal) => {
+            let place = format!("{host}:{port}");
+            inner.events.refused(&place, &refusal.reason);
+            problem(
+                refusal.status,
+                "proxy",
+                &format!("{place}: {}", refusal.reason),
+            )
+        }
+    }
+}
+
+fn target(request: &Request<Incoming>) -> Option<(String, u16)> {
+    let authority = request.uri().authority()?;
+    let port = match (authority.port_u16(), request.uri().scheme_str()) {
+        (Some(port), _) => port,
+        (None, Some("http")) => 80,
+        // An https address in absolute form would have to be opened here.
+        _ => return None,
+    };
+    let host = authority
+        .host()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    Some((host.to_owned(), port))
+}
+
+/// Connects to an allowed host on an address that is not refused. Every address has to pass: a name
+/// that also stands for an inner address is a trick.
+async fn connect(inner: &Inner, host: &str, port: u16) -> Result<TcpStream, Refusal> {
+    let refusal = |status, reason: String| Refusal { status, reason };
+    if !inner.allow.allows(host, port) {
+        return Err(refusal(
+            StatusCode::FORBIDDEN,
+            "not on the job's list of hosts".to_owned(),
+        ));
+    }
+    let addresses: Vec<SocketAddr> = match inner.resolver.fixed {
+        Some(address) => vec![address],
+        None => tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, port)))
+            .await
+            .map_err(|_| {
+                refusal(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "the name was not resolved in time".to_owned(),
+                )
+            })?
+            .map_err(|error| {
+                refusal(
+                    StatusCode::BAD_GATEWAY,
+                    format!("the name cannot be resolved: {error}"),
+                )
+            })?
+            .collect(),
+    };
+    for address in &addresses {
+        if let Some(reason) = (inner.resolver.forbidden)(address.ip()) {
+            return Err(refusal(
+                StatusCode::FORBIDDEN,
+                format!("it stands for {}: {reason}", address.ip()),
+            ));
+        }
+    }
+    let mut last = "the name stands for no address".to_owned();
+    for address in addresses.iter().take(MAX_ADDRESSES) {
+        match tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = format!("{address}: {error}"),
+            Err(_) => last = format!("{address}: no answer in time"),
+        }
+    }
+    Err(refusal(StatusCode::BAD_GATEWAY, last))
+}
+
+/// Joins the worker's connection and the host's, until either ends or the job does.
+fn tunnel(inner: &Arc<Inner>, request: Request<Incoming>, mut stream: TcpStream) {
+    let end = inner.end.clone();
+    let activity = inner.events.activity().clone();
+    inner.tasks.spawn(async move {
+        let join = async {
+            let upgraded = hyper::upgrade::on(request)
+                .await
+                .map_err(io::Error::other)?;
+            let mut upgraded = TokioIo::new(upgraded);
+            tokio::io::copy_bidirectional(&mut upgraded, &mut stream).await
+        };
+        tokio::select! {
+            () = end.cancelled() => {}
+            joined = join => if let Err(error) = joined {
+                tracing::debug!(%error, "a worker's tunnel ended early");
+            },
+        }
+        activity.touch();
+    });
+}
+
+async fn forward(
+    inner: &Arc<Inner>,
+    mut request: Request<Incoming>,
+    stream: TcpStream,
+) -> Response<Body> {
+    let failed = |error: hyper::Error| {
+        problem(
+            StatusCode::BAD_GATEWAY,
+            "proxy",
+            &format!("the host gave no answer: {error}"),
+        )
+    };
+    if request.uri().scheme_str() != Some("http") {
+        let wrong = "only http:// can be asked for this way; use CONNECT";
+        return problem(StatusCode::BAD_REQUEST, "proxy", wrong);
+    }
+    let authority = request.uri().authority().cloned();
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    strip(request.headers_mut());
+    let host = authority
+        .as_ref()
+        .map(without_user)
+        .and_then(|host| HeaderValue::from_str(host).ok());
+    if let Some(host) = host {
+        request.headers_mut().insert(HOST, host);
+    }
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = match handshake {
+        Ok(pair) => pair,
+        Err(error) => return failed(error),
+    };
+    let end = inner.end.clone();
+    inner.tasks.spawn(async move {
+        tokio::select! {
+            () = end.cancelled() => {}
+            ended = connection => if let Err(error) = ended {
+                tracing::debug!(%error, "a connection of a worker's request ended early");
+            },
+        }
+    });
+    match sender.send_request(request).await {
+        Ok(mut response) => {
+            strip(response.headers_mut());
+            response.map(|body: Incoming| body.map_err(io::Error::other).boxed_unsync())
+        }
+        Err(error) => failed(error),
+    }
+}
+
+fn without_user(authority: &Authority) -> &str {
+    let text = authority.as_str();
+    text.rsplit_once('@').map_or(text, |(_, host)| host)
+}
+
+fn strip(headers: &mut hyper::HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}

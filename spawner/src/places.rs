@@ -1,0 +1,156 @@
+//! Where things are under `ARTEL_HOME`, and file operations that do not follow a worker's links.
+//!
+//! ```text
+//! workspaces/{project}/{job}/{task}/     what the worker sees as /workspace
+//! workspaces/{project}/{job}/{task}~/    what the spawner keeps about it; no worker sees it
+//! ```
+
+use protocol::SpawnRequest;
+use sha2::{Digest as _, Sha256};
+use std::fs::{File, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// The folders of one task.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// The workspace.
+    pub(crate) workspace: PathBuf,
+    /// The spawner's own notes about it.
+    pub(crate) state: PathBuf,
+}
+
+impl Places {
+    pub(crate) fn of(home: &Path, request: &SpawnRequest) -> Self {
+        let job = project(home, &request.project_id).join(folder_name(&request.job_id));
+        let task = folder_name(&request.task_id);
+        Self {
+            // No folder name has a tilde, so no task's workspace is another one's state.
+            state: job.join(format!("{task}~")),
+            workspace: job.join(task),
+        }
+    }
+}
+
+/// Everything that is kept for a project's workers.
+pub(crate) fn project(home: &Path, project_id: &str) -> PathBuf {
+    home.join("workspaces").join(folder_name(project_id))
+}
+
+/// An identifier as a folder's name: itself when it is plain, else what is plain of it and a hash.
+fn folder_name(id: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if id.len() <= 80 && !id.starts_with('.') && !id.is_empty() && id.chars().all(plain) {
+        return id.to_owned();
+    }
+    let kept: String = id
+        .chars()
+        .filter(|c| plain(*c) && *c != '.')
+        .take(40)
+        .collect();
+    let hash = hex::encode(&Sha256::digest(id.as_bytes())[..8]);
+    // Two equals signs cannot be in a plain name.
+    format!("{kept}=={hash}")
+}
+
+/// Makes a folder that only we can enter.
+pub(crate) fn private_folder(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o700))
+}
+
+/// Makes sure that `parent/name` is a real folder, removing a link or a file of that name.
+pub(crate) fn real_folder(parent: &Path, name: &str) -> io::Result<PathBuf> {
+    let path = parent.join(name);
+    match std::fs::symlink_metadata(&path) {
+        Ok(meta) if meta.is_dir() => return Ok(path),
+        Ok(_) => std::fs::remove_file(&path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    std::fs::create_dir(&path)?;
+    Ok(path)
+}
+
+/// Puts a file of this name and content there, whatever was in its place.
+pub(crate) fn replace_file(folder: &Path, name: &str, content: &str) -> io::Result<()> {
+    let path = folder.join(name);
+    remove_any(&path)?;
+    let mut file = File::options().write(true).create_new(true).open(&path)?;
+    file.write_all(content.as_bytes())
+}
+
+/// Removes a file, a link or a whole folder; nothing there is fine. Links are not followed.
+pub(crate) fn remove_any(path: &Path) -> io::Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file of ours whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension("tmp");
+    let mut file = File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(aside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_identifier_leads_out_of_its_folder_or_into_anothers() {
+        assert_eq!(folder_name("job-1"), "job-1");
+        let names = [
+            "../x",
+            "a/b",
+            "..",
+            ".",
+            "",
+            "a b",
+            "a~",
+            "é",
+            &"a".repeat(200),
+            "a/ b",
+        ];
+        let mut seen = std::collections::HashSet::new();
+        for name in names {
+            let folder = folder_name(name);
+            assert!(
+                !folder.contains('/') && !folder.starts_with('.'),
+                "{folder}"
+            );
+            assert!(folder.len() < 100 && !folder.contains('~'), "{folder}");
+            assert!(seen.insert(folder), "{name} collides");
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_way_is_replaced_and_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = folder.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("kept"), "kept").unwrap();
+        let inside = folder.path().join("inside");
+        std::fs::create_dir(&inside).unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join(".artel")).unwrap();
+        std::os::unix::fs::symlink(outside.join("kept"), inside.join("file")).unwrap();
+        real_folder(&inside, ".artel").unwrap();
+        replace_file(&inside, "file", "new").unwrap();
+        assert_eq!(
+            std::fs::read_to_string(outside.join("kept")).unwrap(),
+            "kept"
+        );
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(std::fs::read_to_string(inside.join("file")).unwrap(), "new");
+    }
+}

@@ -1,0 +1,439 @@
+//! The loop around the attempts: takes jobs, as many as may run; keeps them; ends them when asked;
+//! and never forgets one.
+
+use crate::attempt::Attempt;
+use crate::events::Events;
+use crate::places::{self, Places};
+use crate::stop::{self, Stop, Why};
+use crate::trouble::{Trouble, kind};
+use crate::{Error, Options};
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use protocol::{
+    Control, Heartbeat, JobDelivery, ResultStatus, SpawnRequest, TransportError, VERSION,
+    WorkerResult,
+};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+/// How often a job may be handed out before it counts as poison: that often the spawner died with it.
+const MAX_DELIVERIES: u32 = 20;
+/// How long one wait for a job is.
+const POLL: Duration = Duration::from_secs(5);
+/// How often a running job is renewed and its cancellation looked up.
+const RENEW: Duration = Duration::from_secs(2);
+/// How long a former attempt in the same workspace may take to end.
+const HANDOVER: Duration = Duration::from_mins(1);
+/// How long the transport may fail until a result is given up (the job is offered again then).
+const PUBLISH_TRIES: u32 = 30;
+/// How long everything may take to end when the program does.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Takes jobs from the transport and runs their workers in this process.
+pub struct Spawner {
+    shared: Arc<Shared>,
+}
+
+/// Looks at a running [`Spawner`] and steers it; cheap to clone.
+#[derive(Clone)]
+pub struct Handle(Arc<Shared>);
+
+struct Shared {
+    options: Options,
+    room: Arc<Semaphore>,
+    drain: CancellationToken,
+    /// Stops of the attempts that run, by request.
+    running: Mutex<HashMap<String, Stop>>,
+    /// Who works in a workspace.
+    desks: Mutex<HashMap<PathBuf, Arc<Desk>>>,
+}
+
+/// A workspace, as far as attempts compete for it.
+#[derive(Default)]
+struct Desk {
+    lock: Arc<tokio::sync::Mutex<()>>,
+    sitting: Mutex<Option<(u64, Stop)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Handle {
+    /// How many workers run now.
+    pub fn running(&self) -> usize {
+        lock(&self.0.running).len()
+    }
+
+    /// Takes no more jobs; [`Spawner::run`] returns when those that run have ended.
+    pub fn drain(&self) {
+        self.0.drain.cancel();
+    }
+}
+
+impl Spawner {
+    /// Checks what is needed. Nothing starts before [`Spawner::run`].
+    pub fn new(options: Options) -> Result<Self, Error> {
+        if options.max_workers == 0 {
+            return Err(Error::NoRoom);
+        }
+        for program in [&options.launcher, &options.agent] {
+            if !program.path.is_file() {
+                return Err(Error::Program {
+                    path: program.path.clone(),
+                });
+            }
+        }
+        let workspaces = options.home.join("workspaces");
+        places::private_folder(&workspaces).map_err(|source| Error::Home {
+            path: workspaces.clone(),
+            source,
+        })?;
+        let room = Arc::new(Semaphore::new(options.max_workers));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                options,
+                room,
+                drain: CancellationToken::new(),
+                running: Mutex::default(),
+                desks: Mutex::default(),
+            }),
+        })
+    }
+
+    /// A handle to this spawner.
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.shared))
+    }
+
+    /// Works until `shutdown` (workers are ended, their jobs are offered again) or until it is
+    /// drained (the workers that run are finished).
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let shared = self.shared;
+        let transport = &shared.options.transport;
+        let controls = transport.controls().await.map_err(Error::Transport)?;
+        let tasks = TaskTracker::new();
+        // Ends the helpers when the last worker has ended, however this returns.
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        tokio::spawn(over.clone().run_until_cancelled_owned({
+            let shared = Arc::clone(&shared);
+            async move { shared.obey(controls).await }
+        }));
+        tokio::spawn(over.run_until_cancelled_owned({
+            let shared = Arc::clone(&shared);
+            async move { shared.beat().await }
+        }));
+        loop {
+            let permit = tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = shared.drain.cancelled() => break,
+                permit = Arc::clone(&shared.room).acquire_owned() => permit,
+            };
+            let Ok(permit) = permit else { break };
+            let delivery = tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = shared.drain.cancelled() => break,
+                delivery = transport.next_job(POLL) => delivery,
+            };
+            match delivery {
+                Ok(Some(delivery)) => {
+                    let shared = Arc::clone(&shared);
+                    let shutdown = shutdown.clone();
+                    let request = &delivery.request;
+                    let span = tracing::info_span!(
+                        "worker",
+                        request = request.request_id,
+                        project = request.project_id,
+                        job = request.job_id,
+                        task = request.task_id,
+                        attempt = request.attempt,
+                        trace_context = request.trace_context,
+                    );
+                    tasks.spawn(
+                        async move {
+                            shared.handle(delivery, &shutdown).await;
+                            drop(permit);
+                        }
+                        .instrument(span),
+                    );
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot take a job; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        tasks.close();
+        tokio::select! {
+            () = tasks.wait() => {}
+            () = async {
+                shutdown.cancelled().await;
+                tokio::time::sleep(FAREWELL).await;
+            } => tracing::warn!("some workers did not end in time; their jobs are offered again"),
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Follows the orders.
+    async fn obey(&self, mut controls: protocol::ControlStream) {
+        while let Some(control) = controls.next().await {
+            match control {
+                Control::Cancel { request_id } => self.stop(&request_id),
+                Control::Drain { spawner } => {
+                    if spawner.is_none_or(|name| name == self.options.name) {
+                        tracing::info!("this spawner takes no more jobs");
+                        self.drain.cancel();
+                    }
+                }
+            }
+        }
+    }
+
+    fn stop(&self, request_id: &str) {
+        if let Some(stop) = lock(&self.running).get(request_id) {
+            stop.stop(Why::Cancelled);
+        }
+    }
+
+    /// Says every few seconds that we live.
+    async fn beat(&self) {
+        let mut tick = tokio::time::interval(Duration::from_secs(10));
+        loop {
+            tick.tick().await;
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let beat = Heartbeat {
+                version: VERSION,
+                spawner: self.options.name.clone(),
+                capacity: count(self.options.max_workers),
+                running: count(lock(&self.running).len()),
+                versions: [
+                    ("artel".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+                    ("sandbox".to_owned(), self.options.sandbox.describe()),
+                ]
+                .into(),
+                at: Timestamp::now(),
+            };
+            if let Err(error) = self.options.transport.heartbeat(&beat).await {
+                tracing::warn!(%error, "no heartbeat sent");
+            }
+        }
+    }
+
+    /// Brings one job to its end: a result and an acknowledgement, or an offer to the next one.
+    async fn handle(&self, delivery: JobDelivery, shutdown: &CancellationToken) {
+        let id = delivery.request.request_id.clone();
+        let transport = &self.options.transport;
+        let stop = Stop::default();
+        lock(&self.running).insert(id.clone(), stop.clone());
+        let settled = tokio::select! {
+            () = shutdown.cancelled() => Settled::Later,
+            settled = self.settle(&delivery, &stop) => settled,
+        };
+        lock(&self.running).remove(&id);
+        let told = match settled {
+            Settled::Over => transport.ack_job(&delivery.receipt).await,
+            Settled::Poison(reason) => transport.dead_letter(&delivery.receipt, &reason).await,
+            Settled::Later => transport.release_job(&delivery.receipt).await,
+            Settled::Lost => return,
+        };
+        if let Err(error) = told {
+            // It will be offered again; its result, if it has one, is read first then.
+            tracing::warn!(%error, request = id, "job {id} could not be given back");
+        }
+    }
+
+    async fn settle(&self, delivery: &JobDelivery, stop: &Stop) -> Settled {
+        let request = &delivery.request;
+        let id = request.request_id.as_str();
+        let transport = &self.options.transport;
+        let state = async {
+            let over = transport.result(id).await?.is_some();
+            Ok::<_, TransportError>((over, transport.cancelled(id).await?))
+        };
+        let trouble = match state.await {
+            Err(error) => {
+                tracing::error!(%error, "the state of job {id} cannot be read; it is offered again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                return Settled::Later;
+            }
+            Ok((true, _)) => return Settled::Over,
+            Ok((false, true)) => Some(Trouble::cancelled()),
+            Ok((false, false)) if delivery.deliveries > MAX_DELIVERIES => Some(
+                Trouble::failed(
+                    kind::LOST,
+                    format!("The spawner died with this job {MAX_DELIVERIES} times; it is not tried again."),
+                )
+                .status(ResultStatus::Lost),
+            ),
+            Ok((false, false)) => None,
+        };
+        if let Some(trouble) = trouble {
+            let poison = (trouble.kind == kind::LOST).then(|| trouble.message.clone());
+            let result = failed(request, trouble);
+            return match (self.publish(&result).await, poison) {
+                (Settled::Over, Some(reason)) => Settled::Poison(reason),
+                (settled, _) => settled,
+            };
+        }
+        let attempt = self.attempt(request, stop);
+        tokio::pin!(attempt);
+        let mut renew = tokio::time::interval(RENEW);
+        let result = loop {
+            tokio::select! {
+                result = &mut attempt => break result,
+                _ = renew.tick() => {
+                    if let Err(error @ TransportError::NotHeld { .. }) = transport.renew_job(&delivery.receipt).await {
+                        tracing::warn!(%error, "job {id} is somebody else's now; the worker is ended");
+                        return Settled::Lost;
+                    }
+                    // The order may have been given while nobody listened.
+                    if matches!(transport.cancelled(id).await, Ok(true)) {
+                        stop.stop(Why::Cancelled);
+                    }
+                }
+            }
+        };
+        match result {
+            Some(result) => self.publish(&result).await,
+            None => Settled::Later,
+        }
+    }
+
+    /// Makes the result durable; the first one of a request stands.
+    async fn publish(&self, result: &WorkerResult) -> Settled {
+        let id = result.request_id.as_str();
+        for n in 1..=PUBLISH_TRIES {
+            match self.options.transport.publish_result(result).await {
+                Ok(_) => {
+                    let status = result.status.as_str();
+                    let kind = result.failure.as_ref().map(|failure| failure.kind.as_str());
+                    tracing::info!(status, kind, "worker of job {id} ended: {status}");
+                    return Settled::Over;
+                }
+                Err(error) => {
+                    tracing::error!(%error, try_number = n, "the result of job {id} cannot be published");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        Settled::Later
+    }
+
+    /// Runs the attempt when the workspace is free. None: it could not be had; later.
+    async fn attempt(&self, request: &SpawnRequest, stop: &Stop) -> Option<WorkerResult> {
+        let (events, publisher) = Events::start(
+            Arc::clone(&self.options.transport),
+            Arc::new(request.clone()),
+        );
+        events.phase("queued");
+        let places = Places::of(&self.options.home, request);
+        let result = match self.sit_down(&places, request, stop).await {
+            Seat::Free(seat) => {
+                let attempt = Attempt {
+                    options: &self.options,
+                    request: Arc::new(request.clone()),
+                    places: &places,
+                    events: &events,
+                    stop,
+                };
+                let result = attempt.run().await;
+                drop(seat);
+                Some(result)
+            }
+            Seat::Stale => Some(failed(request, stop::superseded())),
+            Seat::Taken => None,
+        };
+        drop(events);
+        // What was said last should be heard before the result; but not at any price.
+        let _ = tokio::time::timeout(Duration::from_secs(1), publisher).await;
+        result
+    }
+
+    /// Waits for the workspace, ending an older attempt that works in it.
+    async fn sit_down(&self, places: &Places, request: &SpawnRequest, stop: &Stop) -> Seat {
+        let mine = request.fencing_token;
+        let desk = {
+            let mut desks = lock(&self.desks);
+            desks.retain(|_, desk| Arc::strong_count(desk) > 1);
+            Arc::clone(desks.entry(places.workspace.clone()).or_default())
+        };
+        if let Some((token, other)) = lock(&desk.sitting).as_ref() {
+            if *token > mine {
+                return Seat::Stale;
+            }
+            other.stop(Why::Superseded);
+        }
+        let waiting = Arc::clone(&desk.lock).lock_owned();
+        let Ok(guard) = tokio::time::timeout(HANDOVER, waiting).await else {
+            return Seat::Taken;
+        };
+        // The highest token that ever worked here is kept, so that an old job that comes late,
+        // after a restart for example, changes nothing.
+        let path = places.state.join("fencing");
+        let kept = std::fs::read_to_string(&path)
+            .ok()
+            .and_then(|text| text.trim().parse::<u64>().ok());
+        if kept.is_some_and(|kept| kept > mine) {
+            return Seat::Stale;
+        }
+        let written = std::fs::create_dir_all(&places.state)
+            .and_then(|()| places::write_whole(&path, mine.to_string().as_bytes()));
+        if let Err(error) = written {
+            tracing::error!(%error, "cannot write {}", path.display());
+            return Seat::Taken;
+        }
+        *lock(&desk.sitting) = Some((mine, stop.clone()));
+        Seat::Free(Sitting {
+            shared_desk: desk,
+            _guard: guard,
+        })
+    }
+}
+
+/// What becomes of a job.
+enum Settled {
+    /// It has its result.
+    Over,
+    /// It has its result, and is kept as poison.
+    Poison(String),
+    /// It is offered again.
+    Later,
+    /// It is somebody else's.
+    Lost,
+}
+
+enum Seat {
+    Free(Sitting),
+    /// A later attempt was here.
+    Stale,
+    /// It could not be had in time.
+    Taken,
+}
+
+/// The right to work in a workspace.
+struct Sitting {
+    shared_desk: Arc<Desk>,
+    _guard: OwnedMutexGuard<()>,
+}
+
+impl Drop for Sitting {
+    fn drop(&mut self) {
+        *lock(&self.shared_desk.sitting) = None;
+    }
+}
+
+fn failed(request: &SpawnRequest, trouble: Trouble) -> WorkerResult {
+    let mut result = WorkerResult::of(request, trouble.status, Timestamp::now());
+    result.failure = Some(trouble.into_failure());
+    result
+}

@@ -1,0 +1,255 @@
+//! Makes a task's workspace, or brings the one that a former attempt left up to date.
+//!
+//! A fresh workspace is cloned here, from a repository that is ours. An existing one belongs to
+//! the worker: its Git configuration, hooks and locks are replaced with plain file operations, and
+//! what Git has to do in it is done in the sandbox ([`REFRESH`]), where it can do no more than the
+//! worker could.
+
+use crate::git::{self, Git};
+use crate::places::{self, Places};
+use crate::trouble::{Trouble, kind};
+use protocol::{Source, SpawnRequest};
+use sandbox::{Job, Limits, Reason, Sandbox};
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Runs in the sandbox to bring a workspace up to date.
+const REFRESH: &str = include_str!("refresh.sh");
+/// Where the refresh finds the repository.
+const REPOSITORY: &str = "/run/artel/repository";
+
+/// Configuration of every workspace.
+const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n";
+
+/// What the repository's ignore file may lack: the task and the session, and what Python leaves.
+const EXCLUDE: &str = "/.artel/\n__pycache__/\n*.pyc\n";
+
+/// Makes the workspace ready and puts the task into it.
+pub(crate) async fn prepare(
+    sandbox: &Sandbox,
+    places: &Places,
+    request: &SpawnRequest,
+) -> Result<(), Trouble> {
+    let bare = repository(request)?;
+    let base = &request.repository.base_sha;
+    match Git::new(bare).commit(base).await {
+        Ok(Some(_)) => {}
+        Ok(None) => {
+            return Err(Trouble::failed(
+                kind::BASE_MISSING,
+                format!("Commit {base} is not in the repository {}.", bare.display()),
+            ));
+        }
+        Err(error) => return Err(clone_failed("reading the repository", &error)),
+    }
+    std::fs::create_dir_all(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
+    places::private_folder(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
+    if is_usable(&places.workspace) {
+        tidy(&places.workspace).map_err(|e| clone_failed("tidying the workspace", &e))?;
+        refresh(sandbox, places, request, bare).await?;
+    } else {
+        set_aside(places).map_err(|e| clone_failed("setting the old workspace aside", &e))?;
+        clone(places, request, bare).await?;
+    }
+    write_task(&places.workspace, request).map_err(|e| clone_failed("writing the task", &e))
+}
+
+/// The bare repository of a request.
+pub(crate) fn repository(request: &SpawnRequest) -> Result<&Path, Trouble> {
+    match &request.repository.source {
+        Source::Path(path) if Path::new(path).is_absolute() => Ok(Path::new(path)),
+        Source::Path(path) => Err(Trouble::failed(
+            kind::CLONE_FAILED,
+            format!("The repository {path} is not an absolute path."),
+        )),
+        Source::CloneUrl(url) => Err(Trouble::failed(
+            kind::UNSUPPORTED,
+            format!(
+                "The repository {} is remote, but this spawner has no credentials; it works on local repositories only.",
+                url.split('@').next_back().unwrap_or_default()
+            ),
+        )),
+    }
+}
+
+fn clone_failed(doing: &str, error: &dyn std::error::Error) -> Trouble {
+    Trouble::failed(
+        kind::CLONE_FAILED,
+        format!("The workspace could not be made ready: {doing} failed."),
+    )
+    .evidence(error.to_string())
+}
+
+/// A workspace whose Git folder is a real folder with real folders in it.
+fn is_usable(workspace: &Path) -> bool {
+    let is_folder = |path: PathBuf| std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
+    is_folder(workspace.to_owned())
+        && [".git", ".git/objects", ".git/refs", ".git/refs/heads"]
+            .iter()
+            .all(|part| is_folder(workspace.join(part)))
+}
+
+/// Keeps what is left of a broken workspace, for a person to look at; one of them.
+fn set_aside(places: &Places) -> io::Result<()> {
+    if std::fs::symlink_metadata(&places.workspace).is_err() {
+        return Ok(());
+    }
+    let aside = places.state.join("broken");
+    places::remove_any(&aside)?;
+    std::fs::rename(&places.workspace, aside)
+}
+
+/// Takes away what a worker may have left for Git to obey or to stumble over.
+fn tidy(workspace: &Path) -> io::Result<()> {
+    let git = workspace.join(".git");
+    places::replace_file(&git, "config", CONFIG)?;
+    for name in [
+        "config.worktree",
+        "hooks",
+        "commondir",
+        "gitdir",
+        "shallow",
+        "worktrees",
+        "modules",
+    ] {
+        places::remove_any(&git.join(name))?;
+    }
+    for name in ["alternates", "http-alternates"] {
+        let info = places::real_folder(&git.join("objects"), "info")?;
+        places::remove_any(&info.join(name))?;
+    }
+    let info = places::real_folder(&git, "info")?;
+    for name in ["attributes", "grafts", "sparse-checkout"] {
+        places::remove_any(&info.join(name))?;
+    }
+    places::replace_file(&info, "exclude", EXCLUDE)?;
+    // A Git that was killed leaves locks; nobody runs in the workspace now.
+    remove_locks(&git, 0)
+}
+
+fn remove_locks(folder: &Path, depth: u32) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            if depth < 16 && !(depth == 0 && entry.file_name() == "objects") {
+                remove_locks(&path, depth + 1)?;
+            }
+        } else if path.extension().is_some_and(|e| e == "lock") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Clones beside the workspace and renames it, so that half a clone is never a workspace.
+async fn clone(places: &Places, request: &SpawnRequest, bare: &Path) -> Result<(), Trouble> {
+    let failed = |error: git::Error| clone_failed("cloning", &error);
+    let fresh = places.state.join("clone");
+    places::remove_any(&fresh).map_err(|e| clone_failed("making a folder", &e))?;
+    std::fs::create_dir_all(&fresh).map_err(|e| clone_failed("making a folder", &e))?;
+    let git = Git::new(&fresh);
+    git.text(&["init", "--quiet", "--template=", "--initial-branch=main"])
+        .await
+        .map_err(failed)?;
+    let bare = bare.display().to_string();
+    git.text(&[
+        "fetch",
+        "--quiet",
+        "--no-tags",
+        "--end-of-options",
+        &bare,
+        "+refs/heads/*:refs/remotes/origin/*",
+    ])
+    .await
+    .map_err(failed)?;
+    let base = &request.repository.base_sha;
+    if git.commit(base).await.map_err(failed)?.is_none() {
+        git.text(&[
+            "fetch",
+            "--quiet",
+            "--no-tags",
+            "--end-of-options",
+            &bare,
+            base,
+        ])
+        .await
+        .map_err(failed)?;
+    }
+    let branch = &request.repository.branch;
+    let pushed = format!("refs/remotes/origin/{branch}");
+    let start = git.commit(&pushed).await.map_err(failed)?;
+    let start = start.as_ref().unwrap_or(base);
+    git.text(&["checkout", "--quiet", "--no-track", "-B", branch, start])
+        .await
+        .map_err(failed)?;
+    tidy(&fresh).map_err(|e| clone_failed("tidying the workspace", &e))?;
+    std::fs::rename(&fresh, &places.workspace)
+        .map_err(|e| clone_failed("putting the workspace in place", &e))
+}
+
+/// Fetches the base and the branch into an existing workspace, keeping what was done there.
+async fn refresh(
+    sandbox: &Sandbox,
+    places: &Places,
+    request: &SpawnRequest,
+    bare: &Path,
+) -> Result<(), Trouble> {
+    let job = Job::new(["sh", "-c", REFRESH, "refresh"])
+        .mount_rw(&places.workspace, "/workspace")
+        .mount_ro(bare, REPOSITORY)
+        .cwd("/workspace")
+        .env("REPOSITORY", REPOSITORY)
+        .env("BASE", &request.repository.base_sha)
+        .env("BRANCH", &request.repository.branch)
+        .env("ATTEMPT", request.attempt.to_string())
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("GIT_AUTHOR_NAME", "artel")
+        .env("GIT_AUTHOR_EMAIL", "artel@localhost")
+        .env("GIT_COMMITTER_NAME", "artel")
+        .env("GIT_COMMITTER_EMAIL", "artel@localhost")
+        .limits(Limits {
+            wall_s: Some(120),
+            disk_mb: Some(request.limits.disk_mb),
+            ..Limits::default()
+        });
+    let output = sandbox
+        .run(&job)
+        .await
+        .map_err(|error| clone_failed("starting Git in the sandbox", &error))?;
+    if output.ended.reason == Reason::Exited(0) {
+        Ok(())
+    } else {
+        Err(Trouble::failed(
+            kind::CLONE_FAILED,
+            format!(
+                "The workspace of the former attempt could not be brought up to date (Git {}).",
+                output.ended.reason
+            ),
+        )
+        .evidence(output.tail))
+    }
+}
+
+fn write_task(workspace: &Path, request: &SpawnRequest) -> io::Result<()> {
+    let folder = places::real_folder(workspace, ".artel")?;
+    places::replace_file(&folder, "TASK.md", &task_text(request))
+}
+
+/// The task as the agent reads it.
+fn task_text(request: &SpawnRequest) -> String {
+    let task = &request.task;
+    let mut text = format!("# {}\n\n{}\n", task.title.trim(), task.body_markdown.trim());
+    if !task.acceptance.is_empty() {
+        text.push_str("\n## Done when\n\n");
+        for item in &task.acceptance {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "- {}", item.trim());
+        }
+    }
+    text
+}

@@ -19,6 +19,7 @@ pub mod memory;
 mod observer;
 mod options;
 mod plan;
+pub mod postgres;
 mod run;
 mod serve;
 mod shape;

@@ -1,19 +1,29 @@
 //! Every checkpointer passes the same suite.
 
+mod storage;
+
 mod sqlite {
-    use graph::{conformance::Lab, sqlite::SqliteCheckpointer};
+    use graph::conformance::Lab;
+
+    use crate::storage;
 
     async fn lab() -> Lab {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("threads.db");
-        Lab::new(
-            move || {
-                let path = path.clone();
-                async move { SqliteCheckpointer::open(path).await.expect("opens") }
-            },
-            dir,
-        )
-        .await
+        let (path, dir) = storage::sqlite_path();
+        Lab::new(move || storage::sqlite(path.clone()), dir).await
+    }
+
+    graph::checkpointer_conformance!(lab());
+}
+
+mod postgres {
+    use graph::conformance::Lab;
+
+    use crate::storage::{self, Schema};
+
+    async fn lab() -> Lab {
+        let schema = Schema::make().await;
+        let url = schema.url.clone();
+        Lab::new(move || storage::connect(url.clone()), schema).await
     }
 
     graph::checkpointer_conformance!(lab());

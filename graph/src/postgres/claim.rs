@@ -1,0 +1,149 @@
+//! Leases: taking them, prolonging them, and reading what a run needs.
+
+use std::time::Duration;
+
+use sqlx::{PgConnection, Row};
+
+use super::{
+    history,
+    rows::{self, select_threads},
+    threads,
+    values::{Time, text},
+};
+use crate::{
+    checkpoint::{AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError},
+    stored::{self, Fault, int, micros, number},
+};
+
+/// The most that priorities can move a thread in the queue, in seconds.
+const LONGEST_AGING_S: i64 = 3 * AGING_S;
+
+pub(super) async fn claim(
+    db: &mut PgConnection,
+    request: &ClaimRequest<'_>,
+) -> Result<Claimed, Fault> {
+    let graphs: Vec<_> = request.graphs.iter().map(|graph| text(graph)).collect();
+    // One row at least, for the clock and the next due time. A thread that somebody else has locked at the moment is left
+    // for the next look. The lease of a thread that has one has expired: its run died.
+    let found = sqlx::query(select_threads!(
+        "with due as ( \
+             select thread, urgency as place from graph_thread \
+             where urgency <= now() + $5 * interval '1 second' and due_at <= now() and graph = any ($1) \
+             order by urgency, thread limit $2 for no key update skip locked \
+         ), claimed as ( \
+             update graph_thread t set token = nextval('graph_token'), takeovers = t.takeovers + (t.owner is not null)::int, \
+                 owner = $3, status = 1, due_at = now() + $4 * interval '1 microsecond', updated_at = now() \
+             from due where t.thread = due.thread returning t.*, due.place \
+         ) ",
+        ", ( \
+             select (extract(epoch from min(n.due_at) - now()) * 1000000)::bigint from ( \
+                 select due_at from graph_thread where urgency > now() and due_at > now() and graph = any ($1) \
+                 order by urgency limit 200) n \
+         ) from (select 1) one left join claimed t on true order by t.place, t.thread"
+    ))
+    .bind(graphs)
+    .bind(stored::rows(request.limit))
+    .bind(text(request.owner))
+    .bind(micros(request.lease))
+    .bind(LONGEST_AGING_S)
+    .fetch_all(db)
+    .await?;
+    let first = found.first().ok_or_else(|| StorageError::Corrupt {
+        what: "the queue gave no answer".to_owned(),
+    })?;
+    let next_due: Option<i64> = first.try_get(24)?;
+    let mut claims = Vec::with_capacity(found.len());
+    for row in &found {
+        if row.try_get::<Option<i64>, _>(20)?.is_none() {
+            continue;
+        }
+        let thread = rows::thread(row)?;
+        claims.push(Claim {
+            lease: Lease {
+                thread: thread.record.id.clone(),
+                token: thread.token,
+            },
+            takeovers: thread.takeovers,
+            thread: thread.record,
+        });
+    }
+    Ok(Claimed {
+        claims,
+        next_due: next_due.map(|next| Duration::from_micros(number(next))),
+        now: first.try_get::<Time, _>(23)?.0,
+    })
+}
+
+pub(super) async fn renew(
+    db: &mut PgConnection,
+    leases: &[Lease],
+    lease: Duration,
+) -> Result<Vec<Renewed>, Fault> {
+    let ids: Vec<_> = leases.iter().map(|l| text(l.thread.as_str())).collect();
+    let tokens: Vec<i64> = leases.iter().map(|l| int(l.token)).collect();
+    // The rows are locked in the order of their ids, as everywhere.
+    let found = sqlx::query(
+        "with held as ( \
+             select t.thread, b.ord from unnest($1::text[], $2::bigint[]) with ordinality b (id, token, ord) \
+             join graph_thread t on t.id = b.id where t.token = b.token and t.owner is not null \
+             order by t.id for no key update of t \
+         ) \
+         update graph_thread t set due_at = now() + $3 * interval '1 microsecond' \
+         from held where t.thread = held.thread returning held.ord, t.cancel",
+    )
+    .bind(ids)
+    .bind(tokens)
+    .bind(micros(lease))
+    .fetch_all(db)
+    .await?;
+    let mut renewed: Vec<Renewed> = leases
+        .iter()
+        .map(|lease| Renewed {
+            thread: lease.thread.clone(),
+            held: false,
+            cancel: None,
+        })
+        .collect();
+    for row in &found {
+        let at = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
+        if let Some(renewed) = renewed.get_mut(at) {
+            renewed.held = true;
+            renewed.cancel = rows::optional(row, 1)?;
+        }
+    }
+    Ok(renewed)
+}
+
+/// Not in one transaction: whatever changes meanwhile needs a newer token (and then nothing can be committed on what was
+/// read), or is a signal, which is read with its number in one statement.
+pub(super) async fn load(db: &mut PgConnection, lease: &Lease) -> Result<Loaded, Fault> {
+    let thread = threads::find(db, &lease.thread)
+        .await?
+        .filter(|thread| thread.holds(lease.token))
+        .ok_or_else(|| StorageError::Fenced {
+            thread: lease.thread.clone(),
+            token: lease.token,
+        })?;
+    let (branch, checkpoint) = (thread.record.branch, thread.record.checkpoint);
+    let state = history::state_on(db, &thread, branch, checkpoint).await?;
+    let writes = sqlx::query(
+        "select task, kind, name, round, value from graph_write where thread = $1 and checkpoint = $2 \
+         order by task collate \"C\", kind, name collate \"C\", round",
+    )
+    .bind(thread.key)
+    .bind(int(checkpoint))
+    .fetch_all(&mut *db)
+    .await?
+    .iter()
+    .map(rows::write)
+    .collect::<Result<_, _>>()?;
+    let (mailbox, mail) = threads::mailbox(db, &lease.thread, 0).await?;
+    Ok(Loaded {
+        state,
+        writes,
+        mailbox,
+        mail,
+        now: thread.now,
+        thread: thread.record,
+    })
+}

@@ -1,0 +1,405 @@
+//! Threads in PostgreSQL (15 or newer): [`PostgresCheckpointer`].
+//!
+//! Its tables, sequences and functions begin with `graph_` and live in the first schema of the search path, beside whatever
+//! else is there. What a commit changes is one statement and one round trip; commits of different threads that only write a
+//! checkpoint share transactions. Acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
+
+mod claim;
+mod commit;
+mod document;
+mod history;
+mod journal;
+mod rows;
+mod threads;
+mod values;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{
+    PgPool, Postgres, Transaction,
+    migrate::{MigrateError, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::{
+    checkpoint::{
+        Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
+        Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
+        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
+        SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
+    },
+    ids::{Cursor, ThreadId},
+    stored::Fault,
+};
+
+/// How many connections [`PostgresCheckpointer::connect`] opens at most.
+const CONNECTIONS: u32 = 12;
+
+/// How long a request waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections that were idle for longer are tried before they are used: the server may have been restarted.
+const TRUSTED_IDLE: Duration = Duration::from_secs(2);
+
+/// How often a transaction that the database rolled back because of another one is tried.
+const DEADLOCK_ATTEMPTS: u32 = 8;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// The table that says which migrations were applied; not `sqlx`'s default, so that other schemas can live beside this one.
+const MIGRATION_TABLE: &str = "graph_migrations";
+
+/// A [`Checkpointer`] in a PostgreSQL database. Cloning it shares the connections.
+#[derive(Clone, Debug)]
+pub struct PostgresCheckpointer {
+    pool: PgPool,
+    sharing: Arc<commit::Sharing>,
+}
+
+impl PostgresCheckpointer {
+    /// Connects to the database of a URL such as `postgres://user@host/database`. The schema is brought up to date by
+    /// [`Checkpointer::migrate`].
+    pub async fn connect(url: &str) -> Result<Self, StorageError> {
+        // The URL is not part of the error: it may hold a password.
+        let failed = |source| StorageError::Backend {
+            operation: "connecting to PostgreSQL".to_owned(),
+            source: Box::new(source),
+        };
+        let options: PgConnectOptions = url.parse().map_err(failed)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, about| {
+                Box::pin(async move {
+                    if about.idle_for < TRUSTED_IDLE {
+                        return Ok(true);
+                    }
+                    Ok(sqlx::Connection::ping(connection).await.is_ok())
+                })
+            })
+            .after_connect(|connection, _| {
+                // Everything that is read has an index; a plan that was made while a table was small must not outlive its
+                // growth. And no statement here is worth compiling.
+                Box::pin(async move {
+                    sqlx::raw_sql("set enable_seqscan = off; set jit = off")
+                        .execute(connection)
+                        .await?;
+                    Ok(())
+                })
+            })
+            .connect_with(options)
+            .await
+            .map_err(failed)?;
+        Ok(Self::from_pool(pool))
+    }
+
+    /// Uses somebody else's pool. It should have `test_before_acquire` off, which costs a round trip for each request.
+    #[must_use]
+    pub fn from_pool(pool: PgPool) -> Self {
+        Self {
+            pool,
+            sharing: Arc::default(),
+        }
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Postgres>, Fault> {
+        Ok(self.pool.begin().await?)
+    }
+
+    /// A transaction in which what is read does not change.
+    async fn read(&self) -> Result<Transaction<'static, Postgres>, Fault> {
+        Ok(self
+            .pool
+            .begin_with("begin isolation level repeatable read read only")
+            .await?)
+    }
+
+    async fn run_migrations(&self) -> Result<(), Fault> {
+        let migrator = Migrator {
+            migrations: MIGRATIONS.migrations.clone(),
+            table_name: MIGRATION_TABLE.into(),
+            ..Migrator::DEFAULT
+        };
+        let mut connection = self.pool.acquire().await?;
+        let result = migrator.run_direct(None, &mut *connection, false).await;
+        if let Err(error) = result {
+            // A failed migration leaves the connection with the lock that keeps other migrators out.
+            connection.close().await?;
+            return Err(migration_fault(error));
+        }
+        let durable: String = sqlx::query_scalar("show synchronous_commit")
+            .fetch_one(&mut *connection)
+            .await?;
+        if durable == "off" {
+            tracing::warn!(
+                "synchronous_commit is off: a crash of the server can lose steps that were acknowledged"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Says what to do about a failed migration.
+fn migration_fault(error: MigrateError) -> Fault {
+    let known = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
+    match error {
+        MigrateError::VersionMissing(found) => StorageError::NewerSchema { found, known }.into(),
+        other => StorageError::Backend {
+            operation: "bringing the schema up to date".to_owned(),
+            source: Box::new(other),
+        }
+        .into(),
+    }
+}
+
+/// Whether the database rolled a transaction back because of another one: a deadlock, or a failed serialization.
+fn is_transient(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.code())
+        .is_some_and(|code| matches!(&*code, "40P01" | "40001"))
+}
+
+#[async_trait]
+impl Checkpointer for PostgresCheckpointer {
+    fn name(&self) -> &'static str {
+        "postgres"
+    }
+
+    async fn migrate(&self) -> Result<(), StorageError> {
+        self.run_migrations()
+            .await
+            .map_err(|fault| fault.during("bringing the schema up to date"))
+    }
+
+    async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            threads::create(&mut db, &thread).await
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during(&format!("creating thread {}", thread.id)))
+    }
+
+    async fn signal(
+        &self,
+        signal: NewSignal,
+        answers: Option<&str>,
+    ) -> Result<SignalOutcome, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            threads::signal(&mut db, &signal, answers).await
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during(&format!("signalling thread {}", signal.thread)))
+    }
+
+    async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
+        let run = async {
+            let mut db = self.begin().await?;
+            let outcome = threads::cancel(&mut db, &request).await?;
+            db.commit().await?;
+            Ok(outcome)
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during(&format!("cancelling thread {}", request.thread)))
+    }
+
+    async fn reopen(&self, thread: &ThreadId) -> Result<Reopened, StorageError> {
+        let run = async {
+            let mut db = self.begin().await?;
+            let outcome = threads::reopen(&mut db, thread).await?;
+            db.commit().await?;
+            Ok(outcome)
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during(&format!("reopening thread {thread}")))
+    }
+
+    async fn thread(&self, thread: &ThreadId) -> Result<Option<ThreadRecord>, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            threads::find(&mut db, thread).await
+        };
+        let found = run
+            .await
+            .map_err(|fault: Fault| fault.during(&format!("reading thread {thread}")))?;
+        Ok(found.map(|thread| thread.record))
+    }
+
+    async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadRecord>, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            threads::list(&mut db, filter).await
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during("listing threads"))
+    }
+
+    async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
+        let run = async {
+            let mut db = self.begin().await?;
+            let found = threads::delete(&mut db, thread).await?;
+            db.commit().await?;
+            Ok(found)
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during(&format!("deleting thread {thread}")))
+    }
+
+    async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            claim::claim(&mut db, &request).await
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during("claiming threads"))
+    }
+
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            let mut attempt = 1;
+            loop {
+                match claim::renew(&mut db, leases, lease).await {
+                    Err(Fault::Database(error))
+                        if attempt < DEADLOCK_ATTEMPTS && is_transient(&error) =>
+                    {
+                        attempt += 1;
+                    }
+                    result => return result,
+                }
+            }
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during("renewing leases"))
+    }
+
+    async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            claim::load(&mut db, lease).await
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during(&format!("loading thread {}", lease.thread)))
+    }
+
+    async fn mailbox(
+        &self,
+        thread: &ThreadId,
+        after: u64,
+    ) -> Result<(Vec<SignalRecord>, u64), StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            threads::mailbox(&mut db, thread, after).await
+        };
+        run.await.map_err(|fault: Fault| {
+            fault.during(&format!("reading the mailbox of thread {thread}"))
+        })
+    }
+
+    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
+        commit::commit(&self.pool, &self.sharing, lease, &commit)
+            .await
+            .map_err(|fault| fault.during(&format!("committing a step of thread {}", lease.thread)))
+    }
+
+    async fn history(
+        &self,
+        thread: &ThreadId,
+        filter: &HistoryFilter,
+    ) -> Result<Vec<CheckpointRecord>, StorageError> {
+        let run = async {
+            let mut db = self.read().await?;
+            history::list(&mut db, thread, filter).await
+        };
+        run.await
+            .map_err(|fault| fault.during(&format!("listing the history of thread {thread}")))
+    }
+
+    async fn state_rows(
+        &self,
+        thread: &ThreadId,
+        checkpoint: Option<u64>,
+    ) -> Result<StateRows, StorageError> {
+        let run = async {
+            let mut db = self.read().await?;
+            history::state_at(&mut db, thread, checkpoint).await
+        };
+        run.await
+            .map_err(|fault| fault.during(&format!("reading the state of thread {thread}")))
+    }
+
+    async fn fork(
+        &self,
+        thread: &ThreadId,
+        checkpoint: NewCheckpoint,
+    ) -> Result<(u32, u64), StorageError> {
+        let run = async {
+            let mut db = self.begin().await?;
+            let forked = history::fork(&mut db, thread, &checkpoint).await?;
+            db.commit().await?;
+            Ok(forked)
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during(&format!("forking thread {thread}")))
+    }
+
+    async fn set_head(&self, thread: &ThreadId, branch: u32) -> Result<(), StorageError> {
+        let run = async {
+            let mut db = self.begin().await?;
+            history::set_head(&mut db, thread, branch).await?;
+            db.commit().await?;
+            Ok(())
+        };
+        run.await.map_err(|fault: Fault| {
+            fault.during(&format!(
+                "making branch {branch} the head of thread {thread}"
+            ))
+        })
+    }
+
+    async fn branches(&self, thread: &ThreadId) -> Result<BTreeMap<u32, u64>, StorageError> {
+        let run = async {
+            let mut db = self.read().await?;
+            history::branches(&mut db, thread).await
+        };
+        run.await
+            .map_err(|fault| fault.during(&format!("listing the branches of thread {thread}")))
+    }
+
+    async fn journal(
+        &self,
+        filter: &JournalFilter,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            journal::read(&mut db, filter, after, limit).await
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during("reading the journal"))
+    }
+
+    async fn journal_end(&self) -> Result<Cursor, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            journal::end(&mut db).await
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during("looking for the end of the journal"))
+    }
+
+    async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            journal::append(&mut db, id, &event).await
+        };
+        run.await.map_err(|fault: Fault| {
+            fault.during(&format!("appending to the stream {}", event.stream))
+        })
+    }
+}

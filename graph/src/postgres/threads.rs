@@ -1,0 +1,243 @@
+//! Threads, their mailboxes, and requests to cancel them.
+
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
+
+use super::{
+    rows::{self, Thread, select_threads},
+    values::{Jsonb, text},
+};
+use crate::{
+    checkpoint::{
+        CancelOutcome, CancelRequest, Created, MAILBOX_LIMIT, NewSignal, NewThread, Reopened,
+        SignalOutcome, SignalRecord, StorageError, ThreadFilter, ThreadRecord, ThreadStatus,
+    },
+    ids::ThreadId,
+    stored::{Fault, THREADS_LIMIT, digest, int, number, status_code, status_from},
+};
+
+pub(super) async fn create(db: &mut PgConnection, thread: &NewThread) -> Result<Created, Fault> {
+    let made = sqlx::query(
+        "insert into graph_thread (id, graph, parent, parent_name, priority, due_at, input) \
+         values ($1, $2, $3, $4, $5, now(), $6) on conflict (id) do nothing",
+    )
+    .bind(text(thread.id.as_str()))
+    .bind(text(&thread.graph))
+    .bind(thread.parent.as_ref().map(|p| text(p.thread.as_str())))
+    .bind(thread.parent.as_ref().map(|p| text(&p.name)))
+    .bind(i16::from(thread.priority.rank()))
+    .bind(Jsonb::of(&thread.input)?)
+    .execute(db)
+    .await?
+    .rows_affected();
+    Ok(if made == 0 {
+        Created::Existing
+    } else {
+        Created::New
+    })
+}
+
+/// A thread with all that is known about it.
+pub(super) async fn find(
+    db: &mut PgConnection,
+    thread: &ThreadId,
+) -> Result<Option<Thread>, Fault> {
+    sqlx::query(select_threads!("from graph_thread t where t.id = $1"))
+        .bind(text(thread.as_str()))
+        .fetch_optional(db)
+        .await?
+        .map(|row| rows::thread(&row))
+        .transpose()
+}
+
+/// The same, locked until the transaction ends.
+pub(super) async fn lock(
+    db: &mut PgConnection,
+    thread: &ThreadId,
+) -> Result<Option<Thread>, Fault> {
+    sqlx::query(select_threads!(
+        "from graph_thread t where t.id = $1 for no key update"
+    ))
+    .bind(text(thread.as_str()))
+    .fetch_optional(db)
+    .await?
+    .map(|row| rows::thread(&row))
+    .transpose()
+}
+
+pub(super) async fn list(
+    db: &mut PgConnection,
+    filter: &ThreadFilter,
+) -> Result<Vec<ThreadRecord>, Fault> {
+    let mut query: QueryBuilder<Postgres> =
+        QueryBuilder::new(select_threads!("from graph_thread t where true"));
+    if let Some(graph) = &filter.graph {
+        query.push(" and t.graph = ").push_bind(text(graph));
+    }
+    if !filter.statuses.is_empty() {
+        let codes: Vec<i16> = filter.statuses.iter().map(|s| status_code(*s)).collect();
+        query
+            .push(" and t.status = any (")
+            .push_bind(codes)
+            .push(")");
+    }
+    if let Some(parent) = &filter.parent {
+        query
+            .push(" and t.parent = ")
+            .push_bind(text(parent.as_str()));
+    }
+    if let Some(prefix) = &filter.prefix {
+        // The range uses the index; the comparison is exact.
+        query
+            .push(" and starts_with(t.id, ")
+            .push_bind(text(prefix))
+            .push(") and t.id >= ")
+            .push_bind(text(prefix))
+            .push(" and t.id < ")
+            .push_bind(format!("{}\u{10ffff}", text(prefix)));
+    }
+    if let Some(after) = &filter.after {
+        query.push(" and t.id > ").push_bind(text(after.as_str()));
+    }
+    query
+        .push(" order by t.id limit ")
+        .push_bind(crate::stored::rows(filter.limit.unwrap_or(THREADS_LIMIT)));
+    let found = query.build().fetch_all(db).await?;
+    found
+        .iter()
+        .map(|row| rows::thread(row).map(|thread| thread.record))
+        .collect()
+}
+
+/// In the caller's transaction.
+pub(super) async fn delete(db: &mut PgConnection, thread: &ThreadId) -> Result<bool, Fault> {
+    let key: Option<i64> =
+        sqlx::query_scalar("delete from graph_thread where id = $1 returning thread")
+            .bind(text(thread.as_str()))
+            .fetch_optional(&mut *db)
+            .await?;
+    let Some(key) = key else {
+        return Ok(false);
+    };
+    for delete in [
+        "delete from graph_branch where thread = $1",
+        "delete from graph_checkpoint where thread = $1",
+        "delete from graph_write where thread = $1",
+        "delete from graph_signal where thread = $1",
+    ] {
+        sqlx::query(delete).bind(key).execute(&mut *db).await?;
+    }
+    Ok(true)
+}
+
+pub(super) async fn signal(
+    db: &mut PgConnection,
+    signal: &NewSignal,
+    answers: Option<&str>,
+) -> Result<SignalOutcome, Fault> {
+    let outcome: String = sqlx::query_scalar("select graph_send($1, $2, $3, $4, $5, $6, $7, $8)")
+        .bind(text(signal.thread.as_str()))
+        .bind(digest(&signal.key))
+        .bind(text(&signal.kind))
+        .bind(text(&signal.key))
+        .bind(Jsonb::of(&signal.payload)?)
+        .bind(signal.revives)
+        .bind(answers.map(text))
+        .bind(int(MAILBOX_LIMIT))
+        .fetch_one(db)
+        .await?;
+    Ok(match outcome.as_str() {
+        "new" => SignalOutcome::New,
+        "duplicate" => SignalOutcome::Duplicate,
+        "no wait" => SignalOutcome::NoSuchWait,
+        "full" => SignalOutcome::MailboxFull,
+        "unknown" => SignalOutcome::UnknownThread,
+        other => {
+            return Err(StorageError::Corrupt {
+                what: format!("graph_send answered `{other}`"),
+            }
+            .into());
+        }
+    })
+}
+
+/// In one statement: what the newest signal is must fit what is in the mailbox.
+pub(super) async fn mailbox(
+    db: &mut PgConnection,
+    thread: &ThreadId,
+    after: u64,
+) -> Result<(Vec<SignalRecord>, u64), Fault> {
+    let found = sqlx::query(
+        "select t.last_signal, s.number, s.kind, s.key, s.payload from graph_thread t \
+         left join graph_signal s on s.thread = t.thread and s.payload is not null and s.number > $2 \
+         where t.id = $1 order by s.number",
+    )
+    .bind(text(thread.as_str()))
+    .bind(int(after))
+    .fetch_all(db)
+    .await?;
+    let newest: i64 = found
+        .first()
+        .ok_or_else(|| StorageError::UnknownThread(thread.clone()))?
+        .try_get(0)?;
+    let mut signals = Vec::with_capacity(found.len());
+    for row in &found {
+        if row.try_get::<Option<i64>, _>(1)?.is_some() {
+            signals.push(rows::signal(row, 1)?);
+        }
+    }
+    Ok((signals, number(newest)))
+}
+
+/// In the caller's transaction.
+pub(super) async fn cancel(
+    db: &mut PgConnection,
+    request: &CancelRequest,
+) -> Result<CancelOutcome, Fault> {
+    let row = sqlx::query(
+        "select status, cancel is not null from graph_thread where id = $1 for no key update",
+    )
+    .bind(text(request.thread.as_str()))
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(row) = row else {
+        return Ok(CancelOutcome::UnknownThread);
+    };
+    if status_from(row.try_get::<i16, _>(0)?.into())?.is_ended() {
+        return Ok(CancelOutcome::Ended);
+    }
+    if row.try_get(1)? {
+        return Ok(CancelOutcome::AlreadyRequested);
+    }
+    sqlx::query(
+        "update graph_thread set cancel = $2, updated_at = now(), \
+         due_at = graph_due_on_arrival(due_at, owner, status, false) where id = $1",
+    )
+    .bind(text(request.thread.as_str()))
+    .bind(text(&request.reason))
+    .execute(db)
+    .await?;
+    Ok(CancelOutcome::Requested)
+}
+
+/// In the caller's transaction.
+pub(super) async fn reopen(db: &mut PgConnection, thread: &ThreadId) -> Result<Reopened, Fault> {
+    let status: Option<i16> =
+        sqlx::query_scalar("select status from graph_thread where id = $1 for no key update")
+            .bind(text(thread.as_str()))
+            .fetch_optional(&mut *db)
+            .await?;
+    let Some(status) = status else {
+        return Ok(Reopened::UnknownThread);
+    };
+    let status = status_from(status.into())?;
+    if !matches!(status, ThreadStatus::Failed | ThreadStatus::Cancelled) {
+        return Ok(Reopened::NotEnded(status));
+    }
+    sqlx::query(
+        "update graph_thread set status = 0, error = null, output = null, due_at = now(), updated_at = now() where id = $1",
+    )
+    .bind(text(thread.as_str()))
+    .execute(db)
+    .await?;
+    Ok(Reopened::Yes)
+}

@@ -1,0 +1,82 @@
+//! Databases for tests: a fresh file, or a fresh schema on the server that `ARTEL_TEST_DATABASE_URL` names.
+
+use std::{path::PathBuf, time::Duration};
+
+use graph::{postgres::PostgresCheckpointer, sqlite::SqliteCheckpointer};
+
+/// The path of a database file that does not exist yet; it goes with the directory.
+pub fn sqlite_path() -> (PathBuf, tempfile::TempDir) {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    (dir.path().join("threads.db"), dir)
+}
+
+pub async fn sqlite(path: PathBuf) -> SqliteCheckpointer {
+    SqliteCheckpointer::open(path)
+        .await
+        .expect("the file opens")
+}
+
+/// A schema of its own in the test server's database; dropped with the value.
+pub struct Schema {
+    /// Connections made with it work in the schema.
+    pub url: String,
+    server: String,
+    name: String,
+}
+
+impl Schema {
+    pub async fn make() -> Self {
+        let server = std::env::var("ARTEL_TEST_DATABASE_URL").expect(
+            "ARTEL_TEST_DATABASE_URL names a PostgreSQL server on which tests may make schemas; `make test` starts one",
+        );
+        let name = format!("graph_test_{}", uuid::Uuid::now_v7().simple());
+        let pool = sqlx::PgPool::connect(&server)
+            .await
+            .expect("the test server answers");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("create schema {name}")))
+            .execute(&pool)
+            .await
+            .expect("the schema is made");
+        pool.close().await;
+        let joint = if server.contains('?') { '&' } else { '?' };
+        let url = format!("{server}{joint}options=-csearch_path%3D{name}");
+        Self { url, server, name }
+    }
+}
+
+pub async fn connect(url: String) -> PostgresCheckpointer {
+    PostgresCheckpointer::connect(&url)
+        .await
+        .expect("the test server answers")
+}
+
+impl Drop for Schema {
+    fn drop(&mut self) {
+        // On a thread with a runtime of its own: the test's may be gone, and may have only one thread.
+        let (server, name) = (self.server.clone(), self.name.clone());
+        let cleaner = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(async {
+                let work = async {
+                    let pool = sqlx::PgPool::connect(&server).await?;
+                    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+                        "set lock_timeout = '5s'; drop schema {name} cascade"
+                    )))
+                    .execute(&pool)
+                    .await?;
+                    Ok::<_, sqlx::Error>(())
+                };
+                tokio::time::timeout(Duration::from_secs(10), work)
+                    .await
+                    .map_err(std::io::Error::other)?
+                    .map_err(std::io::Error::other)
+            })
+        });
+        match cleaner.join() {
+            Ok(Ok(())) => {}
+            other => eprintln!("schema {} was not dropped: {other:?}", self.name),
+        }
+    }
+}

@@ -12,6 +12,8 @@ use crate::state::State;
 
 /// How long Git may take.
 const PATIENCE: Duration = Duration::from_mins(2);
+/// How the names of unfinished exports begin.
+const STAGING: &[u8] = b".staging-";
 /// Releases whose files are kept.
 const KEPT: usize = 5;
 
@@ -37,13 +39,21 @@ pub(crate) async fn manifest(repository: &Path, sha: &Sha) -> Result<Manifest> {
 
 /// Puts the commit's files into a folder. The folder appears complete or not at all.
 pub(crate) async fn export(repository: &Path, sha: &Sha, tree: &Path) -> Result<()> {
-    let fresh = tree.with_extension("new");
-    let index = tree.with_extension("index");
     let file = |error: std::io::Error| failures::file("writing the release", tree, &error);
     if tree.exists() {
         return Ok(());
     }
-    remove_directory(&fresh).map_err(file)?;
+    let releases = tree.parent().unwrap_or(Path::new("."));
+    // Left over from exports that were interrupted; a Git of theirs may have a moment to live, so
+    // their names are not used again.
+    for entry in std::fs::read_dir(releases).map_err(file)?.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(STAGING) {
+            let _ = remove_directory(&entry.path());
+        }
+    }
+    let moment = jiff::Timestamp::now().as_nanosecond();
+    let staging = releases.join(format!(".staging-{}-{moment}", std::process::id()));
+    let (fresh, index) = (staging.join("tree"), staging.join("index"));
     private_directory(&fresh).map_err(file)?;
     let into = Into {
         tree: &fresh,
@@ -59,9 +69,8 @@ pub(crate) async fn export(repository: &Path, sha: &Sha, tree: &Path) -> Result<
         .await
     }
     .await;
-    let _ = std::fs::remove_file(&index);
     if let Err(said) = exported {
-        let _ = remove_directory(&fresh);
+        let _ = remove_directory(&staging);
         return Err(if said.contains("No space left on device") {
             failures::disk_full(&tree.display().to_string())
         } else {
@@ -74,7 +83,8 @@ pub(crate) async fn export(repository: &Path, sha: &Sha, tree: &Path) -> Result<
             .evidence(said)
         });
     }
-    std::fs::rename(&fresh, tree).map_err(file)
+    std::fs::rename(&fresh, tree).map_err(file)?;
+    remove_directory(&staging).map_err(file)
 }
 
 /// Forgets old releases, but never the live one nor the one to go back to.

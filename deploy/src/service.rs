@@ -20,6 +20,8 @@ const PORT_INSIDE: u16 = 8080;
 const DOORWAY: &str = "/run/artel/io";
 /// How long a service may take to end when it is asked to.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long connections to a release that is not live any more may go on.
+const LET_GO: Duration = Duration::from_secs(4);
 /// Lines kept as evidence.
 const TAIL_LINES: usize = 40;
 /// Starts within [`WINDOW`] before it counts as failed.
@@ -43,6 +45,7 @@ pub(crate) struct Ground {
 pub(crate) struct Service {
     number: u64,
     progress: Arc<Mutex<Progress>>,
+    connections: Arc<()>,
     /// What is wanted of it.
     wish: watch::Sender<Wish>,
     task: JoinHandle<()>,
@@ -84,6 +87,7 @@ impl Service {
         Self {
             number,
             progress,
+            connections: Arc::new(()),
             wish,
             task: tokio::spawn(keeper.keep()),
         }
@@ -98,6 +102,19 @@ impl Service {
             }
             changes
         });
+    }
+
+    /// What every connection to it holds.
+    pub(crate) fn connections(&self) -> Arc<()> {
+        Arc::clone(&self.connections)
+    }
+
+    /// Waits, within a bound, until the connections to it are over.
+    pub(crate) async fn let_go(&self) {
+        let until = tokio::time::Instant::now() + LET_GO;
+        while Arc::strong_count(&self.connections) > 1 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Ends it: asks, waits, kills.

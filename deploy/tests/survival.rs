@@ -82,9 +82,9 @@ async fn a_service_that_keeps_dying_is_given_up_with_its_evidence() {
     // It survives its checks and half a second more, once; then never again.
     let code = format!(
         "import os, threading\n\
-         path = os.path.join(os.environ['DATA_DIR'], 'once')\n\
-         if os.path.exists(path):\n    print('worn out', flush=True)\n    os._exit(5)\n{}",
-        world::SERVICE.replace("os._exit(3)", "open(path, 'w').close(); os._exit(3)")
+         ONCE = os.path.join(os.environ['DATA_DIR'], 'once')\n\
+         if os.path.exists(ONCE):\n    print('worn out', flush=True)\n    os._exit(5)\n{}",
+        world::SERVICE.replace("os._exit(3)", "open(ONCE, 'w').close(); os._exit(3)")
     );
     let sha = world.commit("weak", &[("service.py", &code)]);
     let (port, p1) = (free_port(), project("p1"));

@@ -19,7 +19,7 @@ use sandbox::{Sandbox, Unconfined};
 
 /// A service that says its version, counts in its data folder, and misbehaves when asked to.
 pub const SERVICE: &str = r#"
-import http.server, os, sys
+import http.server, os, sys, time
 VERSION = open("version").read().strip()
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -32,6 +32,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             count = int(open(path).read()) + 1 if os.path.exists(path) else 1
             open(path, "w").write(str(count))
             text = str(count)
+        if self.path == "/slow":
+            time.sleep(1)
         if self.path == "/env":
             text = "\n".join(sorted(f"{k}={v}" for k, v in os.environ.items()))
         self.send_response(status)

@@ -204,6 +204,12 @@ async fn open_sqlite(path: &std::path::Path, location: &Location) -> Result<Sqli
     SqlitePoolOptions::new()
         .max_connections(8)
         .acquire_timeout(PATIENCE)
+        // When the disk is full SQLite takes a transaction back by itself; the driver goes on counting it, and the
+        // connection could begin no other. Such a connection is closed instead of being handed out.
+        .before_acquire(|connection, _| {
+            let usable = !connection.is_in_transaction();
+            Box::pin(async move { Ok(usable) })
+        })
         .connect_with(options)
         .await
         .map_err(|source| Error::Open {

@@ -51,7 +51,8 @@ pub(super) async fn update(fold: &mut Fold<'_>, project: &ProjectId, id: &JobId)
                 notice: None,
             }
             .write(fold)
-            .await
+            .await?;
+            Ok(())
         }
     }
 }

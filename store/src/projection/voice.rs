@@ -25,11 +25,10 @@ pub(super) struct Intent<'a> {
 }
 
 impl Intent<'_> {
-    /// Writes it, if it is not there: one intent, one message.
-    pub(super) async fn write(&self, fold: &mut Fold<'_>) -> Result<()> {
+    /// Writes it, if it is not there: one intent, one message. Says whether it is new.
+    pub(super) async fn write(&self, fold: &mut Fold<'_>) -> Result<bool> {
         let statement = insert_new("outbox_intents", self.columns(fold));
-        fold.tx.execute(&statement).await?;
-        Ok(())
+        Ok(fold.tx.execute(&statement).await? == 1)
     }
 
     fn columns(&self, fold: &Fold<'_>) -> crate::db::Columns {
@@ -102,11 +101,8 @@ pub(super) async fn said(
 ) -> Result<()> {
     let project = recorded.project.as_str();
     let kind = word(&kind);
-    if to == Audience::Owner {
-        message(fold, project, &kind, None, key, text).await?;
-    }
-    Intent {
-        id: &format!("said:{key}"),
+    let new = Intent {
+        id: &format!("said:{project}:{key}"),
         project,
         job: recorded.job.as_ref().map(ToString::to_string),
         audience: to,
@@ -116,7 +112,11 @@ pub(super) async fn said(
         notice: None,
     }
     .write(fold)
-    .await
+    .await?;
+    if new && to == Audience::Owner {
+        message(fold, project, &kind, None, key, text).await?;
+    }
+    Ok(())
 }
 
 fn of_wait(wait: &str) -> String {
@@ -211,7 +211,8 @@ pub(super) async fn notice(
         notice: Some((severity, fingerprint)),
     }
     .write(fold)
-    .await
+    .await?;
+    Ok(())
 }
 
 /// Whatever thread failed, an admin hears of it.

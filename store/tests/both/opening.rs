@@ -119,3 +119,53 @@ async fn a_place_that_cannot_be_opened_is_named_without_its_password() {
         .unwrap_err();
     assert!(matches!(error, Error::Open { .. }), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("artel.db");
+    std::fs::write(&file, "this is no database, ".repeat(500)).unwrap();
+    let error = Store::open(&Location::Sqlite(file.clone()))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Open { .. }), "{error:?}");
+    assert!(error.to_string().contains("artel.db"), "{error}");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    assert!(kept.starts_with("this is no database"), "nothing was lost");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_named_and_loses_nothing() {
+    let world = World::sqlite().await;
+    let mut journal = Journal::whole_life();
+    let cursor = world.projector.catch_up(&journal).await.unwrap();
+    let before = world.projector.dump().await.unwrap();
+    let pool = world.store.sqlite_pool().unwrap();
+    let limit = async |pages: &'static str| {
+        // The limit belongs to a connection, so every one of the pool gets it.
+        let mut connections = Vec::new();
+        for _ in 0..pool.options().get_max_connections() {
+            connections.push(pool.acquire().await.unwrap());
+        }
+        for connection in &mut connections {
+            sqlx::query(pages).execute(&mut **connection).await.unwrap();
+        }
+    };
+    // A limit below what is used means what is used.
+    limit("PRAGMA max_page_count = 1").await;
+    journal.heard("long", &"word ".repeat(100_000));
+    let error = world.projector.catch_up(&journal).await.unwrap_err();
+    assert!(matches!(error, Error::DiskFull(_)), "{error:?}");
+    let failure = ports::Failure::from(error);
+    assert_eq!(failure.kind, "disk_full");
+    assert!(failure.retryable);
+    assert_eq!(world.projector.cursor().await.unwrap(), cursor);
+    assert_eq!(world.projector.dump().await.unwrap(), before);
+
+    limit("PRAGMA max_page_count = 1000000").await;
+    assert_eq!(
+        world.projector.catch_up(&journal).await.unwrap(),
+        journal.last()
+    );
+    world.end().await;
+}

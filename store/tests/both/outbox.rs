@@ -11,6 +11,7 @@ use crate::world::World;
 
 on_both!(
     messages_keep_their_order_in_a_chat,
+    one_key_is_one_message_in_each_project,
     progress_is_one_message_that_is_edited,
     a_closed_question_loses_its_buttons,
     a_question_that_was_closed_before_it_was_sent_is_not_asked,
@@ -62,6 +63,25 @@ async fn messages_keep_their_order_in_a_chat(world: &World) {
         assert_eq!(world.send("m").await.text, number.to_string());
     }
     assert_eq!(world.next().await, []);
+}
+
+async fn one_key_is_one_message_in_each_project(world: &World) {
+    world.listens("7").await;
+    let mut journal = Journal::new();
+    journal
+        .founded()
+        .said("k", SaidKind::News, "one")
+        .said("k", SaidKind::News, "one")
+        .about("pbbbbbbbbbb", None, None)
+        .founded()
+        .said("k", SaidKind::News, "another project's");
+    world.say(&journal).await;
+    assert_eq!(world.send("m1").await.text, "one");
+    assert_eq!(world.next().await, []);
+    for project in [P, "pbbbbbbbbbb"] {
+        let messages = world.store.messages(&project.into(), 10).await.unwrap();
+        assert_eq!(messages.len(), 1, "{project}");
+    }
 }
 
 async fn progress_is_one_message_that_is_edited(world: &World) {

@@ -378,6 +378,35 @@ mod tests {
     }
 
     #[test]
+    fn a_full_vault_is_searched_quickly() {
+        let redactor = Redactor::new();
+        let secrets: Vec<(SecretHandle, Plaintext)> = (0..crate::MAX_SECRETS)
+            .map(|n| {
+                let handle = SecretHandle {
+                    project: "pabc".into(),
+                    name: format!("KEY_{n}"),
+                };
+                (
+                    handle,
+                    Plaintext::new(format!("value-{n:05}-of-many-that-begin-alike")),
+                )
+            })
+            .collect();
+        let started = std::time::Instant::now();
+        redactor.add_secrets(secrets.iter().map(|(handle, value)| (handle, value)));
+        let text = format!(
+            "{} value-09999-of-many-that-begin-alike",
+            "an ordinary line of a log\n".repeat(1000)
+        );
+        assert!(
+            redactor
+                .redact(&text)
+                .ends_with(" secret://project/pabc/KEY_9999")
+        );
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    }
+
+    #[test]
     fn well_known_tokens_are_found_by_their_shape() {
         let redactor = Redactor::new();
         let tail = "AAbbCCddEEffGGhhIIjjKKllMMnnOOpp_-9";

@@ -353,3 +353,35 @@ async fn the_value_is_nowhere_in_the_rows_of_postgresql() {
             .any(|window| window == CANARY.as_bytes())
     );
 }
+
+#[tokio::test]
+async fn a_full_vault_takes_no_more_but_can_be_changed() {
+    let world = World::sqlite().await;
+    let vault = world.open().await;
+    vault.put(&project(), "KEY", canary()).await.unwrap();
+    world
+        .sql(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9999) \
+             INSERT INTO vault_secrets SELECT 'other', 'K' || i, x'00', 'r', 't' FROM n",
+        )
+        .await;
+    let error = vault.put(&project(), "NEW", canary()).await.unwrap_err();
+    assert!(matches!(error, Error::Full { .. }), "{error}");
+    vault
+        .put(&project(), "KEY", Plaintext::new("another".to_owned()))
+        .await
+        .unwrap();
+    world.open().await;
+    world
+        .sql("INSERT INTO vault_secrets VALUES ('other', 'K', x'00', 'r', 't')")
+        .await;
+    let error = Vault::open(
+        world.database.clone(),
+        world.identity(),
+        Redactor::new(),
+        world.audit.clone(),
+    )
+    .await
+    .unwrap_err();
+    assert!(matches!(error, Error::Full { .. }), "{error}");
+}

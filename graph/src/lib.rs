@@ -54,6 +54,7 @@ pub use observer::{Observer, Point};
 pub use options::{NodeOptions, RetryPolicy};
 pub use serve::ServeOptions;
 pub use shape::{EdgeKind, Shape, ShapeEdge, ShapeNode};
+pub use postgres::PostgresCheckpointer;
 pub use sqlite::SqliteCheckpointer;
 pub use state::{Channel, ChannelError, Reducer, State, Update};
 pub use waits::{Arrived, ChildEnd, Signal, WaitFor};

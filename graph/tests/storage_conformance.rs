@@ -28,3 +28,21 @@ mod postgres {
 
     graph::checkpointer_conformance!(lab());
 }
+
+mod memory {
+    use graph::{MemoryCheckpointer, conformance::Lab};
+
+    async fn lab() -> Lab {
+        let memory = MemoryCheckpointer::new();
+        Lab::new(
+            move || {
+                let memory = memory.clone();
+                async move { memory }
+            },
+            (),
+        )
+        .await
+    }
+
+    graph::checkpointer_conformance!(lab());
+}

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use ports::{ModelCall, Role, Spend, Usage, WorkerCall};
 use tracing::{Span, debug, field::Empty, info_span};
 
-use crate::wire;
+use crate::wire::{self, Tokens};
 
 /// The keys under which workers' calls stand in the ledger: `{request}:{turn}`, and `{request}:{turn}.2` and so on when a
 /// worker asks again at the same turn, because that is paid again.
@@ -19,7 +19,9 @@ impl WorkerKeys {
     /// More workers than ever run together; beyond, what ended long ago is forgotten with the rest.
     const MAX_REQUESTS: usize = 4096;
 
-    pub fn take(&self, request: &str, turn: u32) -> String {
+    /// The key of a call that is about to be counted.
+    pub fn take(&self, call: &WorkerCall) -> String {
+        let (request, turn) = (call.request.as_str(), wire::assistant_messages(&call.body));
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.len() >= Self::MAX_REQUESTS && !taken.contains_key(request) {
             taken.clear();
@@ -38,15 +40,9 @@ impl WorkerKeys {
 }
 
 /// The line of the ledger for a worker's call.
-pub(crate) fn worker_spend(
-    keys: &WorkerKeys,
-    call: &WorkerCall,
-    model: &str,
-    usage: Usage,
-) -> Spend {
-    let turn = wire::assistant_messages(&call.body);
+pub(crate) fn worker_spend(call: &WorkerCall, id: String, model: &str, usage: Usage) -> Spend {
     Spend {
-        id: keys.take(call.request.as_str(), turn),
+        id,
         project: call.project.clone(),
         job: Some(call.job.clone()),
         task: Some(call.task.clone()),
@@ -74,8 +70,8 @@ pub(crate) fn lost_key(key: &str) -> String {
     format!("{key}#lost-{}", uuid::Uuid::new_v4().simple())
 }
 
-/// The size of a question, for estimates: its text, its schema (which it may carry twice) and a little for each message.
-pub(crate) fn prompt_bytes(call: &ModelCall) -> usize {
+/// What a question takes at most, by its text, its schema (which it may carry twice) and a little for each message.
+pub(crate) fn at_most(call: &ModelCall, max_output_tokens: u32) -> Tokens {
     let text: usize = call
         .messages
         .iter()
@@ -85,7 +81,10 @@ pub(crate) fn prompt_bytes(call: &ModelCall) -> usize {
         .schema
         .as_ref()
         .map_or(0, |schema| 2 * schema.schema.to_string().len() + 200);
-    text + schema
+    Tokens {
+        input: wire::estimate_tokens(text + schema),
+        output: max_output_tokens.into(),
+    }
 }
 
 /// The span of a call of the crew's own; it never holds what was asked or answered.

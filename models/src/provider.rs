@@ -16,14 +16,13 @@ use tokio::time::Instant;
 use tracing::{Instrument, debug, warn};
 
 use crate::account::{
-    WorkerKeys, call_span, crew_spend, lost_key, note_usage, prompt_bytes, worker_span,
-    worker_spend,
+    WorkerKeys, at_most, call_span, crew_spend, lost_key, note_usage, worker_span, worker_spend,
 };
 use crate::backoff::{Backoff, TryError, is_passing};
 use crate::budget::{Budgets, Estimate, Reservation};
 use crate::config::{Config, ConfigError, Price, RetryConfig, priced};
 use crate::endpoint::{Answer, Endpoint, Shape};
-use crate::wire::{self, Completion};
+use crate::wire::{self, Completion, Tokens};
 
 /// How often one try may be put in another way because the endpoint refused a part of it.
 const MAX_ADAPTATIONS: u32 = 8;
@@ -57,19 +56,16 @@ struct Target {
 }
 
 impl Target {
-    fn estimate(&self, prompt_bytes: usize, output_tokens: u64) -> Estimate {
-        let input = wire::estimate_tokens(prompt_bytes);
+    fn estimate(&self, most: Tokens) -> Estimate {
+        let cost = |price: &Price| price.cost_usd(most.input, most.output);
         Estimate {
-            tokens: input.saturating_add(output_tokens),
-            cost_usd: self
-                .price
-                .as_ref()
-                .map(|price| price.cost_usd(input, output_tokens)),
+            tokens: most.input.saturating_add(most.output),
+            cost_usd: self.price.as_ref().map(cost),
         }
     }
 
-    fn usage(&self, completion: &Completion, prompt_bytes: usize) -> Usage {
-        let tokens = completion.tokens_or_estimate(prompt_bytes);
+    fn usage(&self, completion: &Completion, most: Tokens) -> Usage {
+        let tokens = completion.tokens_or_estimate(most);
         priced(self.price.as_ref(), tokens.input, tokens.output)
     }
 }
@@ -137,18 +133,18 @@ impl Provider {
     async fn ask_chain(&self, call: &ModelCall) -> Result<ModelAnswer, ModelError> {
         let seat = self.seat(call.role)?;
         let deadline = self.deadline();
-        let prompt_bytes = prompt_bytes(call);
+        let most = at_most(call, seat.max_output_tokens);
         let mut failures = Failures::default();
         for target in &seat.chain {
             let mut backoff = Backoff::new(self.shared.retry, deadline);
             loop {
-                let estimate = target.estimate(prompt_bytes, seat.max_output_tokens.into());
+                let estimate = target.estimate(most);
                 let reservation = self.shared.budgets.reserve(&call.project, estimate);
                 let mut reservation = reservation.await?;
                 let tried = seat.ask(target, call, deadline, &mut reservation).await;
                 let error = match tried {
                     Ok(completion) => {
-                        let usage = target.usage(&completion, prompt_bytes);
+                        let usage = target.usage(&completion, most);
                         let spend = crew_spend(call, call.key.clone(), &target.model, usage);
                         reservation.settle(&spend).await?;
                         note_usage(&target.model, &usage);
@@ -182,20 +178,18 @@ impl Provider {
             });
         }
         let deadline = self.deadline();
-        let prompt_bytes = call.body.to_string().len();
-        let output_tokens = u64::from(seat.worker_limit(&call.body))
-            * call.body["n"].as_u64().unwrap_or(1).clamp(1, 128);
+        let most = seat.worker_at_most(&call.body);
         let mut failures = Failures::default();
         for target in &seat.chain {
             let mut backoff = Backoff::new(self.shared.retry, deadline);
             loop {
-                let estimate = target.estimate(prompt_bytes, output_tokens);
+                let estimate = target.estimate(most);
                 let reservation = self.shared.budgets.reserve(&call.project, estimate);
                 let mut reservation = reservation.await?;
                 let opened = seat.open_for_worker(target, call, deadline, &mut reservation);
                 let error = match opened.await {
                     Ok(Opened::Whole(completion, body)) => {
-                        let usage = target.usage(&completion, prompt_bytes);
+                        let usage = target.usage(&completion, most);
                         let spend = self.worker_spend(call, &target.model, usage);
                         reservation.settle(&spend).await?;
                         note_usage(&target.model, &usage);
@@ -208,7 +202,7 @@ impl Provider {
                             model: target.model.clone(),
                             price: target.price,
                             shown: target.endpoint.shown().to_owned(),
-                            prompt_bytes,
+                            most,
                             reservation,
                         };
                         let stream = pump.start(answer, first);
@@ -228,7 +222,7 @@ impl Provider {
 
     /// The line of the ledger for a worker's call, under the key that this call takes by it.
     fn worker_spend(&self, call: &WorkerCall, model: &str, usage: Usage) -> Spend {
-        worker_spend(&self.shared.worker_keys, call, model, usage)
+        worker_spend(call, self.shared.worker_keys.take(call), model, usage)
     }
 }
 
@@ -274,12 +268,12 @@ impl Seat {
             body
         })
         .await?;
-        let prompt_bytes = prompt_bytes(call);
+        let most = at_most(call, self.max_output_tokens);
         let mut completion = match answer.shape().await? {
             Shape::Body(body) => whole(&body)?,
             Shape::Stream(first) => {
                 collect(answer, first, |so_far| {
-                    let usage = target.usage(so_far, prompt_bytes);
+                    let usage = target.usage(so_far, most);
                     if let Some(spend) = reservation.risked() {
                         spend.usage = usage;
                     } else {
@@ -291,7 +285,7 @@ impl Seat {
             }
         };
         // Whatever is wrong with it, it was answered and is paid for.
-        let usage = target.usage(&completion, prompt_bytes);
+        let usage = target.usage(&completion, most);
         let key = lost_key(&call.key);
         reservation.at_risk(crew_spend(call, key, &target.model, usage));
         if completion.text.trim().is_empty() {
@@ -325,6 +319,15 @@ impl Seat {
             .filter_map(|limit| u32::try_from(limit).ok())
             .fold(self.max_output_tokens, u32::min)
             .max(1)
+    }
+
+    /// What a worker's request takes at most; with `n`, each of the answers.
+    fn worker_at_most(&self, body: &Value) -> Tokens {
+        let answers = body["n"].as_u64().unwrap_or(1).clamp(1, 128);
+        Tokens {
+            input: wire::estimate_tokens(body.to_string().len()),
+            output: u64::from(self.worker_limit(body)) * answers,
+        }
     }
 
     /// One try of a worker's request, up to the first event of its stream.
@@ -374,14 +377,11 @@ impl Seat {
                 Ok(Opened::Stream(answer, first))
             }
             Shape::Stream(first) => {
-                let prompt_bytes = call.body.to_string().len();
+                let most = self.worker_at_most(&call.body);
                 let completion = collect(answer, first, |so_far| {
-                    let usage = target.usage(so_far, prompt_bytes);
+                    let usage = target.usage(so_far, most);
                     let key = lost_key(call.request.as_str());
-                    let mut spend =
-                        worker_spend(&WorkerKeys::default(), call, &target.model, usage);
-                    spend.id = key;
-                    reservation.at_risk(spend);
+                    reservation.at_risk(worker_spend(call, key, &target.model, usage));
                 })
                 .await?;
                 let id = format!("chatcmpl-{}", uuid::Uuid::new_v4().simple());

@@ -47,6 +47,7 @@ impl Quirks {
             && says(&["max_tokens"])
             // Only where the name is refused; where its value is too large the other name would be as well.
             && says(&["max_completion_tokens", "support", "unrecognized", "unknown"])
+            && !says(&["too large", "context length", "exceed"])
         {
             self.limit = LimitName::New;
             return true;
@@ -196,6 +197,11 @@ mod tests {
         assert!(!quirks.learn(400, "Bad Request", &sent, true));
         assert!(!Quirks::default().learn(400, "response_format", &body(), false));
         assert!(!Quirks::default().learn(404, "no such model", &body(), true));
+        let too_long = "max_tokens or max_completion_tokens is too large: 9";
+        let mut sent = json!({"max_tokens": 9});
+        assert!(!Quirks::default().learn(400, too_long, &sent, true));
+        sent["response_format"] = json!({});
+        assert!(!Quirks::default().learn(400, too_long, &sent, true));
         assert!(!Quirks::default().learn(401, "response_format", &body(), true));
     }
 }

@@ -149,7 +149,10 @@ impl WorkerModels for Recorder {
             thread: call.thread.clone(),
             turn: wire::assistant_messages(&call.body),
             asked: wire::last_text(&call.body, "user"),
-            prompt_bytes: call.body.to_string().len(),
+            most: Tokens {
+                input: wire::estimate_tokens(call.body.to_string().len()),
+                output: u64::MAX,
+            },
             completion: Completion::default(),
             decoder: sse::Decoder::default(),
         };
@@ -174,7 +177,7 @@ struct Heard {
     thread: String,
     turn: u32,
     asked: String,
-    prompt_bytes: usize,
+    most: Tokens,
     completion: Completion,
     decoder: sse::Decoder,
 }
@@ -221,7 +224,7 @@ impl Heard {
             asked: self.asked.clone(),
             text: &self.completion.text,
             tool_calls: &self.completion.tool_calls,
-            tokens: self.completion.tokens_or_estimate(self.prompt_bytes),
+            tokens: self.completion.tokens_or_estimate(self.most),
         });
     }
 }

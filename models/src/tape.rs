@@ -116,6 +116,14 @@ impl Tape {
         Self::parse(include_str!("../tapes/demo.yaml"), "the built-in tape")
     }
 
+    /// What `ARTEL_TAPE` names: `demo` is the tape that ships with the program, anything else a file.
+    pub fn open(name: &str) -> Result<Self, TapeError> {
+        match name.trim() {
+            "demo" => Self::demo(),
+            path => Self::load(Path::new(path)),
+        }
+    }
+
     /// Reads a tape from a file.
     pub fn load(path: &Path) -> Result<Self, TapeError> {
         Self::parse(&read(path)?, &path.display().to_string())
@@ -506,7 +514,7 @@ answers:
 
     #[test]
     fn the_tape_that_ships_is_a_tape() {
-        let tape = Tape::demo().unwrap();
+        let tape = Tape::open("demo").unwrap();
         assert_eq!(tape.name(), "demo");
         assert!(!tape.about().is_empty());
     }

@@ -190,12 +190,12 @@ impl Completion {
             }
         }
         let calls = part.get("tool_calls").and_then(Value::as_array);
-        for (position, call) in calls.into_iter().flatten().enumerate() {
+        for call in calls.into_iter().flatten() {
             let index = call
                 .get("index")
                 .and_then(number)
                 .and_then(|index| usize::try_from(index).ok())
-                .unwrap_or(position);
+                .unwrap_or_else(|| self.index_of(call));
             // Nobody calls that many tools in one answer; a larger index is not worth its memory.
             if index >= 256 {
                 continue;
@@ -223,6 +223,16 @@ impl Completion {
         }
     }
 
+    /// Where a piece without an index belongs: one with a new id begins a call, any other goes on with the last one.
+    fn index_of(&self, call: &Value) -> usize {
+        let id = call.get("id").and_then(Value::as_str).unwrap_or_default();
+        match self.tool_calls.last() {
+            None => 0,
+            Some(last) if id.is_empty() || last.id == id => self.tool_calls.len() - 1,
+            Some(_) => self.tool_calls.len(),
+        }
+    }
+
     /// Bytes that the model wrote so far.
     pub fn size(&self) -> usize {
         let calls = self.tool_calls.iter();
@@ -233,11 +243,12 @@ impl Completion {
                 .sum::<usize>()
     }
 
-    /// The endpoint's count of tokens, or an estimate where it did not count: better too many than money unseen.
-    pub fn tokens_or_estimate(&self, prompt_bytes: usize) -> Tokens {
+    /// The endpoint's count of tokens, or an estimate where it did not count: better too many than money unseen, and never
+    /// more than was set aside.
+    pub fn tokens_or_estimate(&self, most: Tokens) -> Tokens {
         self.tokens.unwrap_or_else(|| Tokens {
-            input: estimate_tokens(prompt_bytes),
-            output: estimate_tokens(self.size()),
+            input: most.input,
+            output: estimate_tokens(self.size()).min(most.output),
         })
     }
 
@@ -345,6 +356,7 @@ pub(crate) fn error_message(body: &Value) -> String {
         "/message",
         "/detail",
         "/errors/0/message",
+        "/0/error/message",
     ]
     .iter()
     .find_map(|path| match body.pointer(path) {
@@ -495,6 +507,22 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_tools_are_told_apart_with_and_without_an_index() {
+        let piece = |call: Value| json!({"choices": [{"delta": {"tool_calls": [call]}}]});
+        let mut indexed = Completion::default();
+        let mut bare = Completion::default();
+        for (index, id, arguments) in [(0, "a", "{\"x\""), (0, "", ":1}"), (1, "b", "{}")] {
+            let mut call = json!({"id": id, "function": {"name": "shell", "arguments": arguments}});
+            bare.absorb(&piece(call.clone()));
+            call["index"] = json!(index);
+            indexed.absorb(&piece(call));
+        }
+        assert_eq!(bare.tool_calls, indexed.tool_calls);
+        assert_eq!(bare.tool_calls[0].arguments, "{\"x\":1}");
+        assert_eq!(bare.tool_calls.len(), 2);
+    }
+
+    #[test]
     fn usage_is_read_in_every_spelling() {
         let read = |usage: Value| {
             let mut completion = Completion::default();
@@ -569,6 +597,7 @@ mod tests {
             json!({"error": "no"}),
             json!({"message": "no"}),
             json!({"detail": "no"}),
+            json!([{"error": {"code": 400, "message": "no"}}]),
         ] {
             assert_eq!(error_message(&body), "no");
         }

@@ -171,3 +171,91 @@ async fn the_ledger_has_one_line_for_a_key() {
     assert_eq!(book.ids(), ["same"]);
     assert_eq!(book.writes.lock().unwrap().len(), 2, "one write an answer");
 }
+
+/// What an endpoint may do to one call, and whether the caller waits for it.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Answered,
+    Refused,
+    Cut,
+    Cancelled,
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn whatever_happens_to_calls_the_limit_holds_and_nothing_stays_set_aside(
+        fates in proptest::collection::vec(
+            proptest::sample::select(vec![Fate::Answered, Fate::Refused, Fate::Cut, Fate::Cancelled]), 1..24),
+        limit in 200_u64..3000,
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(through(fates, limit));
+    }
+}
+
+async fn through(fates: Vec<Fate>, limit: u64) {
+    let server = Server::with(|seen| {
+        let text = seen.body["messages"].to_string();
+        if text.contains("Refused") {
+            error(404, "no")
+        } else if text.contains("Cut") {
+            Reply::Cut(vec![delta("some of it")])
+        } else if text.contains("Cancelled") {
+            Reply::Events(vec![delta("word "); 100])
+        } else {
+            says("a", 20, 100)
+        }
+    })
+    .await;
+    let mut config = config(&server.base_url);
+    config.prices.clear();
+    config.retry.tries = 2;
+    config.budget.tokens = Some(limit);
+    let limits = models::RoleConfig {
+        max_output_tokens: Some(150),
+        ..models::RoleConfig::default()
+    };
+    config.roles.insert(ports::Role::Architect, limits.clone());
+    config.roles.insert(ports::Role::Developer, limits);
+    let book = Arc::new(Book::default());
+    let provider = Provider::new(&config, book.clone()).unwrap();
+    let calls = fates.iter().enumerate().map(|(n, fate)| {
+        let provider = provider.clone();
+        let text = format!("{fate:?}");
+        let patience = match fate {
+            Fate::Cancelled => Duration::from_millis(20),
+            _ => Duration::from_secs(10),
+        };
+        tokio::spawn(tokio::time::timeout(patience, async move {
+            if n % 2 == 0 {
+                let _ = provider.ask(&call(&format!("k{n}"), &text)).await;
+                return;
+            }
+            let mut body = worker_body(0, true);
+            body["messages"][0]["content"] = text.into();
+            let request = worker_call(&format!("r{n}"), body);
+            if let Ok((answer, _)) = provider.complete(request).await {
+                drain(answer).await;
+            }
+        }))
+    });
+    futures::future::join_all(calls.collect::<Vec<_>>()).await;
+    let (_, spent) = book.total();
+    assert!(spent <= limit, "{spent} of {limit}");
+
+    // With room for one call more than what is spent, one call more goes through: nothing is left set aside.
+    let mut tried = 0;
+    loop {
+        let (_, spent) = book.total();
+        book.limits.lock().unwrap().1 = Some(spent + 250);
+        match provider.ask(&call("last", "Answered")).await {
+            Ok(_) => break,
+            // A worker's stream that was cut off may still be counting.
+            Err(error) if tried == 200 => panic!("{error}"),
+            Err(_) => tried += 1,
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

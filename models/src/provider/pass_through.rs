@@ -17,7 +17,7 @@ use crate::budget::Reservation;
 use crate::config::{Price, priced};
 use crate::endpoint::Answer;
 use crate::sse;
-use crate::wire::{self, Completion};
+use crate::wire::{self, Completion, Tokens};
 
 /// Events that wait for a slow worker.
 const CHANNEL: usize = 32;
@@ -39,7 +39,7 @@ pub(super) struct Pump {
     pub model: String,
     pub price: Option<Price>,
     pub shown: String,
-    pub prompt_bytes: usize,
+    pub most: Tokens,
     pub reservation: Reservation,
 }
 
@@ -66,7 +66,7 @@ impl Pump {
             .await;
         // A stream that broke before anything came of it cost nothing that is known.
         if ended.is_ok() || completion.size() > 0 || completion.tokens.is_some() {
-            let tokens = completion.tokens_or_estimate(self.prompt_bytes);
+            let tokens = completion.tokens_or_estimate(self.most);
             let usage = priced(self.price.as_ref(), tokens.input, tokens.output);
             let spend = self.provider.worker_spend(&self.call, &self.model, usage);
             if let Err(error) = self.reservation.settle(&spend).await {

@@ -113,7 +113,8 @@ impl Player {
         let reservation = self.shared.budgets.reserve(&call.project, estimate(&usage));
         let reservation = reservation.await?;
         self.wait().await;
-        let spend = worker_spend(&self.shared.worker_keys, call, &self.shared.model, usage);
+        let key = self.shared.worker_keys.take(call);
+        let spend = worker_spend(call, key, &self.shared.model, usage);
         reservation.settle(&spend).await?;
         note_usage(&self.shared.model, &usage);
         Ok((self.on_the_wire(call, turn, entry, usage), usage))

@@ -6,7 +6,12 @@ use clap::{Args, Parser, Subcommand};
 
 /// A crew that turns a described project into a running service, on your own machine.
 #[derive(Parser, Debug)]
-#[command(name = "artel", version, max_term_width = 100, propagate_version = true)]
+#[command(
+    name = "artel",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
 pub struct Cli {
     /// Print JSON, one object a line.
     #[arg(long, global = true)]
@@ -223,6 +228,9 @@ pub struct LogsArgs {
     /// What the deployed service wrote, instead of what the crew did.
     #[arg(long)]
     pub service: bool,
+    /// End when the crew has nothing left to do but wait for people; the exit code says how it ended.
+    #[arg(long, hide = true)]
+    pub until_idle: bool,
     /// How many lines of the past.
     #[arg(short = 'n', long, default_value_t = 200)]
     pub lines: usize,

@@ -179,7 +179,10 @@ impl Layer {
                 values.insert(name, value);
             }
         }
-        Ok(Some(Self { name: path.display().to_string(), values }))
+        Ok(Some(Self {
+            name: path.display().to_string(),
+            values,
+        }))
     }
 }
 
@@ -197,10 +200,13 @@ fn toml_layer(path: &Path) -> Result<Option<Figment>, Error> {
     if !path.is_file() {
         return Ok(None);
     }
-    let file_error = |message: String| Error::File { file: path.display().to_string(), message };
+    let file_error = |message: String| Error::File {
+        file: path.display().to_string(),
+        message,
+    };
     let text = std::fs::read_to_string(path).map_err(|error| file_error(error.to_string()))?;
-    let table: toml::Table =
-        toml::from_str(&text).map_err(|error| file_error(error.to_string().trim().replace('\n', " ")))?;
+    let table: toml::Table = toml::from_str(&text)
+        .map_err(|error| file_error(error.to_string().trim().replace('\n', " ")))?;
     for name in table.keys() {
         let known = settings::all().any(|setting| setting.name.eq_ignore_ascii_case(name));
         if !known && !TABLES.contains(&name.as_str()) {
@@ -234,78 +240,121 @@ impl Config {
             Ok(value) => PathBuf::from(text_of(&value)),
             Err(_) => home_folder()?,
         };
-        let home = if home.is_absolute() { home } else { folder.join(home) };
+        let home = if home.is_absolute() {
+            home
+        } else {
+            folder.join(home)
+        };
 
         let defaults: Dict = settings::all()
             .filter(|setting| !setting.default.is_empty())
             .map(|setting| (setting.name.to_lowercase(), Value::from(setting.default)))
             .collect();
         let mut figment = Figment::from(Serialized::globals(defaults));
-        for layer in [toml_layer(&home.join("artel.toml"))?, local_toml].into_iter().flatten() {
+        for layer in [toml_layer(&home.join("artel.toml"))?, local_toml]
+            .into_iter()
+            .flatten()
+        {
             figment = figment.merge(layer);
         }
-        for layer in [Layer::dotenv(&home.join(".env"))?, local_dotenv].into_iter().flatten() {
+        for layer in [Layer::dotenv(&home.join(".env"))?, local_dotenv]
+            .into_iter()
+            .flatten()
+        {
             figment = figment.merge(layer);
         }
         figment = figment.merge(environment);
 
         let reader = Reader { figment: &figment };
-        let config = Self {
-            mode: reader.parse("ARTEL_MODE", "`embedded` or `full` is expected", |text| match text {
-                "embedded" => Some(Mode::Embedded),
-                "full" => Some(Mode::Full),
-                _ => None,
-            })?,
-            database_url: reader
-                .parse_opt("DATABASE_URL", "an address like postgres://user:password@host/name is expected", |text| {
-                    (text.starts_with("postgres://") || text.starts_with("postgresql://"))
-                        .then(|| SecretValue::new(text.to_owned()))
+        let config =
+            Self {
+                mode: reader.parse("ARTEL_MODE", "`embedded` or `full` is expected", |text| {
+                    match text {
+                        "embedded" => Some(Mode::Embedded),
+                        "full" => Some(Mode::Full),
+                        _ => None,
+                    }
                 })?,
-            openai_base_url: reader.url("OPENAI_BASE_URL")?,
-            openai_api_key: reader.secret("OPENAI_API_KEY"),
-            model: reader.text("ARTEL_MODEL"),
-            tape: reader.text("ARTEL_TAPE"),
-            telegram_bot_token: reader.secret("TELEGRAM_BOT_TOKEN"),
-            telegram_api_url: reader.url("TELEGRAM_API_URL")?.unwrap_or_default(),
-            admin_chat_ids: reader.numbers("ADMIN_CHAT_IDS")?,
-            allowed_users: reader.numbers("ALLOWED_USERS")?,
-            age_key: reader.secret("SOPS_AGE_KEY"),
-            age_key_file: reader.text("SOPS_AGE_KEY_FILE").map(PathBuf::from),
-            max_workers: reader.parse("SPAWNER_MAX_WORKERS", "a number from 1 to 64 is expected", |text| {
-                text.parse().ok().filter(|n| (1..=64).contains(n))
-            })?,
-            agent: reader.parse("ARTEL_AGENT", "`artel-agent` or `command` is expected", |text| {
-                ["artel-agent", "command"].contains(&text).then(|| text.to_owned())
-            })?,
-            agent_command: reader
-                .parse_opt("ARTEL_AGENT_COMMAND", "a JSON array of texts is expected, such as [\"my-agent\"]", |text| {
-                    serde_json::from_str::<Vec<String>>(text).ok().filter(|argv| !argv.is_empty())
-                })?
-                .unwrap_or_default(),
-            ports: reader.parse("ARTEL_PORTS", "a range like 20000-29999 is expected", |text| {
-                let (low, high) = text.split_once('-')?;
-                let range = (low.trim().parse().ok()?, high.trim().parse().ok()?);
-                (1024 <= range.0 && range.0 <= range.1).then_some(range)
-            })?,
-            http_addr: reader.parse("ARTEL_HTTP_ADDR", "an address like 127.0.0.1:8642 is expected", |text| {
-                SocketAddr::from_str(text).ok()
-            })?,
-            otlp_endpoint: reader.url("OTEL_EXPORTER_OTLP_ENDPOINT")?,
-            log_filter: reader.text("RUST_LOG").unwrap_or_default(),
-            log_json: reader.parse("ARTEL_LOG", "`text` or `json` is expected", |text| match text {
-                "text" => Some(false),
-                "json" => Some(true),
-                _ => None,
-            })?,
-            home,
-            figment: figment.clone(),
-        };
+                database_url: reader.parse_opt(
+                    "DATABASE_URL",
+                    "an address like postgres://user:password@host/name is expected",
+                    |text| {
+                        (text.starts_with("postgres://") || text.starts_with("postgresql://"))
+                            .then(|| SecretValue::new(text.to_owned()))
+                    },
+                )?,
+                openai_base_url: reader.url("OPENAI_BASE_URL")?,
+                openai_api_key: reader.secret("OPENAI_API_KEY"),
+                model: reader.text("ARTEL_MODEL"),
+                tape: reader.text("ARTEL_TAPE"),
+                telegram_bot_token: reader.secret("TELEGRAM_BOT_TOKEN"),
+                telegram_api_url: reader.url("TELEGRAM_API_URL")?.unwrap_or_default(),
+                admin_chat_ids: reader.numbers("ADMIN_CHAT_IDS")?,
+                allowed_users: reader.numbers("ALLOWED_USERS")?,
+                age_key: reader.secret("SOPS_AGE_KEY"),
+                age_key_file: reader.text("SOPS_AGE_KEY_FILE").map(PathBuf::from),
+                max_workers: reader.parse(
+                    "SPAWNER_MAX_WORKERS",
+                    "a number from 1 to 64 is expected",
+                    |text| text.parse().ok().filter(|n| (1..=64).contains(n)),
+                )?,
+                agent: reader.parse(
+                    "ARTEL_AGENT",
+                    "`artel-agent` or `command` is expected",
+                    |text| {
+                        ["artel-agent", "command"]
+                            .contains(&text)
+                            .then(|| text.to_owned())
+                    },
+                )?,
+                agent_command: reader
+                    .parse_opt(
+                        "ARTEL_AGENT_COMMAND",
+                        "a JSON array of texts is expected, such as [\"my-agent\"]",
+                        |text| {
+                            serde_json::from_str::<Vec<String>>(text)
+                                .ok()
+                                .filter(|argv| !argv.is_empty())
+                        },
+                    )?
+                    .unwrap_or_default(),
+                ports: reader.parse(
+                    "ARTEL_PORTS",
+                    "a range like 20000-29999 is expected",
+                    |text| {
+                        let (low, high) = text.split_once('-')?;
+                        let range = (low.trim().parse().ok()?, high.trim().parse().ok()?);
+                        (1024 <= range.0 && range.0 <= range.1).then_some(range)
+                    },
+                )?,
+                http_addr: reader.parse(
+                    "ARTEL_HTTP_ADDR",
+                    "an address like 127.0.0.1:8642 is expected",
+                    |text| SocketAddr::from_str(text).ok(),
+                )?,
+                otlp_endpoint: reader.url("OTEL_EXPORTER_OTLP_ENDPOINT")?,
+                log_filter: reader.text("RUST_LOG").unwrap_or_default(),
+                log_json: reader.parse("ARTEL_LOG", "`text` or `json` is expected", |text| {
+                    match text {
+                        "text" => Some(false),
+                        "json" => Some(true),
+                        _ => None,
+                    }
+                })?,
+                home,
+                figment: figment.clone(),
+            };
         if config.agent == "command" && config.agent_command.is_empty() {
-            return Err(reader.error("ARTEL_AGENT", "then ARTEL_AGENT_COMMAND has to name the command"));
+            return Err(reader.error(
+                "ARTEL_AGENT",
+                "then ARTEL_AGENT_COMMAND has to name the command",
+            ));
         }
         if config.mode == Mode::Full {
             if config.database_url.is_none() {
-                return Err(Error::NotFull("DATABASE_URL is missing: name a PostgreSQL database".to_owned()));
+                return Err(Error::NotFull(
+                    "DATABASE_URL is missing: name a PostgreSQL database".to_owned(),
+                ));
             }
             return Err(Error::NotFull(
                 "this release has only the in-process bus and the local spawner, forge and deployer: use ARTEL_MODE=embedded \
@@ -321,10 +370,12 @@ impl Config {
         if self.figment.find_value(name).is_err() {
             return Ok(T::default());
         }
-        self.figment.extract_inner(name).map_err(|error| Error::Table {
-            table: name.to_owned(),
-            message: error.to_string(),
-        })
+        self.figment
+            .extract_inner(name)
+            .map_err(|error| Error::Table {
+                table: name.to_owned(),
+                message: error.to_string(),
+            })
     }
 
     /// Whether a model is configured.
@@ -334,7 +385,9 @@ impl Config {
 
     /// Every setting with its value (masked for secrets) and where it came from.
     pub fn explain(&self) -> Vec<Explained> {
-        let reader = Reader { figment: &self.figment };
+        let reader = Reader {
+            figment: &self.figment,
+        };
         settings::all()
             .map(|setting| {
                 let value = match (setting.name, reader.text(setting.name)) {
@@ -344,7 +397,11 @@ impl Config {
                 };
                 Explained {
                     name: setting.name,
-                    source: if value.is_some() { reader.source(setting.name) } else { "not set".to_owned() },
+                    source: if value.is_some() {
+                        reader.source(setting.name)
+                    } else {
+                        "not set".to_owned()
+                    },
                     value,
                     about: setting.about,
                 }
@@ -402,14 +459,18 @@ impl Reader<'_> {
     }
 
     fn source(&self, name: &str) -> String {
-        self.figment.find_metadata(&name.to_lowercase()).map_or_else(
-            || "default".to_owned(),
-            |metadata| match &metadata.source {
-                Some(figment::Source::File(path)) => path.display().to_string(),
-                _ if metadata.name.contains("Dict") || metadata.name.contains("BTreeMap") => "default".to_owned(),
-                _ => metadata.name.to_string(),
-            },
-        )
+        self.figment
+            .find_metadata(&name.to_lowercase())
+            .map_or_else(
+                || "default".to_owned(),
+                |metadata| match &metadata.source {
+                    Some(figment::Source::File(path)) => path.display().to_string(),
+                    _ if metadata.name.contains("Dict") || metadata.name.contains("BTreeMap") => {
+                        "default".to_owned()
+                    }
+                    _ => metadata.name.to_string(),
+                },
+            )
     }
 
     fn error(&self, name: &str, expected: &str) -> Error {
@@ -418,27 +479,46 @@ impl Reader<'_> {
         Error::Value {
             name: name.to_owned(),
             source_name: self.source(name),
-            value: if secret { "(not shown)".to_owned() } else { value },
+            value: if secret {
+                "(not shown)".to_owned()
+            } else {
+                value
+            },
             expected: expected.to_owned(),
         }
     }
 
-    fn parse_opt<T>(&self, name: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Error> {
+    fn parse_opt<T>(
+        &self,
+        name: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
         self.text(name)
             .map(|text| parse(&text).ok_or_else(|| self.error(name, expected)))
             .transpose()
     }
 
-    fn parse<T>(&self, name: &str, expected: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
+    fn parse<T>(
+        &self,
+        name: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, Error> {
         self.parse_opt(name, expected, parse)?
             .ok_or_else(|| self.error(name, expected))
     }
 
     fn url(&self, name: &str) -> Result<Option<String>, Error> {
-        self.parse_opt(name, "an address beginning with http:// or https:// is expected", |text| {
-            let url = url::Url::parse(text).ok()?;
-            matches!(url.scheme(), "http" | "https").then(|| text.trim_end_matches('/').to_owned())
-        })
+        self.parse_opt(
+            name,
+            "an address beginning with http:// or https:// is expected",
+            |text| {
+                let url = url::Url::parse(text).ok()?;
+                matches!(url.scheme(), "http" | "https")
+                    .then(|| text.trim_end_matches('/').to_owned())
+            },
+        )
     }
 
     fn secret(&self, name: &str) -> Option<SecretValue> {
@@ -447,13 +527,17 @@ impl Reader<'_> {
 
     fn numbers(&self, name: &str) -> Result<Vec<i64>, Error> {
         Ok(self
-            .parse_opt(name, "whole numbers separated by commas are expected", |text| {
-                text.split(',')
-                    .map(str::trim)
-                    .filter(|part| !part.is_empty())
-                    .map(|part| part.parse().ok())
-                    .collect::<Option<Vec<i64>>>()
-            })?
+            .parse_opt(
+                name,
+                "whole numbers separated by commas are expected",
+                |text| {
+                    text.split(',')
+                        .map(str::trim)
+                        .filter(|part| !part.is_empty())
+                        .map(|part| part.parse().ok())
+                        .collect::<Option<Vec<i64>>>()
+                },
+            )?
             .unwrap_or_default())
     }
 }

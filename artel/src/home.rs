@@ -18,7 +18,9 @@ pub const FORMAT: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be created or written.
-    #[error("the data folder {path} cannot be used: {source}; set ARTEL_HOME to a folder that you can write to")]
+    #[error(
+        "the data folder {path} cannot be used: {source}; set ARTEL_HOME to a folder that you can write to"
+    )]
     Unusable {
         /// The folder or a file in it.
         path: PathBuf,
@@ -66,9 +68,13 @@ impl Home {
             .create(&locks)
             .map_err(unusable(path))?;
         let path = path.canonicalize().map_err(unusable(path))?;
-        let mode = std::fs::metadata(&path).map_err(unusable(&path))?.permissions().mode();
+        let mode = std::fs::metadata(&path)
+            .map_err(unusable(&path))?
+            .permissions()
+            .mode();
         if mode & 0o007 != 0 {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode & 0o770)).map_err(unusable(&path))?;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode & 0o770))
+                .map_err(unusable(&path))?;
         }
 
         let file = path.join("format");
@@ -88,7 +94,11 @@ impl Home {
         } else {
             let found = text.trim().parse().unwrap_or(u32::MAX);
             if found > FORMAT {
-                return Err(Error::Newer { path, found, version: env!("CARGO_PKG_VERSION") });
+                return Err(Error::Newer {
+                    path,
+                    found,
+                    version: env!("CARGO_PKG_VERSION"),
+                });
             }
         }
         Ok(Self { path })
@@ -107,7 +117,10 @@ impl Home {
     /// Takes the work on if nobody does it.
     pub fn take_work(&self) -> Result<Option<Held>, Error> {
         let file = self.path.join("locks/work");
-        let unusable = |source| Error::Unusable { path: file.clone(), source };
+        let unusable = |source| Error::Unusable {
+            path: file.clone(),
+            source,
+        };
         let lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -144,7 +157,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("format"), "7\n").unwrap();
         let error = Home::open(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("format 7") && error.contains("ARTEL_HOME"), "{error}");
-        assert_eq!(std::fs::read_to_string(folder.path().join("format")).unwrap(), "7\n");
+        assert!(
+            error.contains("format 7") && error.contains("ARTEL_HOME"),
+            "{error}"
+        );
+        assert_eq!(
+            std::fs::read_to_string(folder.path().join("format")).unwrap(),
+            "7\n"
+        );
     }
 }

@@ -1,7 +1,10 @@
 //! Events as lines: for people, and as JSON for programs.
 
 use jiff::Timestamp;
-use ports::{Answer, CheckStatus, DeploymentStatus, Event, JobStatus, OpenWait, Recorded, ReviewVerdict, WaitRecord};
+use ports::{
+    Answer, CheckStatus, DeploymentStatus, Event, JobStatus, OpenWait, Recorded, ReviewVerdict,
+    WaitRecord,
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -119,7 +122,11 @@ pub fn wait_record(wait: &OpenWait) -> WaitRecord {
             .and_then(|kind| kind.as_str().map(str::to_owned))
             .unwrap_or_default(),
         question: wait.question.clone(),
-        options: wait.options.iter().map(|option| option.value.clone()).collect(),
+        options: wait
+            .options
+            .iter()
+            .map(|option| option.value.clone())
+            .collect(),
     }
 }
 
@@ -142,8 +149,17 @@ pub fn for_people(recorded: &Recorded) -> Option<String> {
             format!("specification of {} approved by {by}", spec.name)
         }
         Event::WaitOpened { wait, .. } => {
-            let options: Vec<_> = wait.options.iter().map(|option| option.value.as_str()).collect();
-            format!("waits for you: {}\n  ({}) {}", wait.question, wait.id, options.join(" | "))
+            let options: Vec<_> = wait
+                .options
+                .iter()
+                .map(|option| option.value.as_str())
+                .collect();
+            format!(
+                "waits for you: {}\n  ({}) {}",
+                wait.question,
+                wait.id,
+                options.join(" | ")
+            )
         }
         Event::JobStarted { work, .. } => {
             format!("{} started: {}", recorded.job.as_ref()?, work.title())
@@ -167,7 +183,12 @@ pub fn for_people(recorded: &Recorded) -> Option<String> {
             format!("plan: {}", names.join(", "))
         }
         Event::TaskAttempt { attempt, .. } => format!("{task}: worker started (attempt {attempt})"),
-        Event::TaskWorked { status, head, failure, .. } => match (head, failure) {
+        Event::TaskWorked {
+            status,
+            head,
+            failure,
+            ..
+        } => match (head, failure) {
             (_, Some(failure)) => format!("{task}: worker {status}: {}", failure.message),
             (Some(head), None) => format!("{task}: worker {status} at {}", short(head)),
             (None, None) => format!("{task}: worker {status}"),
@@ -180,7 +201,11 @@ pub fn for_people(recorded: &Recorded) -> Option<String> {
             CheckStatus::Failed => format!("{task}: checks failed at {}", short(sha)),
             CheckStatus::TimedOut => format!("{task}: checks did not end at {}", short(sha)),
         },
-        Event::TaskReviewed { round, verdict, comments } => match verdict {
+        Event::TaskReviewed {
+            round,
+            verdict,
+            comments,
+        } => match verdict {
             ReviewVerdict::Approve => format!("{task}: review {round}: approved"),
             ReviewVerdict::SendBack => {
                 format!("{task}: review {round}: sent back: {}", comments.join("; "))
@@ -203,18 +228,32 @@ pub fn for_people(recorded: &Recorded) -> Option<String> {
             let checks = format!("{passed} of {} checks passed", deployment.checks.len());
             match deployment.status {
                 DeploymentStatus::Live => {
-                    format!("release {} is live at {}: {checks}", deployment.release, deployment.url)
+                    format!(
+                        "release {} is live at {}: {checks}",
+                        deployment.release, deployment.url
+                    )
                 }
                 DeploymentStatus::RolledBack => {
-                    format!("release {} failed and was rolled back: {checks}", deployment.release)
+                    format!(
+                        "release {} failed and was rolled back: {checks}",
+                        deployment.release
+                    )
                 }
                 _ => format!("release {} failed: {checks}", deployment.release),
             }
         }
-        Event::JobEnded { status, url, failure } => match (status, url, failure) {
-            (JobStatus::Deployed, Some(url), _) => format!("{} deployed {url}", recorded.job.as_ref()?),
+        Event::JobEnded {
+            status,
+            url,
+            failure,
+        } => match (status, url, failure) {
+            (JobStatus::Deployed, Some(url), _) => {
+                format!("{} deployed {url}", recorded.job.as_ref()?)
+            }
             (JobStatus::Cancelled, ..) => format!("{} cancelled", recorded.job.as_ref()?),
-            (_, _, Some(failure)) => format!("{} failed: {}", recorded.job.as_ref()?, failure.message),
+            (_, _, Some(failure)) => {
+                format!("{} failed: {}", recorded.job.as_ref()?, failure.message)
+            }
             _ => format!("{} ended", recorded.job.as_ref()?),
         },
         Event::ServiceChanged { status, by } => format!("service {status} by {by}"),

@@ -14,11 +14,21 @@ pub struct Setting {
 }
 
 const fn setting(name: &'static str, default: &'static str, about: &'static str) -> Setting {
-    Setting { name, about, default, secret: false }
+    Setting {
+        name,
+        about,
+        default,
+        secret: false,
+    }
 }
 
 const fn secret(name: &'static str, about: &'static str) -> Setting {
-    Setting { name, about, default: "", secret: true }
+    Setting {
+        name,
+        about,
+        default: "",
+        secret: true,
+    }
 }
 
 /// Headings of `.env.example` with the settings below them.
@@ -48,8 +58,15 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
         "A model (any OpenAI-compatible endpoint)",
         &[
             setting("OPENAI_BASE_URL", "", "The endpoint, with /v1."),
-            secret("OPENAI_API_KEY", "Its key. Self-hosted servers often take any text."),
-            setting("ARTEL_MODEL", "", "The model's name there. Roles, prices and budgets are tables in artel.toml."),
+            secret(
+                "OPENAI_API_KEY",
+                "Its key. Self-hosted servers often take any text.",
+            ),
+            setting(
+                "ARTEL_MODEL",
+                "",
+                "The model's name there. Roles, prices and budgets are tables in artel.toml.",
+            ),
             setting(
                 "ARTEL_TAPE",
                 "",
@@ -60,9 +77,20 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
     (
         "Telegram",
         &[
-            secret("TELEGRAM_BOT_TOKEN", "The bot's token; without one there is no Telegram."),
-            setting("TELEGRAM_API_URL", "https://api.telegram.org", "A self-hosted Bot API server."),
-            setting("ADMIN_CHAT_IDS", "", "Numeric chat ids, separated by commas: who is told about limits, money and failures."),
+            secret(
+                "TELEGRAM_BOT_TOKEN",
+                "The bot's token; without one there is no Telegram.",
+            ),
+            setting(
+                "TELEGRAM_API_URL",
+                "https://api.telegram.org",
+                "A self-hosted Bot API server.",
+            ),
+            setting(
+                "ADMIN_CHAT_IDS",
+                "",
+                "Numeric chat ids, separated by commas: who is told about limits, money and failures.",
+            ),
             setting(
                 "ALLOWED_USERS",
                 "",
@@ -73,29 +101,56 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
     (
         "Secrets",
         &[
-            secret("SOPS_AGE_KEY", "The age identity of the vault, instead of the one in ARTEL_HOME."),
+            secret(
+                "SOPS_AGE_KEY",
+                "The age identity of the vault, instead of the one in ARTEL_HOME.",
+            ),
             setting("SOPS_AGE_KEY_FILE", "", "A file with that identity."),
         ],
     ),
     (
         "Workers and deploys",
         &[
-            setting("SPAWNER_MAX_WORKERS", "4", "Coding workers at a time on this machine."),
-            setting("ARTEL_AGENT", "artel-agent", "The coding agent: `artel-agent` or `command`."),
+            setting(
+                "SPAWNER_MAX_WORKERS",
+                "4",
+                "Coding workers at a time on this machine.",
+            ),
+            setting(
+                "ARTEL_AGENT",
+                "artel-agent",
+                "The coding agent: `artel-agent` or `command`.",
+            ),
             setting(
                 "ARTEL_AGENT_COMMAND",
                 "",
                 "For the agent `command`: program and arguments as a JSON array, such as [\"my-agent\", \"--quiet\"].",
             ),
-            setting("ARTEL_PORTS", "20000-29999", "The range from which deployed services get their ports."),
+            setting(
+                "ARTEL_PORTS",
+                "20000-29999",
+                "The range from which deployed services get their ports.",
+            ),
         ],
     ),
     (
         "Watching it",
         &[
-            setting("ARTEL_HTTP_ADDR", "127.0.0.1:8642", "Where `artel up` answers /health."),
-            setting("OTEL_EXPORTER_OTLP_ENDPOINT", "", "Where traces go, by OTLP over HTTP, such as http://127.0.0.1:4318."),
-            setting("RUST_LOG", "info", "What is logged, as tracing's filters are written."),
+            setting(
+                "ARTEL_HTTP_ADDR",
+                "127.0.0.1:8642",
+                "Where `artel up` answers /health.",
+            ),
+            setting(
+                "OTEL_EXPORTER_OTLP_ENDPOINT",
+                "",
+                "Where traces go, by OTLP over HTTP, such as http://127.0.0.1:4318.",
+            ),
+            setting(
+                "RUST_LOG",
+                "",
+                "What is logged, as tracing's filters are written. Default: info for `artel up`, warn for other commands.",
+            ),
             setting("ARTEL_LOG", "text", "How it is logged: `text` or `json`."),
         ],
     ),
@@ -115,7 +170,13 @@ pub fn env_example() -> String {
     );
     for (heading, settings) in GROUPS {
         out.push_str(&format!("\n## {heading}\n"));
-        for Setting { name, about, default, .. } in *settings {
+        for Setting {
+            name,
+            about,
+            default,
+            ..
+        } in *settings
+        {
             out.push_str(&format!("# {about}\n# {name}={default}\n"));
         }
     }

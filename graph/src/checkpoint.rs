@@ -861,6 +861,10 @@ pub trait Checkpointer: Send + Sync + 'static {
     /// Prolongs leases (which have not been taken over, even if they have expired) and tells which are lost.
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError>;
 
+    /// Lets every lease of an owner expire now, so that its threads can be claimed at once. For a process that knows that
+    /// whoever claimed under this name is dead, because it holds what that one held. Returns how many there were.
+    async fn break_leases(&self, owner: &str) -> Result<u64, StorageError>;
+
     /// Reads what a run needs. Refused if the lease is stale.
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError>;
 

@@ -91,12 +91,10 @@ pub(crate) fn micros_after(time: Timestamp) -> i64 {
 
 /// A time from microseconds since 1970.
 pub(crate) fn time(micros: i64) -> Timestamp {
-    Timestamp::from_microsecond(micros).unwrap_or_else(|_| {
-        if micros < 0 {
-            Timestamp::MIN
-        } else {
-            Timestamp::MAX
-        }
+    Timestamp::from_microsecond(micros).unwrap_or(if micros < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
     })
 }
 

@@ -257,7 +257,10 @@ impl Answered for Verdict {
 
     fn validate(&self) -> Result<(), String> {
         if self.verdict == ReviewVerdict::SendBack
-            && self.comments.iter().all(|comment| comment.trim().is_empty())
+            && self
+                .comments
+                .iter()
+                .all(|comment| comment.trim().is_empty())
         {
             return Err(
                 "comments: is empty, but the verdict is send_back; say what must be changed"
@@ -358,7 +361,8 @@ mod tests {
     }
 
     fn parse<T: Answered>(json: &str) {
-        let answer: T = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"));
+        let answer: T =
+            serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"));
         answer.validate().unwrap();
     }
 

@@ -2,7 +2,9 @@
 //! graph of tasks checked with petgraph. A bad plan goes back with the reason; after that a person is asked.
 
 use graph::Context;
-use ports::{Actor, Event, Failure, JobKind, MANIFEST_FILE, Plan, Role, Sha, Slug, Speaker, TaskSummary};
+use ports::{
+    Actor, Event, Failure, JobKind, MANIFEST_FILE, Plan, Role, Sha, Slug, Speaker, TaskSummary,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -26,7 +28,14 @@ pub(crate) async fn work(crew: &Crew, job: &mut Job, ctx: &Context) -> Result<Ne
         }
     }
     let head = open_repository(crew, job, ctx).await?;
-    let reading = reading::read(crew, ctx, &job.scope.project, &head, job.policy.reading_bytes).await?;
+    let reading = reading::read(
+        crew,
+        ctx,
+        &job.scope.project,
+        &head,
+        job.policy.reading_bytes,
+    )
+    .await?;
     let planned = if reading.has(MANIFEST_FILE) {
         let prompt = prompts::render("architect", "change", change_context(job, &reading)?)?;
         plan_with::<ChangePlan>(crew, job, ctx, prompt, |change| Plan {
@@ -37,8 +46,7 @@ pub(crate) async fn work(crew: &Crew, job: &mut Job, ctx: &Context) -> Result<Ne
         .0
     } else {
         let prompt = prompts::render("architect", "new", new_context(job)?)?;
-        let (planned, architecture) =
-            plan_with(crew, job, ctx, prompt, Architecture::plan).await?;
+        let (planned, architecture) = plan_with(crew, job, ctx, prompt, Architecture::plan).await?;
         write_scaffold(crew, job, ctx, &head, &architecture).await?;
         planned
     };
@@ -145,8 +153,16 @@ async fn plan_with<T: Answered + serde::Serialize>(
             .into());
         }
         returns += 1;
-        let reason = prompts::render("architect", "returned", json!({"reason": error.to_string()}))?;
-        since.push(ask::said(crew, Speaker::Assistant, ask::start_of(&told.text)));
+        let reason = prompts::render(
+            "architect",
+            "returned",
+            json!({"reason": error.to_string()}),
+        )?;
+        since.push(ask::said(
+            crew,
+            Speaker::Assistant,
+            ask::start_of(&told.text),
+        ));
         since.push(ask::said(crew, Speaker::User, &reason));
     }
 }
@@ -203,7 +219,10 @@ fn change_context(job: &Job, reading: &reading::Reading) -> Result<Value, Stop> 
 }
 
 fn secret_names(job: &Job) -> Vec<&str> {
-    job.secrets.iter().map(|handle| handle.name.as_str()).collect()
+    job.secrets
+        .iter()
+        .map(|handle| handle.name.as_str())
+        .collect()
 }
 
 /// A value as readable JSON for a prompt.

@@ -137,10 +137,7 @@ pub(crate) fn said(crew: &Crew, speaker: Speaker, text: &str) -> Message {
     }
 }
 
-fn read<T: Answered>(
-    text: &str,
-    check: &impl Fn(&T) -> Result<(), String>,
-) -> Result<T, String> {
+fn read<T: Answered>(text: &str, check: &impl Fn(&T) -> Result<(), String>) -> Result<T, String> {
     let Some(object) = extract::json_object(text) else {
         return Err("it holds no JSON object".to_owned());
     };
@@ -175,8 +172,14 @@ mod tests {
     fn a_reason_names_the_place() {
         for (reason, says) in [
             (reason::<Verdict>("Looks good to me!"), "no JSON object"),
-            (reason::<Verdict>(r#"{"verdict": "maybe"}"#), "verdict: unknown variant"),
-            (reason::<Verdict>(r#"{"verdict": "send_back"}"#), "comments: is empty"),
+            (
+                reason::<Verdict>(r#"{"verdict": "maybe"}"#),
+                "verdict: unknown variant",
+            ),
+            (
+                reason::<Verdict>(r#"{"verdict": "send_back"}"#),
+                "comments: is empty",
+            ),
             (
                 reason::<Architecture>(
                     r#"{"overview": "o", "manifest": {"checks": "x", "service": {"command": "python3"}}}"#,
@@ -189,7 +192,10 @@ mod tests {
                 ),
                 "spec.goal: invalid type",
             ),
-            (reason::<BrainstormTurn>(r#"{"turn": "dance"}"#), "unknown variant `dance`"),
+            (
+                reason::<BrainstormTurn>(r#"{"turn": "dance"}"#),
+                "unknown variant `dance`",
+            ),
         ] {
             assert!(reason.contains(says), "{reason}");
         }

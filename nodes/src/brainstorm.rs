@@ -14,9 +14,7 @@ use crate::{
     answers::{BrainstormTurn, ClarifyingQuestion, OrderWord},
     architect::pretty,
     ask::{self, Question},
-    conversation::{
-        About, Conversation, Finished, Line, Open, Proposal, Queued, Running,
-    },
+    conversation::{About, Conversation, Finished, Line, Open, Proposal, Queued, Running},
     developers::broken_down,
     job::{self, JobOutcome, JobUpdate},
     person, prompts,
@@ -27,21 +25,8 @@ use crate::{
 /// The longest message that is read, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
-/// How much of the talk stands in a prompt, in bytes.
-const PROMPT_TALK_BYTES: usize = 96 * 1024;
-/// How much of the record stands in a prompt, in bytes.
-const PROMPT_RECORD_BYTES: usize = 16 * 1024;
-
 /// The choice that takes the first suggestion of every question.
 const SUGGESTED: &str = "suggested";
-
-/// What follows.
-pub(crate) enum Then {
-    /// The next thing in the mailbox.
-    Listen,
-    /// The conversation is over.
-    End,
-}
 
 /// Takes one thing out of the mailbox and does what it asks for.
 pub(crate) async fn work(
@@ -59,9 +44,7 @@ pub(crate) async fn work(
         replies: 0,
     };
     talk.found()?;
-    let mut what = WaitFor::new()
-        .signal(signal::MESSAGE)
-        .signal(signal::ORDER);
+    let mut what = WaitFor::new().signal(signal::MESSAGE).signal(signal::ORDER);
     if let Some(open) = &before.open {
         what = what.signal(signal::answer(&open.wait.id));
     }
@@ -98,67 +81,7 @@ pub(crate) async fn work(
     Ok((then, talk.now, talk.said))
 }
 
-/// One turn of a conversation.
-struct Talk<'a> {
-    crew: &'a Crew,
-    ctx: &'a Context,
-    now: Conversation,
-    said: Vec<Line>,
-    /// What makes this turn's replies unique.
-    key: String,
-    replies: u32,
-}
-
 impl Talk<'_> {
-    fn scope(&self) -> &Scope {
-        &self.now.scope
-    }
-
-    /// Says once that there is a project.
-    fn found(&mut self) -> Result<(), NodeError> {
-        if self.now.founded {
-            return Ok(());
-        }
-        self.now.founded = true;
-        if let Some(owner) = self.now.owner.clone() {
-            self.scope().tell(self.ctx, Event::ProjectFounded { owner })?;
-        }
-        Ok(())
-    }
-
-    fn say(&mut self, kind: SaidKind, text: impl Into<String>) -> Result<(), NodeError> {
-        let text = self.crew.vault.redact(&text.into());
-        self.replies += 1;
-        let key = format!("{}#{}", self.key, self.replies);
-        self.scope().say(self.ctx, kind, key, text.clone())?;
-        self.heard("crew", text);
-        Ok(())
-    }
-
-    fn reply(&mut self, text: impl Into<String>) -> Result<(), NodeError> {
-        self.say(SaidKind::Reply, text)
-    }
-
-    /// Keeps a line of the talk.
-    fn heard(&mut self, who: &str, text: String) {
-        self.said.push(Line {
-            who: who.to_owned(),
-            text,
-        });
-    }
-
-    /// A signal that no front end of ours has written.
-    fn unreadable(&self, kind: &str, error: &serde_json::Error) -> Result<(), NodeError> {
-        self.scope().notify(
-            self.ctx,
-            NoticeSeverity::Warning,
-            format!("signal.{kind}"),
-            format!("A signal of kind `{kind}` to project {} could not be read and was passed over: {error}", self.scope().project),
-        )
-    }
-
-    // ---- messages ----
-
     async fn message(&mut self, message: Message) -> Result<(), NodeError> {
         let text = message.text.trim();
         let too_long = text.len() > MAX_MESSAGE_BYTES;
@@ -173,7 +96,9 @@ impl Talk<'_> {
             },
         )?;
         if text.is_empty() {
-            return self.reply("That message was empty. Write in a sentence what you want built or changed.");
+            return self.reply(
+                "That message was empty. Write in a sentence what you want built or changed.",
+            );
         }
         if too_long {
             let kib = message.text.len().div_ceil(1024);
@@ -236,7 +161,7 @@ impl Talk<'_> {
         }
         match told.answer {
             Ok(turn) => self.act(turn, &message, record.as_ref()).await,
-            Err(failure) => self.speechless(failure, message, aside, record.as_ref()),
+            Err(failure) => self.speechless(&failure, message, aside, record.as_ref()),
         }
     }
 
@@ -279,13 +204,13 @@ impl Talk<'_> {
     /// No model could answer: the record can, and money can be asked for.
     fn speechless(
         &mut self,
-        failure: Failure,
+        failure: &Failure,
         message: Message,
         aside: bool,
         record: Option<&StatusReport>,
     ) -> Result<(), NodeError> {
-        if person::is_budget(&failure) && self.now.open.is_none() {
-            return self.ask_for_budget(&failure, message);
+        if person::is_budget(failure) && self.now.open.is_none() {
+            return self.ask_for_budget(failure, message);
         }
         if failure.actor == Actor::Admin && failure.kind != "not_on_tape" {
             self.scope().notify(
@@ -298,7 +223,10 @@ impl Talk<'_> {
         if aside {
             let why = match self.crew.models.tape() {
                 Some(tape) => format!("I am playing the {tape} tape, which has no answer to that."),
-                None => format!("No model could answer just now: {}", person::sentence(&failure.message)),
+                None => format!(
+                    "No model could answer just now: {}",
+                    person::sentence(&failure.message)
+                ),
             };
             let status = texts::status(record, &self.now);
             return self.reply(format!("{why} Here is where things stand:\n\n{status}"));
@@ -308,67 +236,6 @@ impl Talk<'_> {
             person::sentence(&failure.message)
         ))
     }
-
-    /// What the record knows; a record that cannot be read is no reason to be silent.
-    async fn record(&self) -> Result<Option<StatusReport>, NodeError> {
-        let outcome = self
-            .ctx
-            .step("record", |_| async {
-                Ok::<_, NodeError>(self.crew.record.status(&self.scope().project).await)
-            })
-            .await?;
-        Ok(outcome.unwrap_or_else(|failure| {
-            tracing::warn!(project = %self.scope().project, %failure, "the record cannot be read");
-            None
-        }))
-    }
-
-    fn prompt(&self, record: Option<&StatusReport>, must_propose: bool) -> Result<String, NodeError> {
-        let proposal = match (&self.now.open, &self.now.draft) {
-            (
-                Some(Open {
-                    about: About::Proposal { proposal },
-                    ..
-                }),
-                _,
-            )
-            | (_, Some(proposal)) => Some(pretty(proposal)),
-            _ => None,
-        };
-        let record = record.map(|report| {
-            let text = pretty(report);
-            text[..text.floor_char_boundary(PROMPT_RECORD_BYTES.min(text.len()))].to_owned()
-        });
-        let running = self
-            .now
-            .running
-            .as_ref()
-            .map(|running| format!("{} ({})", running.job, running.work.title()));
-        let mut bytes = 0;
-        let all: Vec<&Line> = self.now.lines.iter().chain(&self.said).collect();
-        let fits = all
-            .iter()
-            .rev()
-            .take_while(|line| {
-                bytes += line.text.len();
-                bytes <= PROMPT_TALK_BYTES
-            })
-            .count();
-        prompts::render(
-            Role::Brainstorm.as_str(),
-            "turn",
-            json!({
-                "spec": self.now.spec.as_ref().map(pretty),
-                "proposal": proposal,
-                "running": running,
-                "record": record,
-                "lines": all[all.len() - fits..],
-                "must_propose": must_propose,
-            }),
-        )
-    }
-
-    // ---- questions and proposals ----
 
     fn ask(&mut self, questions: &[ClarifyingQuestion], yes: bool) -> Result<(), NodeError> {
         self.now.rounds += 1;
@@ -429,7 +296,10 @@ impl Talk<'_> {
         let wait = OpenWait {
             id: WaitId::new(""),
             kind: WaitKind::Budget,
-            question: format!("**The budget is used up.**\n\n{}", person::sentence(&failure.message)),
+            question: format!(
+                "**The budget is used up.**\n\n{}",
+                person::sentence(&failure.message)
+            ),
             options: vec![
                 Choice::new(
                     person::RAISE,
@@ -445,32 +315,6 @@ impl Talk<'_> {
         };
         let yes = message.yes;
         self.open(wait, About::Budget { message }, yes)
-    }
-
-    /// Asks a person, and goes on listening.
-    fn open(&mut self, mut wait: OpenWait, about: About, yes: bool) -> Result<(), NodeError> {
-        self.withdraw()?;
-        self.now.asked += 1;
-        wait.id = person::wait_id(self.ctx, self.now.asked);
-        wait.question = self.crew.vault.redact(&wait.question);
-        person::open(self.ctx, self.scope(), &wait)?;
-        self.heard("crew", wait.question.clone());
-        self.now.open = Some(Open { wait, about, yes });
-        Ok(())
-    }
-
-    /// Takes an open question back: something newer takes its place.
-    fn withdraw(&mut self) -> Result<(), NodeError> {
-        if let Some(open) = self.now.open.take() {
-            person::close(self.ctx, self.scope(), &open.wait.id, None, None)?;
-        }
-        Ok(())
-    }
-
-    fn close(&mut self, open: &Open, answer: Option<String>, by: &str) -> Result<(), NodeError> {
-        self.now.open = None;
-        let by = Some(by.to_owned()).filter(|by| !by.is_empty());
-        person::close(self.ctx, self.scope(), &open.wait.id, answer, by)
     }
 
     /// An answer on the wait's own way: a button, or a text given to it.
@@ -537,7 +381,9 @@ impl Talk<'_> {
                     return self.think(message, false).await;
                 }
                 self.close(&open, Some(person::GIVE_UP.to_owned()), &answer.by)?;
-                self.reply("All right, nothing more is spent. Your message is kept; write again to go on.")
+                self.reply(
+                    "All right, nothing more is spent. Your message is kept; write again to go on.",
+                )
             }
         }
     }
@@ -563,14 +409,7 @@ impl Talk<'_> {
         self.think(message, clarified).await
     }
 
-    // ---- jobs ----
-
-    async fn approve(
-        &mut self,
-        proposal: Proposal,
-        by: &str,
-        yes: bool,
-    ) -> Result<(), NodeError> {
+    async fn approve(&mut self, proposal: Proposal, by: &str, yes: bool) -> Result<(), NodeError> {
         self.now.rounds = 0;
         self.now.draft = None;
         let work = match proposal {
@@ -605,242 +444,10 @@ impl Talk<'_> {
             .await?;
         Ok(slug.unwrap_or_else(|_| Slug::from_title(project.as_str())))
     }
-
-    /// Starts a job, or keeps the work until the running one has ended.
-    fn begin(&mut self, work: JobKind, yes: bool) -> Result<(), NodeError> {
-        if let Some(running) = &self.now.running {
-            let text = if self.now.queue.len() >= self.crew.policy.max_queued_changes {
-                format!(
-                    "There are {} changes waiting already; send **{}** again when some of them are done.",
-                    self.now.queue.len(),
-                    work.title()
-                )
-            } else {
-                let text = format!("**{}** is next: it starts when {} has ended.", work.title(), running.job);
-                self.now.queue.push(Queued { work, yes });
-                text
-            };
-            return self.reply(text);
-        }
-        self.start(work, yes)
-    }
-
-    fn start(&mut self, work: JobKind, yes: bool) -> Result<(), NodeError> {
-        self.now.jobs += 1;
-        let id = JobId::new(format!("job-{}", self.now.jobs));
-        let scope = self.scope().job(id.clone());
-        let update = JobUpdate::default()
-            .scope(scope.clone())
-            .work(Some(work.clone()))
-            .spec(self.now.spec.clone())
-            .slug(self.now.slug.clone())
-            .yes(yes)
-            .policy(self.crew.policy.clone());
-        let thread = self.ctx.spawn(id.as_str(), job::GRAPH, &update)?;
-        scope.tell(
-            self.ctx,
-            Event::JobStarted {
-                work: work.clone(),
-                thread: thread.to_string(),
-            },
-        )?;
-        let note = self
-            .crew
-            .tape_note()
-            .map_or_else(String::new, |note| format!(" It is played {note}."));
-        let text = format!("Started: **{}** ({id}).{note} I will tell you when it is done; ask me at any time.", work.title());
-        self.now.running = Some(Running {
-            job: id,
-            work,
-            yes,
-        });
-        self.say(SaidKind::News, text)
-    }
-
-    fn job_ended(&mut self, end: &ChildEnd) -> Result<(), NodeError> {
-        let Some(running) = self.now.running.take() else {
-            return Ok(());
-        };
-        let outcome = match serde_json::from_value::<Option<JobOutcome>>(end.output.clone()) {
-            Ok(Some(outcome)) => outcome,
-            _ => self.unsaid_end(&running, end)?,
-        };
-        if outcome.status == JobStatus::Deployed
-            && let (JobKind::Change { change }, Some(spec)) = (&running.work, &mut self.now.spec)
-        {
-            spec.features.push(change.title.clone());
-            spec.acceptance.extend(change.acceptance.iter().cloned());
-            for need in &change.needs {
-                if !spec.needs.contains(need) {
-                    spec.needs.push(need.clone());
-                }
-            }
-        }
-        let text = texts::result(&running.work, &outcome, self.crew.tape_note().as_deref());
-        self.say(SaidKind::Result, text)?;
-        let status = outcome.status;
-        self.now.last = Some(Finished {
-            job: running.job,
-            work: running.work,
-            outcome,
-        });
-        self.go_on(status)
-    }
-
-    /// The job's thread broke down before it could say how it ended.
-    fn unsaid_end(&self, running: &Running, end: &ChildEnd) -> Result<JobOutcome, NodeError> {
-        let cancelled = end.status == graph::checkpoint::ThreadStatus::Cancelled;
-        let outcome = JobOutcome {
-            status: if cancelled {
-                JobStatus::Cancelled
-            } else {
-                JobStatus::Failed
-            },
-            url: None,
-            sha: None,
-            failure: (!cancelled).then(|| broken_down(&end.thread, end.error.as_deref())),
-        };
-        self.scope().job(running.job.clone()).tell(
-            self.ctx,
-            Event::JobEnded {
-                status: outcome.status,
-                url: None,
-                failure: outcome.failure.clone(),
-            },
-        )?;
-        Ok(outcome)
-    }
-
-    /// What was queued follows a success, waits for a retry after a failure, and is dropped with a cancelled job.
-    fn go_on(&mut self, status: JobStatus) -> Result<(), NodeError> {
-        if self.now.queue.is_empty() {
-            return Ok(());
-        }
-        match status {
-            JobStatus::Deployed => {
-                let next = self.now.queue.remove(0);
-                self.start(next.work, next.yes)
-            }
-            JobStatus::Failed => {
-                let waiting = self.queued_titles();
-                self.reply(format!("Still waiting: {waiting}. Say \"retry\" to try the failed job again, or \"cancel\" to drop them."))
-            }
-            JobStatus::Cancelled => self.drop_queue(),
-        }
-    }
-
-    fn queued_titles(&self) -> String {
-        let titles: Vec<String> = self
-            .now
-            .queue
-            .iter()
-            .map(|queued| format!("**{}**", queued.work.title()))
-            .collect();
-        titles.join(", ")
-    }
-
-    fn drop_queue(&mut self) -> Result<(), NodeError> {
-        if self.now.queue.is_empty() {
-            return Ok(());
-        }
-        let dropped = self.queued_titles();
-        self.now.queue.clear();
-        self.reply(format!("Dropped, because it was waiting for that job: {dropped}. Send it again if you still want it."))
-    }
-
-    // ---- steering and orders ----
-
-    fn steer(&mut self, text: &str, message: &Message) -> Result<(), NodeError> {
-        let Some(running) = self.now.running.clone() else {
-            return self.reply("No job is running, so there is nothing to steer.");
-        };
-        let text = self.crew.vault.redact(text);
-        let wish = signal::Steer {
-            text: text.clone(),
-            by: message.from.clone(),
-        };
-        self.scope().job(running.job.clone()).tell(
-            self.ctx,
-            Event::JobSteered {
-                text: text.clone(),
-                by: message.from.clone(),
-            },
-        )?;
-        let thread = self.job_thread(&running);
-        self.ctx.signal(&thread, signal::STEER, &self.key, &wish)?;
-        self.reply(format!("Passed on to {}: {text}", running.job))
-    }
-
-    fn job_thread(&self, running: &Running) -> ThreadId {
-        ThreadId::from(threads::job(&self.scope().project, &running.job))
-    }
-
-    async fn order(&mut self, order: Order) -> Result<Then, NodeError> {
-        match order.what {
-            OrderKind::Deploy if self.now.spec.is_none() => {
-                self.reply("There is nothing to deploy yet. Tell me what you want built.")?;
-            }
-            OrderKind::Deploy => self.begin(JobKind::Redeploy, order.yes)?,
-            OrderKind::Retry { ref task } => self.retry(&order, task.as_ref())?,
-            OrderKind::Cancel => self.cancel()?,
-            OrderKind::Status => {
-                let record = self.record().await?;
-                self.reply(texts::status(record.as_ref(), &self.now))?;
-            }
-            OrderKind::Archive => {
-                self.withdraw()?;
-                if let Some(running) = &self.now.running {
-                    self.ctx.cancel_child(running.job.as_str())?;
-                }
-                self.now.queue.clear();
-                self.reply("This project is put away.")?;
-                return Ok(Then::End);
-            }
-        }
-        Ok(Then::Listen)
-    }
-
-    fn retry(&mut self, order: &Order, task: Option<&ports::TaskId>) -> Result<(), NodeError> {
-        if let Some(running) = self.now.running.clone() {
-            let retry = signal::Retry {
-                task: task.cloned(),
-                by: Some(order.by.clone()),
-            };
-            let thread = self.job_thread(&running);
-            self.ctx.signal(&thread, signal::RETRY, &self.key, &retry)?;
-            return self.reply(format!("Told {} to try again what failed.", running.job));
-        }
-        match &self.now.last {
-            Some(last) if last.outcome.status != JobStatus::Deployed => {
-                let work = last.work.clone();
-                self.start(work, order.yes)
-            }
-            _ => self.reply("Nothing failed, so there is nothing to try again."),
-        }
-    }
-
-    fn cancel(&mut self) -> Result<(), NodeError> {
-        if let Some(running) = self.now.running.clone() {
-            self.ctx.cancel_child(running.job.as_str())?;
-            self.now.queue.clear();
-            return self.reply(format!("Stopping {}.", running.job));
-        }
-        if self.now.open.is_some() || !self.now.queue.is_empty() {
-            self.withdraw()?;
-            self.now.queue.clear();
-            return self.reply("Dropped. Nothing was built or changed.");
-        }
-        self.reply("No job is running.")
-    }
 }
 
 /// Whether what the model made of a message is possible at this moment.
-fn fits(
-    turn: &BrainstormTurn,
-    exists: bool,
-    runs: bool,
-    must_propose: bool,
-) -> Result<(), String> {
+fn fits(turn: &BrainstormTurn, exists: bool, runs: bool, must_propose: bool) -> Result<(), String> {
     match turn {
         BrainstormTurn::Ask { .. } if must_propose => Err(
             "turn: no more questions may be asked; propose, and state every assumption".to_owned(),
@@ -864,8 +471,26 @@ fn fits(
 fn is_question(text: &str) -> bool {
     const LONGEST: usize = 400;
     const REQUESTS: [&str; 20] = [
-        "can you", "could you", "would you", "will you", "can we", "could we", "can it", "could it", "please", "i want",
-        "i'd like", "how about", "what about", "what if", "let's", "why not", "можешь", "можно", "сделай", "добавь",
+        "can you",
+        "could you",
+        "would you",
+        "will you",
+        "can we",
+        "could we",
+        "can it",
+        "could it",
+        "please",
+        "i want",
+        "i'd like",
+        "how about",
+        "what about",
+        "what if",
+        "let's",
+        "why not",
+        "можешь",
+        "можно",
+        "сделай",
+        "добавь",
     ];
     let text = text.trim().to_lowercase();
     if text.len() > LONGEST {
@@ -883,10 +508,20 @@ mod tests {
 
     #[test]
     fn a_request_in_the_form_of_a_question_is_none() {
-        for text in ["How far are you?", "what does it do?", "Status", "Как дела?"] {
+        for text in [
+            "How far are you?",
+            "what does it do?",
+            "Status",
+            "Как дела?",
+        ] {
             assert!(is_question(text), "{text}");
         }
-        for text in ["Can you add search?", "Build me a notes service", "How about a search?", ""] {
+        for text in [
+            "Can you add search?",
+            "Build me a notes service",
+            "How about a search?",
+            "",
+        ] {
             assert!(!is_question(text), "{text}");
         }
     }
@@ -895,7 +530,11 @@ mod tests {
     fn what_cannot_be_now_is_refused_with_the_way_out() {
         let steer = BrainstormTurn::Steer { text: "x".into() };
         assert!(fits(&steer, true, true, false).is_ok());
-        assert!(fits(&steer, true, false, false).unwrap_err().contains("propose_change"));
+        assert!(
+            fits(&steer, true, false, false)
+                .unwrap_err()
+                .contains("propose_change")
+        );
         let ask = BrainstormTurn::Ask { questions: vec![] };
         assert!(fits(&ask, false, false, true).is_err());
     }

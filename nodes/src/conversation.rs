@@ -4,12 +4,10 @@
 use std::sync::Arc;
 
 use graph::{Command, CompileError, CompiledGraph, Context, END, Graph, NodeError, START, State};
-use ports::{
-    ChangeRequest, JobId, JobKind, OpenWait, PersonId, ProjectId, ProjectSpec, Slug,
-};
+use ports::{ChangeRequest, JobId, JobKind, OpenWait, PersonId, ProjectId, ProjectSpec, Slug};
 use serde::{Deserialize, Serialize};
 
-use crate::{Crew, Scope, brainstorm, job::JobOutcome, signal};
+use crate::{Crew, Scope, brainstorm, dispatch::Then, job::JobOutcome, signal};
 
 /// The graph's name.
 pub const GRAPH: &str = "conversation";
@@ -204,8 +202,8 @@ async fn listen(
 ) -> Result<Command<Conversation>, NodeError> {
     let (next, now, said) = brainstorm::work(crew, before, ctx).await?;
     let command = match next {
-        brainstorm::Then::Listen => Command::goto("brainstorm"),
-        brainstorm::Then::End => Command::end(),
+        Then::Listen => Command::goto("brainstorm"),
+        Then::End => Command::end(),
     };
     Ok(command.update(now.since(before, said)))
 }
@@ -229,7 +227,10 @@ mod tests {
         }
         assert_eq!(lines.len(), KEPT_LINES);
         assert_eq!(lines[KEPT_LINES - 1].text, "99");
-        keep_latest(&mut lines, vec![line("x".repeat(KEPT_BYTES)), line("y".into())]);
+        keep_latest(
+            &mut lines,
+            vec![line("x".repeat(KEPT_BYTES)), line("y".into())],
+        );
         assert_eq!(lines, vec![line("y".into())]);
     }
 }

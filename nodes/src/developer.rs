@@ -4,9 +4,7 @@
 
 use graph::{Arrived, Context, WaitFor};
 use jiff::Timestamp;
-use ports::{
-    Actor, Event, Failure, NewPullRequest, RESULT_SIGNAL, RequestId, Role, Sha,
-};
+use ports::{Actor, Event, Failure, NewPullRequest, RESULT_SIGNAL, RequestId, Role, Sha};
 use protocol::{ResultStatus, SpawnRequest, WorkerResult};
 use serde_json::json;
 
@@ -49,6 +47,15 @@ pub(crate) fn request_id(ctx: &Context, attempt: u32) -> RequestId {
         branch => format!(".b{branch}"),
     };
     RequestId::new(format!("{thread}{branch}.{attempt}"))
+}
+
+/// The thread that waits for the result of a request; `None` when the id is not one that [`request_id`] made.
+pub(crate) fn thread_of_request(request: &RequestId) -> Option<String> {
+    // Projects, jobs and tasks are slugs: none holds a dot.
+    let mut parts = request.as_str().split('.');
+    let thread = [parts.next()?, parts.next()?, parts.next()?].join("/");
+    let attempt = parts.next_back()?;
+    attempt.parse::<u32>().is_ok().then_some(thread)
 }
 
 /// Asks for a worker.
@@ -153,8 +160,16 @@ fn request(crew: &Crew, task: &Task, ctx: &Context, base: &Sha) -> Result<SpawnR
         version: protocol::VERSION,
         request_id: request_id(ctx, task.attempt).to_string(),
         project_id: task.scope.project.to_string(),
-        job_id: task.scope.job.as_ref().map_or_else(String::new, ToString::to_string),
-        task_id: task.scope.task.as_ref().map_or_else(String::new, ToString::to_string),
+        job_id: task
+            .scope
+            .job
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
+        task_id: task
+            .scope
+            .task
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
         attempt: task.attempt,
         fencing_token: u64::from(task.attempt),
         repository: protocol::Repository {
@@ -165,7 +180,11 @@ fn request(crew: &Crew, task: &Task, ctx: &Context, base: &Sha) -> Result<SpawnR
         task: protocol::TaskBrief {
             title: crew.vault.redact(&planned.title),
             body_markdown: crew.vault.redact(&body),
-            acceptance: planned.acceptance.iter().map(|line| crew.vault.redact(line)).collect(),
+            acceptance: planned
+                .acceptance
+                .iter()
+                .map(|line| crew.vault.redact(line))
+                .collect(),
         },
         agent: task.policy.agent.clone(),
         limits: task.policy.limits.clone(),
@@ -182,7 +201,10 @@ fn request(crew: &Crew, task: &Task, ctx: &Context, base: &Sha) -> Result<SpawnR
 /// Takes what was wished for before, so that this worker knows it.
 async fn take_wishes(task: &mut Task, ctx: &Context) -> Result<(), Stop> {
     for _ in 0..MAX_TAKEN {
-        match ctx.try_take("wishes", &WaitFor::new().signal(signal::STEER)).await? {
+        match ctx
+            .try_take("wishes", &WaitFor::new().signal(signal::STEER))
+            .await?
+        {
             Some(Arrived::Signal(arrived)) => keep_wish(task, &arrived),
             _ => break,
         }
@@ -234,7 +256,10 @@ async fn lost(
     ctx: &Context,
     working: &Working,
 ) -> Result<Next, Stop> {
-    effect(ctx, "stop the worker", || crew.workers.cancel(&working.request)).await?;
+    effect(ctx, "stop the worker", || {
+        crew.workers.cancel(&working.request)
+    })
+    .await?;
     let waited_s = task.policy.limits.wall_s + task.policy.worker_margin_s;
     let failure = Failure::new(
         "worker_lost",
@@ -245,7 +270,15 @@ async fn lost(
     )
     .actor(Actor::Admin)
     .retryable();
-    tell_worked(task, ctx, working, ResultStatus::Lost, None, "", Some(&failure))?;
+    tell_worked(
+        task,
+        ctx,
+        working,
+        ResultStatus::Lost,
+        None,
+        "",
+        Some(&failure),
+    )?;
     task.working = None;
     failed(task, failure)
 }
@@ -275,7 +308,15 @@ async fn ended(
         Err(failure_of(crew, &result))
     };
     let head = verified.as_ref().ok();
-    tell_worked(task, ctx, &working, result.status, head, &summary, verified.as_ref().err())?;
+    tell_worked(
+        task,
+        ctx,
+        &working,
+        result.status,
+        head,
+        &summary,
+        verified.as_ref().err(),
+    )?;
     match verified {
         Ok(head) => {
             task.summary = summary;
@@ -307,7 +348,9 @@ async fn verify(
         let found = found.map_or_else(|| "nothing".to_owned(), |sha| sha.to_string());
         return Ok(Err(Failure::new(
             "head_mismatch",
-            format!("the worker reported commit {claimed}, but branch {branch} is at {found} on the code host"),
+            format!(
+                "the worker reported commit {claimed}, but branch {branch} is at {found} on the code host"
+            ),
         )));
     }
     if task.head.as_ref().or(task.base.as_ref()) == Some(&claimed) {
@@ -332,7 +375,10 @@ fn failure_of(crew: &Crew, result: &WorkerResult) -> Failure {
         }
         None => Failure::new(
             result.status.as_str(),
-            format!("the worker ended as {} and said no more", result.status.as_str()),
+            format!(
+                "the worker ended as {} and said no more",
+                result.status.as_str()
+            ),
         ),
     }
 }
@@ -401,8 +447,7 @@ fn failed(task: &mut Task, failure: Failure) -> Result<Next, Stop> {
         .count();
     task.failures.push(failure.clone());
     let same = u32::try_from(same + 1).unwrap_or(u32::MAX);
-    let at_the_cap =
-        task.tries >= task.policy.max_attempts || same >= task.policy.max_same_failure;
+    let at_the_cap = task.tries >= task.policy.max_attempts || same >= task.policy.max_same_failure;
     if at_the_cap || person::is_budget(&failure) {
         return Err(failure.into());
     }

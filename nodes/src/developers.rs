@@ -1,6 +1,8 @@
 //! Developers: starts a task's thread as soon as everything that it depends on is merged, as many at a time as may run, and
 //! the next ones the moment a merge frees them, while others still run. A task that failed does not stop the others.
 
+use std::fmt::Write as _;
+
 use graph::{Arrived, ChildEnd, Context, ThreadId, WaitFor};
 use ports::{Actor, Event, Failure, PlannedTask, TaskId};
 
@@ -114,7 +116,11 @@ fn start(job: &mut Job, ctx: &Context, task: &PlannedTask, run: u32) -> Result<(
     let update = TaskUpdate::default()
         .scope(job.scope.task(task.id.clone()))
         .planned(Some(task.clone()))
-        .overview(job.plan.as_ref().map_or_else(String::new, |plan| plan.overview.clone()))
+        .overview(
+            job.plan
+                .as_ref()
+                .map_or_else(String::new, |plan| plan.overview.clone()),
+        )
         .spec(job.spec.clone())
         .repository(Some(job.repository()?.clone()))
         .policy(job.policy.clone())
@@ -189,9 +195,8 @@ fn retry(
         let Some(progress) = job.tasks.get(&task.id) else {
             continue;
         };
-        let meant = signalled.is_none_or(|(retry, _)| {
-            retry.task.as_ref().is_none_or(|wanted| *wanted == task.id)
-        });
+        let meant = signalled
+            .is_none_or(|(retry, _)| retry.task.as_ref().is_none_or(|wanted| *wanted == task.id));
         if !meant {
             continue;
         }
@@ -232,8 +237,12 @@ fn all_ended(job: &Job) -> Result<Next, Stop> {
     let mut evidence = String::new();
     let mut actor = Actor::Owner;
     for task in failed {
-        if let Some(failure) = job.tasks.get(&task.id).and_then(|progress| progress.failure.as_ref()) {
-            evidence.push_str(&format!("{}: {}\n", task.id, failure.message));
+        if let Some(failure) = job
+            .tasks
+            .get(&task.id)
+            .and_then(|progress| progress.failure.as_ref())
+        {
+            let _ = writeln!(evidence, "{}: {}", task.id, failure.message);
             if failure.actor == Actor::Admin {
                 actor = Actor::Admin;
             }

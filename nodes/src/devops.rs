@@ -45,7 +45,10 @@ pub(crate) fn errand_key(ctx: &Context, number: u32) -> String {
 }
 
 fn ask_approval(job: &mut Job, ctx: &Context) -> Next {
-    let name = job.spec.as_ref().map_or("the project", |spec| spec.name.as_str());
+    let name = job
+        .spec
+        .as_ref()
+        .map_or("the project", |spec| spec.name.as_str());
     let wait = OpenWait {
         id: WaitId::new(""),
         kind: WaitKind::Deploy,
@@ -61,7 +64,8 @@ fn ask_approval(job: &mut Job, ctx: &Context) -> Next {
         audience: Audience::Owner,
     };
     let question = job.desk.ask(ctx, "devops", wait);
-    question.failure = Some(Failure::new("not_deployed", "the deploy was not approved").actor(Actor::Owner));
+    question.failure =
+        Some(Failure::new("not_deployed", "the deploy was not approved").actor(Actor::Owner));
     Next::Node(person::NODE)
 }
 
@@ -74,16 +78,23 @@ async fn deploy(crew: &Crew, job: &mut Job, ctx: &Context) -> Result<Next, Stop>
     let sha = sha.ok_or_else(|| {
         Failure::new(
             "nothing_to_deploy",
-            format!("branch {branch} of {} has no commit; merge something first", repository.location),
+            format!(
+                "branch {branch} of {} has no commit; merge something first",
+                repository.location
+            ),
         )
         .actor(Actor::Owner)
     })?;
     let port = job.port.ok_or_else(|| {
-        Failure::new("no_port", format!("project {project} has no port; try again"))
+        Failure::new(
+            "no_port",
+            format!("project {project} has no port; try again"),
+        )
     })?;
     job.deploys += 1;
     let key = errand_key(ctx, job.deploys);
-    job.scope.tell(ctx, Event::DeployStarted { sha: sha.clone() })?;
+    job.scope
+        .tell(ctx, Event::DeployStarted { sha: sha.clone() })?;
     let errand = Errand {
         key: key.clone(),
         reply_to: ctx.thread().to_string(),
@@ -118,7 +129,7 @@ async fn receive(
     job.errand = None;
     job.deploy_approved = false;
     match outcome {
-        Some(ErrandOutcome::Deploy(deployment)) => released(crew, job, ctx, deployment),
+        Some(ErrandOutcome::Deploy(deployment)) => released(crew, job, ctx, &deployment),
         Some(ErrandOutcome::Failed(failure)) if failure.kind == PORT_TAKEN => {
             another_port(crew, job, ctx, failure).await
         }
@@ -126,7 +137,10 @@ async fn receive(
         Some(ErrandOutcome::Cancelled | ErrandOutcome::Checks(_)) => failed(
             job,
             ctx,
-            Failure::new("deploy_cancelled", format!("the deploy of commit {} was stopped; try again", errand.sha)),
+            Failure::new(
+                "deploy_cancelled",
+                format!("the deploy of commit {} was stopped; try again", errand.sha),
+            ),
         ),
         None => {
             effect(ctx, "take back", || crew.errands.cancel(&errand.key)).await?;
@@ -151,7 +165,7 @@ fn released(
     crew: &Crew,
     job: &mut Job,
     ctx: &Context,
-    deployment: Deployment,
+    deployment: &Deployment,
 ) -> Result<Next, Stop> {
     job.scope.tell(
         ctx,
@@ -164,9 +178,9 @@ fn released(
     if live {
         return Ok(job.end(ctx, JobStatus::Deployed, None)?);
     }
-    let failure = release_failure(crew, &deployment);
+    let failure = release_failure(crew, deployment);
     if job.repairs < job.policy.max_repairs && job.plan.is_some() {
-        add_repair(job, ctx, &deployment, &failure)?;
+        add_repair(job, ctx, deployment, &failure)?;
         return Ok(Next::Node("developers"));
     }
     failed(job, ctx, failure)
@@ -174,11 +188,11 @@ fn released(
 
 /// What a release that failed its checks was like.
 fn release_failure(crew: &Crew, deployment: &Deployment) -> Failure {
-    let evidence: String = deployment
+    let evidence: Vec<String> = deployment
         .checks
         .iter()
         .filter(|check| check.status != CheckStatus::Passed)
-        .map(|check| format!("{}: {}\n", check.name, check.detail))
+        .map(|check| format!("{}: {}", check.name, check.detail))
         .collect();
     let now = match deployment.live_release {
         Some(release) => format!("release {release} answers as before"),
@@ -191,7 +205,7 @@ fn release_failure(crew: &Crew, deployment: &Deployment) -> Failure {
             deployment.release, deployment.sha
         ),
     )
-    .evidence(crew.vault.redact(&evidence))
+    .evidence(crew.vault.redact(&evidence.join("\n")))
 }
 
 /// Adds a task to the plan that repairs the release, with what was seen.
@@ -234,8 +248,9 @@ fn add_repair(
 /// An id that no task of the plan has.
 fn free_id(job: &Job) -> TaskId {
     let tasks = job.planned();
-    (job.repairs..)
-        .map(|number| TaskId::new(format!("repair-{number}")))
+    // One more than there are tasks: one of them is free.
+    (0..=tasks.len())
+        .map(|number| TaskId::new(format!("repair-{}", number + 1)))
         .find(|id| tasks.iter().all(|task| task.id != *id))
         .unwrap_or_else(|| TaskId::new("repair"))
 }
@@ -254,7 +269,10 @@ async fn another_port(
     job.deploy_approved = true;
     let project = job.scope.project.clone();
     let taken = job.port;
-    let port = effect(ctx, "another port", || crew.allocations.port(&project, taken)).await?;
+    let port = effect(ctx, "another port", || {
+        crew.allocations.port(&project, taken)
+    })
+    .await?;
     job.scope.tell(ctx, Event::PortAllocated { port })?;
     job.port = Some(port);
     Ok(Next::Node("devops"))

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use graph::{Command, CompileError, CompiledGraph, Context, END, Graph, NodeError, START, State};
 use ports::{
-    AcceptanceCheck, Deployment, Event, Failure, JobKind, JobStatus, Need, Plan, PlannedTask, ProjectSpec,
-    Repository, SecretHandle, Sha, Slug, TaskId,
+    AcceptanceCheck, Deployment, Event, Failure, JobKind, JobStatus, Need, Plan, PlannedTask,
+    ProjectSpec, Repository, SecretHandle, Sha, Slug, TaskId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +147,9 @@ impl Job {
 
     /// The tasks of the plan, in its order; none before there is one.
     pub(crate) fn planned(&self) -> Vec<PlannedTask> {
-        self.plan.as_ref().map_or_else(Vec::new, |plan| plan.tasks.clone())
+        self.plan
+            .as_ref()
+            .map_or_else(Vec::new, |plan| plan.tasks.clone())
     }
 
     /// The project's repository, which the architect opened or an earlier job made.
@@ -165,7 +167,11 @@ impl Job {
 
     /// What the project needs, with what the change adds.
     pub(crate) fn needs(&self) -> Vec<Need> {
-        let mut needs: Vec<Need> = self.spec.iter().flat_map(|spec| spec.needs.clone()).collect();
+        let mut needs: Vec<Need> = self
+            .spec
+            .iter()
+            .flat_map(|spec| spec.needs.clone())
+            .collect();
         if let Some(JobKind::Change { change }) = &self.work {
             needs.extend(change.needs.iter().cloned());
         }
@@ -174,8 +180,11 @@ impl Job {
 
     /// What the released service must pass: the project's checks, and those of the change.
     pub(crate) fn acceptance(&self) -> Vec<AcceptanceCheck> {
-        let mut checks: Vec<AcceptanceCheck> =
-            self.spec.iter().flat_map(|spec| spec.acceptance.clone()).collect();
+        let mut checks: Vec<AcceptanceCheck> = self
+            .spec
+            .iter()
+            .flat_map(|spec| spec.acceptance.clone())
+            .collect();
         if let Some(JobKind::Change { change }) = &self.work {
             checks.extend(change.acceptance.iter().cloned());
         }
@@ -341,19 +350,35 @@ pub(crate) fn graph(crew: &Crew) -> Result<CompiledGraph<Job>, CompileError> {
     let (asking, stopping) = (crew.clone(), crew.clone());
     Graph::<Job>::builder(GRAPH)
         .node_with("zavhoz", crate::node_options(), node!("zavhoz", zavhoz))
-        .node_with("architect", crate::node_options(), node!("architect", architect))
-        .node_with("developers", crate::node_options(), node!("developers", developers))
+        .node_with(
+            "architect",
+            crate::node_options(),
+            node!("architect", architect),
+        )
+        .node_with(
+            "developers",
+            crate::node_options(),
+            node!("developers", developers),
+        )
         .node_with("devops", crate::node_options(), node!("devops", devops))
         .node_with(person::NODE, crate::node_options(), move |job, ctx| {
             ask_person(asking.clone(), job, ctx)
         })
-        .node("stopped", move |job, ctx| stopped(stopping.clone(), job, ctx))
+        .node("stopped", move |job, ctx| {
+            stopped(stopping.clone(), job, ctx)
+        })
         .edge(START, "zavhoz")
         .goes("zavhoz", ["architect", "devops", person::NODE, END])
         .goes("architect", ["developers", person::NODE, END])
         .goes("developers", ["developers", "devops", person::NODE, END])
-        .goes("devops", ["devops", "developers", "zavhoz", person::NODE, END])
-        .goes(person::NODE, ["zavhoz", "architect", "developers", "devops"])
+        .goes(
+            "devops",
+            ["devops", "developers", "zavhoz", person::NODE, END],
+        )
+        .goes(
+            person::NODE,
+            ["zavhoz", "architect", "developers", "devops"],
+        )
         .goes("stopped", [END])
         .on_cancel("stopped")
         .output(|job: &Job| serde_json::to_value(&job.outcome).unwrap_or_default())

@@ -33,6 +33,7 @@ mod crew;
 mod developer;
 mod developers;
 mod devops;
+mod dispatch;
 mod effect;
 mod extract;
 pub mod job;
@@ -46,6 +47,7 @@ mod reviewer;
 mod scaffold;
 mod scope;
 pub mod signal;
+mod talk;
 pub mod task;
 mod texts;
 mod zavhoz;
@@ -63,17 +65,20 @@ pub use prompts::VERSION as PROMPTS_VERSION;
 pub use scope::Scope;
 pub use task::Task;
 
+/// The thread to which a worker's result goes, by the id of its request.
+pub fn thread_of_request(request: &ports::RequestId) -> Option<String> {
+    developer::thread_of_request(request)
+}
+
+/// The graphs of conversations, jobs and tasks.
+pub type Graphs = (
+    CompiledGraph<Conversation>,
+    CompiledGraph<Job>,
+    CompiledGraph<Task>,
+);
+
 /// The crew's three graphs, to be given to an engine together.
-pub fn graphs(
-    crew: &Crew,
-) -> Result<
-    (
-        CompiledGraph<Conversation>,
-        CompiledGraph<Job>,
-        CompiledGraph<Task>,
-    ),
-    CompileError,
-> {
+pub fn graphs(crew: &Crew) -> Result<Graphs, CompileError> {
     Ok((
         conversation::graph(crew)?,
         job::graph(crew)?,
@@ -84,11 +89,7 @@ pub fn graphs(
 /// The crew's three graphs as one picture.
 pub fn picture(crew: &Crew) -> Result<Picture, CompileError> {
     let (conversation, job, task) = graphs(crew)?;
-    Ok(Picture::of(
-        conversation.shape(),
-        job.shape(),
-        task.shape(),
-    ))
+    Ok(Picture::of(conversation.shape(), job.shape(), task.shape()))
 }
 
 /// How every node is run: a failure of the engine's own kind (a full disk, a lost connection) is tried again.

@@ -4,6 +4,8 @@
 //! All human waits of the crew work alike: the event `wait.opened` names the thread and, as its interrupt, the kind of the
 //! signal that answers it; see [`signal::answer`]. What `yes` approves is never asked here: policies decide before.
 
+use std::fmt::Write as _;
+
 use graph::{Arrived, Context, NodeError, WaitFor};
 use ports::{
     Actor, Answer, Audience, Choice, Event, Failure, OpenWait, PersonId, WaitId, WaitKind,
@@ -117,8 +119,9 @@ impl Desk {
         let mut question = format!("**{title}**\n\n{}", sentence(&failure.message));
         let evidence = failure.evidence.trim();
         if !evidence.is_empty() {
-            let cut = &evidence[evidence.ceil_char_boundary(evidence.len().saturating_sub(EVIDENCE_BYTES))..];
-            question.push_str(&format!("\n\n```\n{}\n```", cut.replace("```", "'''")));
+            let cut = &evidence
+                [evidence.ceil_char_boundary(evidence.len().saturating_sub(EVIDENCE_BYTES))..];
+            let _ = write!(question, "\n\n```\n{}\n```", cut.replace("```", "'''"));
         }
         let again = if budget {
             Choice::new(
@@ -133,7 +136,11 @@ impl Desk {
         };
         let wait = OpenWait {
             id: WaitId::new(""),
-            kind: if budget { WaitKind::Budget } else { WaitKind::Help },
+            kind: if budget {
+                WaitKind::Budget
+            } else {
+                WaitKind::Help
+            },
             question: crew.vault.redact(&question),
             options: vec![again, Choice::new(GIVE_UP, "Give up")],
             free_text: !budget,
@@ -195,7 +202,10 @@ pub(crate) async fn listen(
             Answer {
                 choice,
                 text: String::new(),
-                by: retry.by.as_ref().map_or_else(String::new, PersonId::to_string),
+                by: retry
+                    .by
+                    .as_ref()
+                    .map_or_else(String::new, PersonId::to_string),
             }
         }
         Arrived::Signal(arrived) if arrived.kind == signal::SECRET => Answer {
@@ -349,7 +359,8 @@ pub(crate) async fn raise_budget(
         Err(failure) => return Err(failure.into()),
     };
     let limit_usd = spent.cost_usd.max(spent.limit_usd.unwrap_or(0.0)) + policy.budget_raise_usd;
-    let limit_tokens = spent.tokens.max(spent.limit_tokens.unwrap_or(0)) + policy.budget_raise_tokens;
+    let limit_tokens =
+        spent.tokens.max(spent.limit_tokens.unwrap_or(0)) + policy.budget_raise_tokens;
     scope
         .tell_now(
             ctx,
@@ -384,7 +395,11 @@ pub(crate) fn sentence(text: &str) -> String {
     let Some(first) = chars.next() else {
         return String::new();
     };
-    let stop = if text.ends_with(['.', '!', '?', ':']) { "" } else { "." };
+    let stop = if text.ends_with(['.', '!', '?', ':']) {
+        ""
+    } else {
+        "."
+    };
     format!("{}{}{stop}", first.to_uppercase(), chars.as_str())
 }
 

@@ -55,12 +55,14 @@ impl Picture {
             ("devops", "brainstorm", "result"),
             ("brainstorm", graph::END, "archived"),
         ];
-        shape.edges.extend(between.map(|(from, to, label)| ShapeEdge {
-            from: from.to_owned(),
-            to: to.to_owned(),
-            kind: EdgeKind::Static,
-            label: label.to_owned(),
-        }));
+        shape
+            .edges
+            .extend(between.map(|(from, to, label)| ShapeEdge {
+                from: from.to_owned(),
+                to: to.to_owned(),
+                kind: EdgeKind::Static,
+                label: label.to_owned(),
+            }));
         Self { shape }
     }
 

@@ -37,7 +37,9 @@ pub enum PlanError {
         field: &'static str,
     },
     /// A title is too long to be a line.
-    #[error("the title of task {0:?} is longer than {MAX_TITLE_CHARS} characters; write a short line")]
+    #[error(
+        "the title of task {0:?} is longer than {MAX_TITLE_CHARS} characters; write a short line"
+    )]
     LongTitle(String),
     /// A dependency that is not a task.
     #[error(
@@ -92,7 +94,11 @@ pub fn check(plan: &Plan) -> Result<(), PlanError> {
                 return Err(PlanError::UnknownDependency {
                     task: task.id.to_string(),
                     unknown: dependency.as_str().chars().take(60).collect(),
-                    known: nodes.keys().map(|id| id.as_str()).collect::<Vec<_>>().join(", "),
+                    known: nodes
+                        .keys()
+                        .map(|id| id.as_str())
+                        .collect::<Vec<_>>()
+                        .join(", "),
                 });
             };
             graph.add_edge(nodes[&task.id], on, ());
@@ -109,10 +115,7 @@ pub fn check(plan: &Plan) -> Result<(), PlanError> {
 }
 
 /// One circle inside a strongly connected component, as `a → b → a`.
-fn circle(
-    graph: &DiGraph<&TaskId, ()>,
-    component: &[petgraph::graph::NodeIndex],
-) -> String {
+fn circle(graph: &DiGraph<&TaskId, ()>, component: &[petgraph::graph::NodeIndex]) -> String {
     let mut path = vec![component[0]];
     loop {
         let last = path[path.len() - 1];

@@ -61,7 +61,13 @@ pub(crate) fn render(role: &str, name: &str, context: Value) -> Result<String, N
 fn data(text: String, from: String) -> String {
     let from: String = from
         .chars()
-        .map(|c| if matches!(c, '"' | '<' | '>') || c.is_control() { ' ' } else { c })
+        .map(|c| {
+            if matches!(c, '"' | '<' | '>') || c.is_control() {
+                ' '
+            } else {
+                c
+            }
+        })
         .take(200)
         .collect();
     let text = close_tag_free(&text);
@@ -98,7 +104,10 @@ mod tests {
             "x\"><y".into(),
         );
         assert_eq!(text.matches("</data>").count(), 1, "{text}");
-        assert!(text.ends_with("\n</data>") && !text.contains("</ DATA"), "{text}");
+        assert!(
+            text.ends_with("\n</data>") && !text.contains("</ DATA"),
+            "{text}"
+        );
         assert!(text.starts_with("<data from=\"x   y\">"), "{text}");
         assert!(text.contains("</p>"));
     }
@@ -124,7 +133,10 @@ mod tests {
             }),
         )
         .unwrap();
-        assert!(text.contains("## Sent back") && text.contains("hold a lock"), "{text}");
+        assert!(
+            text.contains("## Sent back") && text.contains("hold a lock"),
+            "{text}"
+        );
         assert!(!text.contains("## Wishes"), "{text}");
     }
 }

@@ -102,7 +102,7 @@ async fn read_now(
 fn rank(path: &str) -> u8 {
     match path {
         "AGENTS.md" | "artel.yaml" | "README.md" => 0,
-        _ if path.starts_with('.') || path.ends_with(".lock") => 3,
+        _ if path.starts_with('.') || path.contains(".lock") => 3,
         _ if path.starts_with("tests/") || path.starts_with("test/") => 2,
         _ => 1,
     }

@@ -118,7 +118,10 @@ async fn receive_checks(
         ErrandOutcome::Failed(failure) => Err(failure.into()),
         ErrandOutcome::Cancelled | ErrandOutcome::Deploy(_) => Err(Failure::new(
             "checks_cancelled",
-            format!("the checks of commit {} were stopped; try again", errand.sha),
+            format!(
+                "the checks of commit {} were stopped; try again",
+                errand.sha
+            ),
         )
         .into()),
     }
@@ -138,7 +141,10 @@ pub(crate) async fn await_errand(
                 return Ok(Some(arrived.payload().unwrap_or_else(|error| {
                     ErrandOutcome::Failed(Failure::new(
                         "bad_outcome",
-                        format!("the outcome of errand {} cannot be read: {error}; try again", errand.key),
+                        format!(
+                            "the outcome of errand {} cannot be read: {error}; try again",
+                            errand.key
+                        ),
                     ))
                 })));
             }
@@ -175,18 +181,22 @@ fn checked(
     } else {
         "failed"
     };
-    let comment = format!("The repository's checks {how} at commit {}:\n{log}", errand.sha);
+    let comment = format!(
+        "The repository's checks {how} at commit {}:\n{log}",
+        errand.sha
+    );
     Ok(send_back(crew, task, ctx, vec![comment], false))
 }
 
 /// What did not pass, with the end of its log.
 fn failed_checks(crew: &Crew, report: &ChecksReport) -> String {
-    let text: String = report
+    let parts: Vec<String> = report
         .checks
         .iter()
         .filter(|check| check.status != CheckStatus::Passed)
-        .map(|check| format!("{}:\n{}\n", check.name, check.detail.trim_end()))
+        .map(|check| format!("{}:\n{}", check.name, check.detail.trim_end()))
         .collect();
+    let text = parts.join("\n");
     let start = text.ceil_char_boundary(text.len().saturating_sub(LOG_BYTES));
     crew.vault.redact(text[start..].trim_end())
 }
@@ -282,17 +292,17 @@ fn send_back(
 }
 
 fn ask_after_rounds(crew: &Crew, task: &mut Task, ctx: &Context, passed: bool) {
-    let title = task
-        .planned
-        .as_ref()
-        .map_or_else(String::new, |planned| format!("{} (`{}`)", planned.title, planned.id));
-    let points: String = task
+    let title = task.planned.as_ref().map_or_else(String::new, |planned| {
+        format!("{} (`{}`)", planned.title, planned.id)
+    });
+    let points: Vec<String> = task
         .comments
         .iter()
-        .map(|comment| format!("\n- {}", ask::end_of(comment)))
+        .map(|comment| format!("- {}", ask::end_of(comment)))
         .collect();
+    let points = points.join("\n");
     let text = format!(
-        "**Task {title} was sent back {} times.** What is still wanted:\n{points}",
+        "**Task {title} was sent back {} times.** What is still wanted:\n\n{points}",
         task.send_backs
     );
     let mut options = vec![Choice::new(person::RETRY, "Another round")];
@@ -393,7 +403,12 @@ async fn rebase(crew: &Crew, task: &mut Task, ctx: &Context) -> Result<Next, Sto
             let branch = task.repository()?.default_branch.clone();
             let tip = effect(ctx, "tip", || crew.forge.head(&project, &branch)).await?;
             let tip = tip.map_or_else(|| branch.clone(), |sha| sha.to_string());
-            let shown = files.iter().take(MAX_FILES).cloned().collect::<Vec<_>>().join(", ");
+            let shown = files
+                .iter()
+                .take(MAX_FILES)
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(", ");
             let comment = format!(
                 "Others were merged first, and this branch is in conflict with {branch} (now at {tip}) in: {shown}. \
                  Merge origin/{branch} into the branch, resolve the conflicts so that both changes work, run the checks, and commit the merge."

@@ -56,13 +56,14 @@ pub(crate) fn files(architecture: &Architecture) -> Vec<FileChange> {
 
 /// The same checks on a code host.
 fn workflow(checks: &str) -> String {
-    let script: String = checks
+    let script = checks
         .lines()
-        .map(|line| format!("          {line}\n"))
-        .collect();
+        .map(|line| format!("          {line}"))
+        .collect::<Vec<_>>()
+        .join("\n");
     format!(
         "name: CI\n\non:\n  push:\n    branches: [main]\n  pull_request:\n\njobs:\n  checks:\n    runs-on: ubuntu-latest\n    \
-         timeout-minutes: 15\n    steps:\n      - uses: actions/checkout@v4\n      - name: Checks\n        run: |\n{script}"
+         timeout-minutes: 15\n    steps:\n      - uses: actions/checkout@v4\n      - name: Checks\n        run: |\n{script}\n"
     )
 }
 
@@ -104,7 +105,10 @@ mod tests {
             "set -e\npython3 -m unittest"
         );
         assert!(text("AGENTS.md").starts_with("Standard library only.\n\n## How work gets in"));
-        assert!(text(".github/workflows/ci.yml").contains("run: |\n          set -e\n          python3 -m unittest\n"));
+        assert!(
+            text(".github/workflows/ci.yml")
+                .contains("run: |\n          set -e\n          python3 -m unittest\n")
+        );
         assert_eq!(text("README.md"), "# Notes\n");
     }
 }

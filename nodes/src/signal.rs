@@ -15,9 +15,12 @@ pub const SECRET: &str = "secret";
 /// To a job or a task: try again what failed ([`Retry`]).
 pub const RETRY: &str = "retry";
 
+/// How the kinds of answers to people's waits begin.
+pub const ANSWER_PREFIX: &str = "answer:";
+
 /// The kind and the key under which a wait is answered, with a `ports::Answer` as payload: a second answer is a duplicate.
 pub fn answer(wait: &WaitId) -> String {
-    format!("answer:{wait}")
+    format!("{ANSWER_PREFIX}{wait}")
 }
 
 /// A person said something.

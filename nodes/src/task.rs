@@ -144,7 +144,8 @@ impl Task {
     /// What is to be done; a task without it was started wrongly.
     pub(crate) fn planned(&self) -> Result<&PlannedTask, NodeError> {
         self.planned.as_ref().ok_or_else(|| {
-            NodeError::msg("the task was started without its plan: give its state `planned`").fatal()
+            NodeError::msg("the task was started without its plan: give its state `planned`")
+                .fatal()
         })
     }
 
@@ -224,8 +225,10 @@ impl Task {
         reply: &person::Reply,
     ) -> Result<Next, Stop> {
         if let Some(pull) = &self.pull_request {
-            crate::effect::effect(ctx, "close", || crew.forge.close(&self.scope.project, pull.number))
-                .await?;
+            crate::effect::effect(ctx, "close", || {
+                crew.forge.close(&self.scope.project, pull.number)
+            })
+            .await?;
         }
         let failure = reply
             .failure
@@ -261,10 +264,9 @@ fn command(
         Ok(next) => next,
         Err(Stop::Engine(error)) => return Err(error),
         Err(Stop::Trouble(failure)) => {
-            let title = task
-                .planned
-                .as_ref()
-                .map_or_else(String::new, |planned| format!("{} ({})", planned.title, planned.id));
+            let title = task.planned.as_ref().map_or_else(String::new, |planned| {
+                format!("{} ({})", planned.title, planned.id)
+            });
             let title = format!("Task {title}: the {node} needs help");
             let policy = task.policy.clone();
             task.desk.trouble(crew, ctx, &policy, node, &title, failure);
@@ -343,12 +345,22 @@ pub(crate) fn graph(crew: &Crew) -> Result<CompiledGraph<Task>, CompileError> {
     }
     let (asking, stopping) = (crew.clone(), crew.clone());
     Graph::<Task>::builder(GRAPH)
-        .node_with("developer", crate::node_options(), node!("developer", developer))
-        .node_with("reviewer", crate::node_options(), node!("reviewer", reviewer))
+        .node_with(
+            "developer",
+            crate::node_options(),
+            node!("developer", developer),
+        )
+        .node_with(
+            "reviewer",
+            crate::node_options(),
+            node!("reviewer", reviewer),
+        )
         .node_with(person::NODE, crate::node_options(), move |task, ctx| {
             ask_person(asking.clone(), task, ctx)
         })
-        .node("stopped", move |task, ctx| stopped(stopping.clone(), task, ctx))
+        .node("stopped", move |task, ctx| {
+            stopped(stopping.clone(), task, ctx)
+        })
         .edge(START, "developer")
         .goes("developer", ["developer", "reviewer", person::NODE, END])
         .goes("reviewer", ["reviewer", "developer", person::NODE, END])

@@ -23,18 +23,39 @@ pub(crate) fn proposal(proposal: &Proposal, tape: Option<&str>) -> String {
     let mut text = String::new();
     match proposal {
         Proposal::Project { spec } => {
-            let _ = writeln!(text, "**{}**{tape}\n\n{}\n", spec.name, sentence(&spec.goal));
+            let _ = writeln!(
+                text,
+                "**{}**{tape}\n\n{}\n",
+                spec.name,
+                sentence(&spec.goal)
+            );
             list(&mut text, "It will", spec.features.iter().cloned());
-            list(&mut text, "It is done when", spec.acceptance.iter().map(check));
+            list(
+                &mut text,
+                "It is done when",
+                spec.acceptance.iter().map(check),
+            );
             list(&mut text, "It needs", spec.needs.iter().filter_map(need));
             list(&mut text, "Mind", spec.risks.iter().cloned());
         }
         Proposal::Change { change } => {
-            let _ = writeln!(text, "**{}**{tape}\n\n{}\n", change.title, sentence(&change.description));
+            let _ = writeln!(
+                text,
+                "**{}**{tape}\n\n{}\n",
+                change.title,
+                sentence(&change.description)
+            );
             if change.breaking {
-                let _ = writeln!(text, "This changes something that people who use the service rely on.\n");
+                let _ = writeln!(
+                    text,
+                    "This changes something that people who use the service rely on.\n"
+                );
             }
-            list(&mut text, "It is done when", change.acceptance.iter().map(check));
+            list(
+                &mut text,
+                "It is done when",
+                change.acceptance.iter().map(check),
+            );
             list(&mut text, "It needs", change.needs.iter().filter_map(need));
         }
     }
@@ -62,18 +83,27 @@ pub(crate) fn result(work: &JobKind, outcome: &JobOutcome, tape: Option<&str>) -
     let tape = tape.map_or_else(String::new, |tape| format!(" ({tape})"));
     match outcome.status {
         JobStatus::Deployed => match &outcome.url {
-            Some(url) => format!("**{title}** is live: {url}{tape}\nAll its acceptance checks passed."),
+            Some(url) => {
+                format!("**{title}** is live: {url}{tape}\nAll its acceptance checks passed.")
+            }
             None => format!("**{title}** is done{tape}."),
         },
-        JobStatus::Cancelled => format!("**{title}** was stopped. What was merged before stays merged."),
+        JobStatus::Cancelled => {
+            format!("**{title}** was stopped. What was merged before stays merged.")
+        }
         JobStatus::Failed => {
             let mut text = format!("**{title}** failed{tape}.");
             if let Some(failure) = &outcome.failure {
                 let _ = write!(text, " {}", sentence(&failure.message));
                 let evidence = failure.evidence.trim();
                 if !evidence.is_empty() {
-                    let start = evidence.ceil_char_boundary(evidence.len().saturating_sub(EVIDENCE_BYTES));
-                    let _ = write!(text, "\n\n```\n{}\n```", evidence[start..].replace("```", "'''"));
+                    let start =
+                        evidence.ceil_char_boundary(evidence.len().saturating_sub(EVIDENCE_BYTES));
+                    let _ = write!(
+                        text,
+                        "\n\n```\n{}\n```",
+                        evidence[start..].replace("```", "'''")
+                    );
                 }
             }
             text.push_str("\n\nSay \"retry\" to try again, or tell me what should be different.");
@@ -93,7 +123,10 @@ pub(crate) fn status(record: Option<&StatusReport>, talk: &Conversation) -> Stri
         }
         text.push('\n');
         if let Some(job) = &report.job {
-            let at = job.node.as_ref().map_or_else(String::new, |node| format!(", at {node}"));
+            let at = job
+                .node
+                .as_ref()
+                .map_or_else(String::new, |node| format!(", at {node}"));
             let _ = writeln!(text, "{} is {}{at}.", job.id, job.status);
         }
         for task in report.tasks.iter().take(MAX_LINES) {
@@ -104,7 +137,12 @@ pub(crate) fn status(record: Option<&StatusReport>, talk: &Conversation) -> Stri
             let _ = writeln!(text, "Waiting for you: {question}");
         }
     } else if let Some(running) = &talk.running {
-        let _ = writeln!(text, "{} is running: **{}**.", running.job, running.work.title());
+        let _ = writeln!(
+            text,
+            "{} is running: **{}**.",
+            running.job,
+            running.work.title()
+        );
     }
     if record.is_none_or(|report| report.waits.is_empty())
         && let Some(Open { about, .. }) = &talk.open
@@ -147,7 +185,10 @@ fn check(check: &AcceptanceCheck) -> String {
             path,
             expect,
             ..
-        } => format!("{} (`{method} {path}` answers {})", check.name, expect.status),
+        } => format!(
+            "{} (`{method} {path}` answers {})",
+            check.name, expect.status
+        ),
         Check::Command { argv, .. } => format!("{} (`{}` succeeds)", check.name, argv.join(" ")),
     }
 }
@@ -155,6 +196,8 @@ fn check(check: &AcceptanceCheck) -> String {
 fn need(need: &Need) -> Option<String> {
     match need {
         Need::Port => None,
-        Need::Secret { name, description } => Some(format!("the secret `{name}`: {}", sentence(description))),
+        Need::Secret { name, description } => {
+            Some(format!("the secret `{name}`: {}", sentence(description)))
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! Zavhoz, the quartermaster: reads what the specification needs, allocates the port, has secrets granted, and asks the owner
 //! on the secret path for those that are missing. Deterministic: no model. It writes handles, never values.
 
+use std::fmt::Write as _;
+
 use graph::Context;
-use ports::{
-    Audience, Choice, Event, JobKind, JobStatus, Need, OpenWait, WaitId, WaitKind,
-};
+use ports::{Audience, Choice, Event, JobKind, JobStatus, Need, OpenWait, WaitId, WaitKind};
 
 use crate::{
     Crew,
@@ -95,10 +95,11 @@ fn question(job: &Job, missing: &[(String, String)]) -> OpenWait {
         .map_or_else(|| job.scope.project.to_string(), ToString::to_string);
     let mut text = "**The service needs secrets that only you have.**\n".to_owned();
     for (name, description) in missing {
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             "\n- `{name}`: {}\n  Give it with `artel secrets set {slug} {name}`, or send `/secret {name}` here.",
             person::sentence(description)
-        ));
+        );
     }
     text.push_str("\n\nNever send a value as an ordinary message. The work goes on by itself when everything is there.");
     OpenWait {

@@ -21,10 +21,16 @@ pub struct Home {
 
 impl Home {
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("artel-e2e-").tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("artel-e2e-")
+            .tempdir()
+            .unwrap();
         // Ports that tests beside this one will hardly get: the process id spreads them.
         let low = 21_000 + (std::process::id() % 800) * 10;
-        let mut home = Self { folder, env: Vec::new() };
+        let mut home = Self {
+            folder,
+            env: Vec::new(),
+        };
         home.set("ARTEL_PORTS", &format!("{low}-{}", low + 300));
         home.set("ARTEL_HTTP_ADDR", "127.0.0.1:0");
         home
@@ -46,9 +52,23 @@ impl Home {
         let server = std::env::var("ARTEL_TEST_DATABASE_URL").expect(
             "ARTEL_TEST_DATABASE_URL names no PostgreSQL server: run the tests with `make test`, which starts one",
         );
-        let name = format!("artel_{}_{}", std::process::id(), self.path().file_name().unwrap().to_string_lossy().replace(['-', '.'], "_").to_lowercase());
-        let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&server).await.unwrap();
-        sqlx::query(sqlx::AssertSqlSafe(format!("create database \"{name}\""))).execute(&mut connection).await.unwrap();
+        let name = format!(
+            "artel_{}_{}",
+            std::process::id(),
+            self.path()
+                .file_name()
+                .unwrap()
+                .to_string_lossy()
+                .replace(['-', '.'], "_")
+                .to_lowercase()
+        );
+        let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&server)
+            .await
+            .unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(format!("create database \"{name}\"")))
+            .execute(&mut connection)
+            .await
+            .unwrap();
         let mut url = url::Url::parse(&server).unwrap();
         url.set_path(&name);
         self.set("DATABASE_URL", url.as_str());
@@ -90,10 +110,24 @@ impl Home {
 
     /// Starts the program in the background; its lines of standard output can be waited for.
     pub fn start(&self, args: &[&str]) -> Running {
-        let log = std::fs::File::options().create(true).append(true).open(self.file("test-stderr.log")).unwrap();
-        let mut child = self.artel(args).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.file("test-stderr.log"))
+            .unwrap();
+        let mut child = self
+            .artel(args)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Running { child, lines, seen: Vec::new(), log: self.file("test-stderr.log") }
+        Running {
+            child,
+            lines,
+            seen: Vec::new(),
+            log: self.file("test-stderr.log"),
+        }
     }
 
     /// `artel status PROJECT --json`.
@@ -104,10 +138,19 @@ impl Home {
 
     fn supervisors(&self) -> Vec<i32> {
         let mut pids = Vec::new();
-        for project in std::fs::read_dir(self.file("deploy")).into_iter().flatten().flatten() {
-            let text = std::fs::read_to_string(project.path().join("supervisor.json")).unwrap_or_default();
+        for project in std::fs::read_dir(self.file("deploy"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let text =
+                std::fs::read_to_string(project.path().join("supervisor.json")).unwrap_or_default();
             let state: Value = serde_json::from_str(&text).unwrap_or_default();
-            pids.extend(state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()));
+            pids.extend(
+                state["pid"]
+                    .as_i64()
+                    .and_then(|pid| i32::try_from(pid).ok()),
+            );
         }
         pids
     }
@@ -119,7 +162,10 @@ impl Drop for Home {
             // Only what was started on this folder: its own supervisors, whose command line names it.
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             if String::from_utf8_lossy(&line).contains(&*self.path().to_string_lossy()) {
-                let _ = std::process::Command::new("kill").arg("-TERM").arg(pid.to_string()).status();
+                let _ = std::process::Command::new("kill")
+                    .arg("-TERM")
+                    .arg(pid.to_string())
+                    .status();
             }
         }
     }
@@ -159,13 +205,17 @@ impl Ran {
     pub fn json(&self) -> Vec<Value> {
         self.stdout
             .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
             .collect()
     }
 
     /// The last line as JSON: the end of a command that does work.
     pub fn end(&self) -> Value {
-        self.json().pop().unwrap_or_else(|| panic!("nothing was printed: {self:#?}"))
+        self.json()
+            .pop()
+            .unwrap_or_else(|| panic!("nothing was printed: {self:#?}"))
     }
 }
 
@@ -179,7 +229,12 @@ pub struct Running {
 
 impl Running {
     /// The next line that fits, within a bound.
-    pub async fn line(&mut self, what: &str, within: Duration, fits: impl Fn(&str) -> bool) -> String {
+    pub async fn line(
+        &mut self,
+        what: &str,
+        within: Duration,
+        fits: impl Fn(&str) -> bool,
+    ) -> String {
         let found = tokio::time::timeout(within, async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
                 self.seen.push(line.clone());
@@ -194,7 +249,11 @@ impl Running {
             Ok(Some(line)) => line,
             other => panic!(
                 "{}: {what}; it said {:#?}\n{}",
-                if other.is_err() { format!("not within {within:?}") } else { "it ended before".to_owned() },
+                if other.is_err() {
+                    format!("not within {within:?}")
+                } else {
+                    "it ended before".to_owned()
+                },
                 self.seen,
                 std::fs::read_to_string(&self.log).unwrap_or_default()
             ),
@@ -219,7 +278,11 @@ impl Running {
     /// SIGTERM, and its exit code within a bound.
     pub async fn terminate(&mut self, within: Duration) -> i32 {
         let pid = self.child.id().expect("it still runs");
-        std::process::Command::new("kill").arg("-TERM").arg(pid.to_string()).status().unwrap();
+        std::process::Command::new("kill")
+            .arg("-TERM")
+            .arg(pid.to_string())
+            .status()
+            .unwrap();
         tokio::time::timeout(within, self.child.wait())
             .await
             .unwrap_or_else(|_| panic!("it did not end within {within:?} of SIGTERM"))
@@ -243,7 +306,9 @@ impl Running {
 
 /// The answer of a service: status and body.
 pub async fn get(url: &str) -> (u16, String) {
-    let answer = reqwest::get(url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
+    let answer = reqwest::get(url)
+        .await
+        .unwrap_or_else(|error| panic!("{url}: {error}"));
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
@@ -258,7 +323,10 @@ where
         if let Some(value) = attempt().await {
             return value;
         }
-        assert!(tokio::time::Instant::now() < until, "not within {within:?}: {what}");
+        assert!(
+            tokio::time::Instant::now() < until,
+            "not within {within:?}: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

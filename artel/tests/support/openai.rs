@@ -40,7 +40,10 @@ impl Asked {
 
     /// The text of the last message.
     pub fn last(&self) -> String {
-        let last = self.body["messages"].as_array().and_then(|messages| messages.last().cloned()).unwrap_or_default();
+        let last = self.body["messages"]
+            .as_array()
+            .and_then(|messages| messages.last().cloned())
+            .unwrap_or_default();
         match &last["content"] {
             Value::String(text) => text.clone(),
             other => other.to_string(),
@@ -49,13 +52,21 @@ impl Asked {
 
     /// How many messages of the assistant are in it: the turn.
     pub fn turn(&self) -> usize {
-        let messages = self.body["messages"].as_array().cloned().unwrap_or_default();
-        messages.iter().filter(|message| message["role"] == "assistant").count()
+        let messages = self.body["messages"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        messages
+            .iter()
+            .filter(|message| message["role"] == "assistant")
+            .count()
     }
 
     /// Whether it comes from a coding agent.
     pub fn from_agent(&self) -> bool {
-        self.body["tools"].as_array().is_some_and(|tools| !tools.is_empty())
+        self.body["tools"]
+            .as_array()
+            .is_some_and(|tools| !tools.is_empty())
     }
 }
 
@@ -74,12 +85,20 @@ impl OpenAi {
     pub async fn start(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
-        let server = Self { url, asked: Arc::default(), script: Arc::new(script) };
+        let server = Self {
+            url,
+            asked: Arc::default(),
+            script: Arc::new(script),
+        };
         let app = Router::new()
             .route("/v1/chat/completions", post(complete))
             .route(
                 "/v1/models",
-                get(|| async { axum::Json(json!({"object": "list", "data": [{"id": "scripted", "object": "model"}]})) }),
+                get(|| async {
+                    axum::Json(
+                        json!({"object": "list", "data": [{"id": "scripted", "object": "model"}]}),
+                    )
+                }),
             )
             .with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
@@ -93,13 +112,24 @@ impl OpenAi {
 }
 
 async fn complete(State(server): State<OpenAi>, headers: HeaderMap, body: Bytes) -> Response {
-    if headers.get("authorization").and_then(|value| value.to_str().ok()) != Some(&format!("Bearer {KEY}")) {
-        return (StatusCode::UNAUTHORIZED, axum::Json(json!({"error": {"message": "no such key"}}))).into_response();
+    if headers
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        != Some(&format!("Bearer {KEY}"))
+    {
+        return (
+            StatusCode::UNAUTHORIZED,
+            axum::Json(json!({"error": {"message": "no such key"}})),
+        )
+            .into_response();
     }
     let body: Value = serde_json::from_slice(&body).unwrap();
     let asked = {
         let mut all = server.asked.lock();
-        let asked = Asked { body, count: all.len() };
+        let asked = Asked {
+            body,
+            count: all.len(),
+        };
         all.push(asked.clone());
         asked
     };
@@ -115,7 +145,8 @@ async fn complete(State(server): State<OpenAi>, headers: HeaderMap, body: Bytes)
             "tool_calls",
         ),
         Reply::Status(status, retry_after, body) => {
-            let mut response = (StatusCode::from_u16(status).unwrap(), axum::Json(body)).into_response();
+            let mut response =
+                (StatusCode::from_u16(status).unwrap(), axum::Json(body)).into_response();
             if let Some(seconds) = retry_after {
                 response.headers_mut().insert("retry-after", seconds.into());
             }
@@ -123,10 +154,16 @@ async fn complete(State(server): State<OpenAi>, headers: HeaderMap, body: Bytes)
         }
         Reply::Drop => {
             let parts: Vec<Result<Bytes, std::io::Error>> = vec![
-                Ok(Bytes::from_static(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n")),
+                Ok(Bytes::from_static(
+                    b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n",
+                )),
                 Err(std::io::Error::other("dropped")),
             ];
-            let kind = if stream { "text/event-stream" } else { "application/json" };
+            let kind = if stream {
+                "text/event-stream"
+            } else {
+                "application/json"
+            };
             return Response::builder()
                 .header("content-type", kind)
                 .body(Body::from_stream(futures::stream::iter(parts)))
@@ -151,14 +188,23 @@ async fn complete(State(server): State<OpenAi>, headers: HeaderMap, body: Bytes)
     if let Some(text) = message["content"].as_str() {
         let letters: Vec<char> = text.chars().collect();
         for piece in letters.chunks(40) {
-            events.push(chunk(json!({"content": piece.iter().collect::<String>()}), Value::Null));
+            events.push(chunk(
+                json!({"content": piece.iter().collect::<String>()}),
+                Value::Null,
+            ));
         }
     } else {
-        events.push(chunk(json!({"tool_calls": message["tool_calls"]}), Value::Null));
+        events.push(chunk(
+            json!({"tool_calls": message["tool_calls"]}),
+            Value::Null,
+        ));
     }
     events.push(chunk(json!({}), json!(reason)));
     events.push(json!({"id": id, "object": "chat.completion.chunk", "created": 1, "model": "scripted", "choices": [], "usage": usage}));
-    let mut text: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    let mut text: String = events
+        .iter()
+        .map(|event| format!("data: {event}\n\n"))
+        .collect();
     text.push_str("data: [DONE]\n\n");
     ([("content-type", "text/event-stream")], text).into_response()
 }

@@ -48,7 +48,11 @@ impl Telegram {
     pub async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let telegram = Self { world: Arc::default(), changed: Arc::default(), url };
+        let telegram = Self {
+            world: Arc::default(),
+            changed: Arc::default(),
+            url,
+        };
         telegram.world.lock().await.next_update = 1000;
         let app = Router::new()
             .route("/{bot}/{method}", any(serve))
@@ -109,7 +113,11 @@ impl Telegram {
 
     /// The next call of a method gets this answer instead.
     pub async fn refuse_once(&self, method: &str, answer: Value) {
-        self.world.lock().await.refusals.push((method.to_lowercase(), answer));
+        self.world
+            .lock()
+            .await
+            .refusals
+            .push((method.to_lowercase(), answer));
     }
 
     /// Every message that was sent, by id.
@@ -120,7 +128,12 @@ impl Telegram {
     /// Every call of a method, in lower case.
     pub async fn calls(&self, method: &str) -> Vec<Value> {
         let world = self.world.lock().await;
-        world.calls.iter().filter(|(name, _)| name == method).map(|(_, body)| body.clone()).collect()
+        world
+            .calls
+            .iter()
+            .filter(|(name, _)| name == method)
+            .map(|(_, body)| body.clone())
+            .collect()
     }
 
     /// The highest offset that was asked for.
@@ -129,11 +142,21 @@ impl Telegram {
     }
 
     /// Waits until a message fits.
-    pub async fn wait_for(&self, what: &str, within: Duration, fits: impl Fn(&Seen) -> bool) -> (i64, Seen) {
+    pub async fn wait_for(
+        &self,
+        what: &str,
+        within: Duration,
+        fits: impl Fn(&Seen) -> bool,
+    ) -> (i64, Seen) {
         let found = tokio::time::timeout(within, async {
             loop {
                 let waiting = self.changed.notified();
-                if let Some((id, seen)) = self.messages().await.into_iter().find(|(_, seen)| !seen.deleted && fits(seen)) {
+                if let Some((id, seen)) = self
+                    .messages()
+                    .await
+                    .into_iter()
+                    .find(|(_, seen)| !seen.deleted && fits(seen))
+                {
                     return (id, seen);
                 }
                 let _ = tokio::time::timeout(Duration::from_millis(200), waiting).await;
@@ -142,7 +165,10 @@ impl Telegram {
         .await;
         match found {
             Ok(found) => found,
-            Err(_) => panic!("no message within {within:?}: {what}; there are {:#?}", self.messages().await),
+            Err(_) => panic!(
+                "no message within {within:?}: {what}; there are {:#?}",
+                self.messages().await
+            ),
         }
     }
 }
@@ -154,7 +180,10 @@ async fn serve(
 ) -> (axum::http::StatusCode, axum::Json<Value>) {
     let (status, value) = answer(&telegram, &bot, &method.to_lowercase(), &body).await;
     telegram.changed.notify_waiters();
-    (axum::http::StatusCode::from_u16(status).unwrap(), axum::Json(value))
+    (
+        axum::http::StatusCode::from_u16(status).unwrap(),
+        axum::Json(value),
+    )
 }
 
 fn message_of(id: i64, seen: &Seen) -> Value {
@@ -175,7 +204,10 @@ fn buttons_of(body: &Value) -> Vec<(String, String)> {
         .flat_map(|row| row.as_array().cloned().unwrap_or_default())
         .map(|button| {
             let text = |name: &str| button[name].as_str().unwrap_or_default().to_owned();
-            assert!(text("callback_data").len() <= 64, "Telegram allows 64 bytes: {button}");
+            assert!(
+                text("callback_data").len() <= 64,
+                "Telegram allows 64 bytes: {button}"
+            );
             (text("text"), text("callback_data"))
         })
         .collect()
@@ -183,7 +215,10 @@ fn buttons_of(body: &Value) -> Vec<(String, String)> {
 
 async fn answer(telegram: &Telegram, bot: &str, method: &str, body: &[u8]) -> (u16, Value) {
     if bot != format!("bot{TOKEN}") {
-        return (401, json!({"ok": false, "error_code": 401, "description": "Unauthorized"}));
+        return (
+            401,
+            json!({"ok": false, "error_code": 401, "description": "Unauthorized"}),
+        );
     }
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     {
@@ -195,7 +230,11 @@ async fn answer(telegram: &Telegram, bot: &str, method: &str, body: &[u8]) -> (u
             return (u16::try_from(status).unwrap(), refusal);
         }
     }
-    let number = |name: &str| body[name].as_i64().or_else(|| body[name].as_str()?.parse().ok());
+    let number = |name: &str| {
+        body[name]
+            .as_i64()
+            .or_else(|| body[name].as_str()?.parse().ok())
+    };
     let result = match method {
         "getme" => json!({
             "id": 123_456_789, "is_bot": true, "first_name": "Artel", "username": "artel_bot",
@@ -204,7 +243,9 @@ async fn answer(telegram: &Telegram, bot: &str, method: &str, body: &[u8]) -> (u
         }),
         "getupdates" => {
             let offset = number("offset").unwrap_or(0);
-            let timeout = u64::try_from(number("timeout").unwrap_or(0)).unwrap().min(50);
+            let timeout = u64::try_from(number("timeout").unwrap_or(0))
+                .unwrap()
+                .min(50);
             let until = tokio::time::Instant::now() + Duration::from_secs(timeout);
             loop {
                 let waiting = telegram.changed.notified();
@@ -234,7 +275,10 @@ async fn answer(telegram: &Telegram, bot: &str, method: &str, body: &[u8]) -> (u
                 buttons: buttons_of(&body),
                 ..Seen::default()
             };
-            assert!(seen.text.chars().count() <= 4096, "Telegram allows 4096 characters");
+            assert!(
+                seen.text.chars().count() <= 4096,
+                "Telegram allows 4096 characters"
+            );
             let message = message_of(id, &seen);
             world.messages.insert(id, seen);
             message
@@ -243,9 +287,14 @@ async fn answer(telegram: &Telegram, bot: &str, method: &str, body: &[u8]) -> (u
             let mut world = telegram.world.lock().await;
             let id = number("message_id").unwrap();
             let Some(seen) = world.messages.get_mut(&id) else {
-                return (400, json!({"ok": false, "error_code": 400, "description": "Bad Request: message to edit not found"}));
+                return (
+                    400,
+                    json!({"ok": false, "error_code": 400, "description": "Bad Request: message to edit not found"}),
+                );
             };
-            let text = body["text"].as_str().map_or_else(|| seen.text.clone(), str::to_owned);
+            let text = body["text"]
+                .as_str()
+                .map_or_else(|| seen.text.clone(), str::to_owned);
             let buttons = buttons_of(&body);
             if text == seen.text && buttons == seen.buttons {
                 return (
@@ -266,7 +315,12 @@ async fn answer(telegram: &Telegram, bot: &str, method: &str, body: &[u8]) -> (u
         }
         "answercallbackquery" | "deletewebhook" | "sendchataction" => json!(true),
         // What this server does not know: reactions, menus and whatever comes.
-        _ => return (404, json!({"ok": false, "error_code": 404, "description": "Not Found: method not found"})),
+        _ => {
+            return (
+                404,
+                json!({"ok": false, "error_code": 404, "description": "Not Found: method not found"}),
+            );
+        }
     };
     (200, json!({"ok": true, "result": result}))
 }

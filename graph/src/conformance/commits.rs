@@ -448,7 +448,7 @@ pub async fn the_end_of_a_child_wakes_its_parent(lab: &Lab) {
     assert!(lab.commit(&parent, commit).await.released);
     let lease = lab.claim("t/c").await.lease;
     let mut news = signal("t", "child:c");
-    news.kind = "child".to_owned();
+    "child".clone_into(&mut news.kind);
     let commit = Commit {
         signals: vec![news],
         then: ending(ThreadStatus::Done, None, Some(json!({"ok": true}))),

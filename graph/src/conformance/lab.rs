@@ -26,12 +26,14 @@ pub struct Lab {
 
 impl fmt::Debug for Lab {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lab").field("db", &self.db.name()).finish()
+        f.debug_struct("Lab")
+            .field("db", &self.db.name())
+            .finish_non_exhaustive()
     }
 }
 
 /// A lease that does not run out during a test.
-pub(super) const LONG: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_mins(1);
 
 impl Lab {
     /// A lab whose database `open` opens; it is migrated here. `keep` lives as long as the lab: a temporary directory, for

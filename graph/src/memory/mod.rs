@@ -231,6 +231,10 @@ impl Checkpointer for MemoryCheckpointer {
             .collect())
     }
 
+    async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
+        Ok(self.tables.lock().break_leases(owner, Timestamp::now()))
+    }
+
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
         let mut tables = self.tables.lock();
         let thread = tables.held(lease)?;

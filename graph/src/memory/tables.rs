@@ -170,6 +170,22 @@ impl Tables {
             .ok_or_else(|| StorageError::UnknownThread(thread.clone()))
     }
 
+    /// Lets every lease of an owner expire now.
+    pub fn break_leases(&mut self, owner: &str, now: Timestamp) -> u64 {
+        let mut broken = 0;
+        for thread in self.threads.values_mut() {
+            if let Some(lease) = &mut thread.record.lease
+                && lease.owner == owner
+                && lease.expires_at > now
+            {
+                lease.expires_at = now;
+                thread.due_at = Some(now);
+                broken += 1;
+            }
+        }
+        broken
+    }
+
     /// The thread, if the lease is its newest and was not given back.
     pub fn held(&mut self, lease: &Lease) -> Result<&mut Thread, StorageError> {
         self.threads

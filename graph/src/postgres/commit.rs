@@ -112,7 +112,7 @@ struct Step {
     lease: Lease,
     parent: u64,
     branch: u32,
-    step: u64,
+    number: u64,
     source: Option<String>,
     plan: Jsonb,
     appends: Option<Jsonb>,
@@ -151,7 +151,7 @@ impl Step {
             lease: lease.clone(),
             parent: new.parent,
             branch: new.branch,
-            step: new.step,
+            number: new.step,
             source: source_text(&new.source).map(|source| text(&source).into_owned()),
             plan: Jsonb::of(&new.plan)?,
             appends: Jsonb::channels(&new.appends)?,
@@ -403,7 +403,7 @@ async fn insert(db: &mut PgConnection, steps: &[&Step]) -> Result<Vec<PgRow>, sq
     .bind(column(steps, |s| int(s.lease.token)))
     .bind(column(steps, |s| int(s.parent)))
     .bind(column(steps, |s| i64::from(s.branch)))
-    .bind(column(steps, |s| int(s.step)))
+    .bind(column(steps, |s| int(s.number)))
     .bind(column(steps, |s| s.source.clone()))
     .bind(column(steps, |s| s.plan.clone()))
     .bind(column(steps, |s| s.appends.clone()))

@@ -40,7 +40,7 @@ const CONNECTIONS: u32 = 12;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connections that were idle for longer are tried before they are used: the server may have been restarted.
-const TRUSTED_IDLE: Duration = Duration::from_secs(2);
+const TRUSTED_IDLE: Duration = Duration::from_millis(200);
 
 /// How often a transaction that the database rolled back because of another one is tried.
 const DEADLOCK_ATTEMPTS: u32 = 8;
@@ -158,7 +158,7 @@ fn migration_fault(error: MigrateError) -> Fault {
 fn is_transient(error: &sqlx::Error) -> bool {
     error
         .as_database_error()
-        .and_then(|error| error.code())
+        .and_then(sqlx::error::DatabaseError::code)
         .is_some_and(|code| matches!(&*code, "40P01" | "40001"))
 }
 
@@ -275,6 +275,15 @@ impl Checkpointer for PostgresCheckpointer {
         };
         run.await
             .map_err(|fault: Fault| fault.during("renewing leases"))
+    }
+
+    async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
+        let run = async {
+            let mut db = self.pool.acquire().await?;
+            claim::break_leases(&mut db, owner).await
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during("breaking leases"))
     }
 
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {

@@ -151,6 +151,20 @@ pub(super) async fn renew(
     Ok(renewed)
 }
 
+pub(super) async fn break_leases(
+    db: &mut SqliteConnection,
+    owner: &str,
+    now: i64,
+) -> Result<u64, Fault> {
+    let broken =
+        sqlx::query("update graph_thread set due_at = ?2 where owner = ?1 and due_at > ?2")
+            .bind(owner)
+            .bind(now)
+            .execute(db)
+            .await?;
+    Ok(broken.rows_affected())
+}
+
 pub(super) async fn load(
     db: &mut SqliteConnection,
     lease: &Lease,

@@ -194,7 +194,7 @@ fn is_busy(error: &sqlx::Error) -> bool {
     // The primary result codes SQLITE_BUSY and SQLITE_LOCKED, which are the low byte of the extended ones.
     error
         .as_database_error()
-        .and_then(|error| error.code())
+        .and_then(sqlx::error::DatabaseError::code)
         .and_then(|code| code.parse::<i32>().ok())
         .is_some_and(|code| matches!(code & 0xff, 5 | 6))
 }
@@ -319,6 +319,17 @@ impl Checkpointer for SqliteCheckpointer {
         };
         run.await
             .map_err(|fault: Fault| fault.during("renewing leases"))
+    }
+
+    async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
+        let run = async {
+            let mut writing = self.write().await?;
+            let broken = claim::break_leases(&mut writing, owner, now()).await?;
+            writing.finish().await?;
+            Ok(broken)
+        };
+        run.await
+            .map_err(|fault: Fault| fault.during("breaking leases"))
     }
 
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {

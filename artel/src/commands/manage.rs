@@ -1,0 +1,242 @@
+//! Commands that change something at once, without the crew.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use ports::{Event, FrontDesk, Recorded, ServiceOrder};
+
+use crate::cli::{CloneArgs, ProjectCommand, RemoveArgs, SecretsCommand};
+use crate::follow::print_json;
+
+use super::{Context, me, project_of, terminal};
+
+/// `artel rollback`.
+pub(super) async fn rollback(context: &Context, project: &str) -> anyhow::Result<u8> {
+    let app = context.app().await?;
+    let project = project_of(&app, Some(project)).await?;
+    let key = format!("cli:{}", uuid::Uuid::now_v7());
+    let deployment = app.desk.rollback(&project, &me(), &key).await?;
+    if context.json {
+        print_json(&deployment);
+    } else {
+        println!(
+            "release {} is live again at {}",
+            deployment.release, deployment.url
+        );
+    }
+    Ok(0)
+}
+
+/// `artel stop`, `start`, `archive`.
+pub(super) async fn service(
+    context: &Context,
+    project: &str,
+    order: ServiceOrder,
+) -> anyhow::Result<u8> {
+    let app = context.app().await?;
+    let project = project_of(&app, Some(project)).await?;
+    app.desk.service(&project, order, &me()).await?;
+    let report = app.desk.status(&project).await?;
+    if context.json {
+        print_json(&report);
+    } else {
+        match order {
+            ServiceOrder::Stop => println!(
+                "{} is stopped; start it with: artel start {0}",
+                report.project.slug
+            ),
+            ServiceOrder::Start => println!(
+                "{} is running at {}",
+                report.project.slug,
+                report
+                    .project
+                    .url
+                    .as_deref()
+                    .unwrap_or("an unknown address")
+            ),
+            ServiceOrder::Remove => println!(
+                "{}: service, releases and data are gone; the repository stays",
+                report.project.slug
+            ),
+            ServiceOrder::Archive => println!("{} is put away", report.project.slug),
+        }
+    }
+    Ok(0)
+}
+
+/// `artel remove`.
+pub(super) async fn remove(context: &Context, args: RemoveArgs) -> anyhow::Result<u8> {
+    if !args.yes {
+        anyhow::ensure!(
+            std::io::stdin().is_terminal(),
+            "this deletes the releases and the data of {}: say so with --yes",
+            args.project
+        );
+        let answer = terminal::ask(
+            &format!(
+                "Delete the releases and the data of {}? (yes/no)",
+                args.project
+            ),
+            Some("no"),
+        )?;
+        if answer.as_deref() != Some("yes") {
+            println!("nothing was deleted");
+            return Ok(1);
+        }
+    }
+    service(context, &args.project, ServiceOrder::Remove).await
+}
+
+/// `artel cancel`.
+pub(super) async fn cancel(context: &Context, project: &str) -> anyhow::Result<u8> {
+    let app = context.app().await?;
+    let id = project_of(&app, Some(project)).await?;
+    let after = app.books.journal().end().await?;
+    anyhow::ensure!(
+        app.desk.cancel(&id, &me()).await?,
+        "no job of {project} is running"
+    );
+    let printer = context.printer();
+    let mut doing = crate::follow::Doing::begin(&app).await?;
+    let end = crate::follow::follow(
+        &app,
+        &mut doing,
+        &id,
+        after,
+        crate::follow::Until::Idle,
+        &printer,
+    )
+    .await;
+    doing.finish().await;
+    printer.end(&end?);
+    // What was asked for was done.
+    Ok(0)
+}
+
+/// `artel clone`.
+pub(super) async fn clone(context: &Context, args: CloneArgs) -> anyhow::Result<u8> {
+    let app = context.app().await?;
+    let project = project_of(&app, Some(&args.project)).await?;
+    let dir = match args.dir {
+        Some(dir) => dir,
+        None => PathBuf::from(app.desk.status(&project).await?.project.slug),
+    };
+    let dir = std::env::current_dir()?.join(dir);
+    forge::LocalForge::clone_into(&app.forge, &project, &dir).await?;
+    if context.json {
+        print_json(&serde_json::json!({"project": project, "dir": dir}));
+    } else {
+        println!("cloned into {}", dir.display());
+    }
+    Ok(0)
+}
+
+/// `artel project set`.
+pub(super) async fn project(context: &Context, command: ProjectCommand) -> anyhow::Result<u8> {
+    let app = context.app().await?;
+    let ProjectCommand::Set {
+        project,
+        field,
+        value,
+    } = command;
+    let id = project_of(&app, Some(&project)).await?;
+    let event = if field == "repo" {
+        Event::RepositoryCreated { location: value }
+    } else {
+        let status = match value.as_str() {
+            "deployed" => "started",
+            status @ ("stopped" | "archived") => status,
+            other => anyhow::bail!("{other:?} cannot be set: deployed, stopped or archived"),
+        };
+        Event::ServiceChanged {
+            status: status.to_owned(),
+            by: me().to_string(),
+        }
+    };
+    app.books
+        .write(
+            &format!("set:{}", uuid::Uuid::now_v7()),
+            &Recorded::new(id.clone(), event),
+        )
+        .await?;
+    let report = app.desk.status(&id).await?;
+    if context.json {
+        print_json(&report);
+    } else {
+        println!(
+            "{}: {}, repository {}",
+            report.project.slug,
+            report.project.status,
+            report.project.repository.as_deref().unwrap_or("-")
+        );
+    }
+    Ok(0)
+}
+
+/// `artel secrets`.
+pub(super) async fn secrets(context: &Context, command: SecretsCommand) -> anyhow::Result<u8> {
+    let app = context.app().await?;
+    match command {
+        SecretsCommand::Set { project, name } => {
+            let project = project_of(&app, Some(&project)).await?;
+            // Said before the value is asked for.
+            secrets::check_name(&name)?;
+            let value = terminal::ask_secret(&format!("Value of {name}"))?;
+            app.desk.set_secret(&project, &name, value, &me()).await?;
+            println!(
+                "{name} is stored, encrypted; the crew sees only secret://project/{project}/{name}"
+            );
+        }
+        SecretsCommand::List { project } => {
+            let project = project_of(&app, Some(&project)).await?;
+            for name in app.vault.names(&project).await? {
+                if context.json {
+                    print_json(
+                        &serde_json::json!({"name": name, "handle": format!("secret://project/{project}/{name}")}),
+                    );
+                } else {
+                    println!("{name}");
+                }
+            }
+        }
+        SecretsCommand::Remove { project, name } => {
+            let project = project_of(&app, Some(&project)).await?;
+            anyhow::ensure!(
+                app.vault.delete(&project, &name).await?,
+                "there is no secret {name}"
+            );
+            println!("{name} is deleted; a running service has it until it is deployed again");
+        }
+    }
+    Ok(0)
+}
+
+/// `artel migrate`.
+pub(super) async fn migrate(context: &Context) -> anyhow::Result<u8> {
+    // Opening does it; what it cannot do is an error that says why.
+    let app = context.app().await?;
+    app.books.catch_up().await?;
+    println!("the database is up to date");
+    Ok(0)
+}
+
+/// `artel service install`.
+pub(super) fn install_service(context: &Context) -> anyhow::Result<u8> {
+    let unit = deploy::unit::Unit {
+        program: std::env::current_exe()?,
+        home: context.config.home.clone(),
+        path: std::env::var("PATH").unwrap_or_default(),
+    };
+    let configuration = std::env::var_os("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")))
+        .ok_or_else(|| {
+            anyhow::anyhow!("neither XDG_CONFIG_HOME nor HOME is set: nobody knows where units go")
+        })?;
+    let installed = unit.install(&configuration)?;
+    println!("written to {}; now run:", installed.file.display());
+    for command in installed.commands {
+        println!("  {command}");
+    }
+    Ok(0)
+}

@@ -1,0 +1,162 @@
+//! `artel up`: everything, until it is told to stop.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::cli::UpArgs;
+use crate::home::Held;
+use crate::work::Work;
+
+use super::Context;
+
+/// How often a process that waits to take over looks whether it can.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a pairing code is good for.
+const PAIRING: Duration = Duration::from_secs(60 * 60);
+
+/// Runs until SIGINT or SIGTERM.
+pub(super) async fn run(context: &Context, args: UpArgs) -> anyhow::Result<u8> {
+    let app = App::open(
+        context.config.clone(),
+        context.redactor.clone(),
+        args.record.as_deref(),
+    )
+    .await?;
+    let stop = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        told.cancel();
+    });
+
+    let Some(held) = wait_for_work(&app, &stop).await? else {
+        return Ok(0);
+    };
+    let mut work = Work::start(&app, held).await?;
+    let ready = health(&app, &mut work).await?;
+    println!(
+        "artel {} is up on {}, health at {ready}/health",
+        env!("CARGO_PKG_VERSION"),
+        app.home.path().display()
+    );
+    super::talk::announce_tape(context, &app);
+    if app.config.telegram_bot_token.is_some() {
+        work.bot(&app).await?;
+        if app.config.allowed_users.is_empty() {
+            let code = app.store.new_pairing_code(PAIRING).await?;
+            println!(
+                "send this pairing code to your bot within an hour: {}",
+                code.expose()
+            );
+        }
+    } else {
+        println!("no Telegram (TELEGRAM_BOT_TOKEN is not set); talk with: artel chat");
+    }
+
+    let broken = tokio::select! {
+        () = stop.cancelled() => None,
+        error = work.broken() => Some(error),
+    };
+    work.stop().await;
+    match broken {
+        None => Ok(0),
+        Some(error) => Err(error),
+    }
+}
+
+/// Takes the work on, after whoever does it now; `None` when told to stop before.
+async fn wait_for_work(app: &App, stop: &CancellationToken) -> anyhow::Result<Option<Held>> {
+    let mut said = false;
+    loop {
+        if let Some(held) = app.home.take_work()? {
+            return Ok(Some(held));
+        }
+        if !said {
+            println!(
+                "another artel does the work on {}; this one takes over when it ends",
+                app.home.path().display()
+            );
+            said = true;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Answers `/health`; gives the address.
+async fn health(app: &App, work: &mut Work) -> anyhow::Result<String> {
+    let listener = tokio::net::TcpListener::bind(app.config.http_addr).await.map_err(|error| {
+        anyhow::anyhow!(
+            "{} cannot be listened on: {error}; set ARTEL_HTTP_ADDR to another address, 127.0.0.1:0 for any free port",
+            app.config.http_addr
+        )
+    })?;
+    let address = format!("http://{}", listener.local_addr()?);
+    let router = Router::new()
+        .route("/health", get(readiness))
+        .route("/health/liveness", get(|| async { "alive\n" }))
+        .route("/health/readiness", get(readiness))
+        .with_state(app.clone());
+    work.part("health", |token| async move {
+        axum::serve(listener, router)
+            .with_graceful_shutdown(token.cancelled_owned())
+            .await?;
+        Ok(())
+    });
+    Ok(address)
+}
+
+async fn readiness(State(app): State<App>) -> (StatusCode, axum::Json<serde_json::Value>) {
+    let database = app
+        .books
+        .journal()
+        .end()
+        .await
+        .map_err(|error| error.to_string());
+    let disk = free_disk(&app).map_err(|error| error.to_string());
+    let fine = database.is_ok() && disk.is_ok();
+    let status = if fine {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let word = |result: Result<(), String>| result.err().unwrap_or_else(|| "ok".to_owned());
+    let body = serde_json::json!({
+        "status": if fine { "ready" } else { "not ready" },
+        "database": word(database.map(|_| ())),
+        "disk": word(disk),
+    });
+    (status, axum::Json(body))
+}
+
+/// Less than this is not enough for a clone, a release and a database that grows, in bytes.
+const LEAST_DISK: u64 = 64 * 1024 * 1024;
+
+/// Whether there is room in the data folder.
+pub(super) fn free_disk(app: &App) -> anyhow::Result<()> {
+    let found = rustix::fs::statvfs(app.home.path())?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    anyhow::ensure!(
+        free >= LEAST_DISK,
+        "only {} MiB are free in {}: make room",
+        free / 1024 / 1024,
+        app.home.path().display()
+    );
+    Ok(())
+}

@@ -32,7 +32,7 @@ pub(crate) struct Question<'a> {
 
 /// What came of it.
 pub(crate) struct Told<T> {
-    /// How many turns it took: one, and one for every repair.
+    /// How many turns it took: one, and one for every repair; a call that gave no answer takes none.
     pub turns: u32,
     /// The answer, or why there is none.
     pub answer: Result<T, Failure>,
@@ -85,7 +85,6 @@ pub(crate) async fn typed<T: Answered>(
                 )
             })
             .await?;
-        turns += 1;
         let answer = match answer {
             Ok(answer) => answer,
             Err(failure) => {
@@ -96,6 +95,7 @@ pub(crate) async fn typed<T: Answered>(
                 });
             }
         };
+        turns += 1;
         let reason = match read::<T>(&answer.text, &check) {
             Ok(value) => {
                 return Ok(Told {

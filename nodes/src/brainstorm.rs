@@ -2,23 +2,21 @@
 //! suggested answers), proposes, waits for the approval without going deaf, and starts the job. What it knows of a running job
 //! comes from the record; when no model can answer, the record answers by itself.
 
-use graph::{Arrived, ChildEnd, Context, NodeError, ThreadId, WaitFor};
+use graph::{Arrived, Context, NodeError, WaitFor};
 use ports::{
-    Actor, Answer, Audience, Choice, Event, Failure, JobId, JobKind, JobStatus, NoticeSeverity,
-    OpenWait, ProjectSpec, Role, SaidKind, Slug, StatusReport, WaitId, WaitKind, threads,
+    Actor, Answer, Audience, Choice, Event, Failure, JobKind, NoticeSeverity, OpenWait,
+    ProjectSpec, Role, SaidKind, Slug, StatusReport, WaitId, WaitKind,
 };
-use serde_json::json;
 
 use crate::{
-    Crew, Scope,
+    Crew,
     answers::{BrainstormTurn, ClarifyingQuestion, OrderWord},
-    architect::pretty,
     ask::{self, Question},
-    conversation::{About, Conversation, Finished, Line, Open, Proposal, Queued, Running},
-    developers::broken_down,
-    job::{self, JobOutcome, JobUpdate},
-    person, prompts,
+    conversation::{About, Conversation, Line, Open, Proposal},
+    dispatch::Then,
+    person,
     signal::{self, Message, Order, OrderKind},
+    talk::Talk,
     texts,
 };
 

@@ -107,7 +107,11 @@ impl Talk<'_> {
     }
 
     /// The job's thread broke down before it could say how it ended.
-    pub(crate) fn unsaid_end(&self, running: &Running, end: &ChildEnd) -> Result<JobOutcome, NodeError> {
+    pub(crate) fn unsaid_end(
+        &self,
+        running: &Running,
+        end: &ChildEnd,
+    ) -> Result<JobOutcome, NodeError> {
         let cancelled = end.status == graph::checkpoint::ThreadStatus::Cancelled;
         let outcome = JobOutcome {
             status: if cancelled {

@@ -72,7 +72,11 @@ impl Talk<'_> {
     }
 
     /// A signal that no front end of ours has written.
-    pub(crate) fn unreadable(&self, kind: &str, error: &serde_json::Error) -> Result<(), NodeError> {
+    pub(crate) fn unreadable(
+        &self,
+        kind: &str,
+        error: &serde_json::Error,
+    ) -> Result<(), NodeError> {
         self.scope().notify(
             self.ctx,
             NoticeSeverity::Warning,
@@ -145,7 +149,12 @@ impl Talk<'_> {
     }
 
     /// Asks a person, and goes on listening.
-    pub(crate) fn open(&mut self, mut wait: OpenWait, about: About, yes: bool) -> Result<(), NodeError> {
+    pub(crate) fn open(
+        &mut self,
+        mut wait: OpenWait,
+        about: About,
+        yes: bool,
+    ) -> Result<(), NodeError> {
         self.withdraw()?;
         self.now.asked += 1;
         wait.id = person::wait_id(self.ctx, self.now.asked);
@@ -164,7 +173,12 @@ impl Talk<'_> {
         Ok(())
     }
 
-    pub(crate) fn close(&mut self, open: &Open, answer: Option<String>, by: &str) -> Result<(), NodeError> {
+    pub(crate) fn close(
+        &mut self,
+        open: &Open,
+        answer: Option<String>,
+        by: &str,
+    ) -> Result<(), NodeError> {
         self.now.open = None;
         let by = Some(by.to_owned()).filter(|by| !by.is_empty());
         person::close(self.ctx, self.scope(), &open.wait.id, answer, by)

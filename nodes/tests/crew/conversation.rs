@@ -20,13 +20,21 @@ async fn an_approved_proposal_starts_a_job_and_its_end_is_told_with_the_address(
     let said = stage.said("is live").await;
     assert!(said.contains("http://127.0.0.1:8001/"), "{said}");
     let events = stage.events().await;
-    assert!(events.iter().any(|recorded| matches!(&recorded.event, Event::Said { kind: SaidKind::Result, .. })));
+    assert!(events.iter().any(|recorded| matches!(
+        &recorded.event,
+        Event::Said {
+            kind: SaidKind::Result,
+            ..
+        }
+    )));
     assert!(
         events
             .iter()
             .any(|recorded| matches!(&recorded.event, Event::SpecApproved { slug, by, .. } if slug == "notes-service" && by == "local:owner"))
     );
-    assert!(matches!(&events[0].event, Event::ProjectFounded { owner } if owner.as_str() == "local:owner"));
+    assert!(
+        matches!(&events[0].event, Event::ProjectFounded { owner } if owner.as_str() == "local:owner")
+    );
 }
 
 #[tokio::test]
@@ -42,13 +50,23 @@ async fn not_approved_is_no_approval_and_a_typed_yes_is_one() {
     stage.say("m2", "not approved").await;
     let second = stage
         .until("another proposal", |events| {
-            open_waits(events).pop().filter(|wait| wait.wait.id != first.wait.id)
+            open_waits(events)
+                .pop()
+                .filter(|wait| wait.wait.id != first.wait.id)
         })
         .await;
     let events = stage.events().await;
     assert!(second.wait.question.contains("Other notes"));
-    assert_eq!(closed(&events, &first.wait.id), Some(None), "the first one is withdrawn");
-    assert!(!events.iter().any(|recorded| matches!(recorded.event, Event::JobStarted { .. })));
+    assert_eq!(
+        closed(&events, &first.wait.id),
+        Some("withdrawn".to_owned()),
+        "the first one is withdrawn"
+    );
+    assert!(
+        !events
+            .iter()
+            .any(|recorded| matches!(recorded.event, Event::JobStarted { .. }))
+    );
     // The button of the withdrawn proposal does nothing any more.
     stage.press(&first, "approve").await;
     stage.say("m3", "Yes!").await;
@@ -70,10 +88,16 @@ async fn a_button_pressed_twice_counts_once() {
     stage.say("m1", "Build me a notes service").await;
     let wait = stage.waiting().await;
     assert_eq!(stage.press(&wait, "approve").await, graph::Delivered::New);
-    assert_eq!(stage.press(&wait, "cancel").await, graph::Delivered::Duplicate);
+    assert_eq!(
+        stage.press(&wait, "cancel").await,
+        graph::Delivered::Duplicate
+    );
     stage.said("is live").await;
     let events = stage.events().await;
-    let jobs = events.iter().filter(|recorded| matches!(recorded.event, Event::JobStarted { .. })).count();
+    let jobs = events
+        .iter()
+        .filter(|recorded| matches!(recorded.event, Event::JobStarted { .. }))
+        .count();
     assert_eq!(jobs, 1);
 }
 
@@ -84,7 +108,9 @@ async fn yes_approves_beforehand() {
     stage.said("is live").await;
     let events = stage.events().await;
     assert!(open_waits(&events).is_empty());
-    assert!(events.iter().any(|recorded| matches!(&recorded.event, Event::SpecApproved { by, .. } if by == "policy:yes")));
+    assert!(events.iter().any(
+        |recorded| matches!(&recorded.event, Event::SpecApproved { by, .. } if by == "policy:yes")
+    ));
 }
 
 #[tokio::test]
@@ -105,11 +131,15 @@ async fn questions_are_asked_together_and_after_three_rounds_a_proposal_is_made(
     for round in 0..3 {
         let wait = stage
             .until("a round of questions", |events| {
-                open_waits(events).pop().filter(|wait| !seen.contains(&wait.wait.id))
+                open_waits(events)
+                    .pop()
+                    .filter(|wait| !seen.contains(&wait.wait.id))
             })
             .await;
         assert_eq!(wait.wait.kind, WaitKind::Clarify);
-        assert!(wait.wait.question.contains("1. Should notes") && wait.wait.question.contains("2. Who"));
+        assert!(
+            wait.wait.question.contains("1. Should notes") && wait.wait.question.contains("2. Who")
+        );
         seen.push(wait.wait.id.clone());
         match round {
             0 => drop(stage.press(&wait, "suggested").await),
@@ -119,19 +149,32 @@ async fn questions_are_asked_together_and_after_three_rounds_a_proposal_is_made(
     }
     stage
         .until("a proposal", |events| {
-            open_waits(events).pop().filter(|wait| wait.wait.kind == WaitKind::Spec)
+            open_waits(events)
+                .pop()
+                .filter(|wait| wait.wait.kind == WaitKind::Spec)
         })
         .await;
     let prompts = world.prompts(Role::Brainstorm);
-    assert!(prompts[3].contains("No more questions may be asked"), "{}", prompts[3]);
-    assert!(prompts[3].contains("first suggestion of every question") && prompts[3].contains("Only me"));
+    assert!(
+        prompts[3].contains("No more questions may be asked"),
+        "{}",
+        prompts[3]
+    );
+    assert!(
+        prompts[3].contains("first suggestion of every question") && prompts[3].contains("Only me")
+    );
 }
 
 #[tokio::test]
 async fn a_question_is_answered_while_a_job_runs() {
     let world = one_task();
     world.works("job-1/api", &[Work::Held(Box::new(Work::Commit(vec![])))]);
-    world.answer(Role::Brainstorm, "conversation/aside", 0, json!({"turn": "answer", "text": "The worker writes `api`."}));
+    world.answer(
+        Role::Brainstorm,
+        "conversation/aside",
+        0,
+        json!({"turn": "answer", "text": "The worker writes `api`."}),
+    );
     let stage = Stage::new(world.clone(), Policy::default()).await;
     stage.build().await;
     stage.told("task.attempt", Some("api")).await;
@@ -152,7 +195,12 @@ async fn a_question_is_answered_while_a_job_runs() {
         .await;
     stage
         .until("a second status", |events| {
-            (says(events).iter().filter(|text| text.contains("job-1 is running")).count() == 2).then_some(())
+            (says(events)
+                .iter()
+                .filter(|text| text.contains("job-1 is running"))
+                .count()
+                == 2)
+                .then_some(())
         })
         .await;
     world.release("job-1/api");
@@ -166,8 +214,16 @@ async fn a_question_is_answered_while_a_job_runs() {
 #[tokio::test]
 async fn steering_reaches_the_job_and_its_next_workers() {
     let world = world(&[task("storage", &[]), task("api", &["storage"])]);
-    world.works("job-1/storage", &[Work::Held(Box::new(Work::Commit(vec![])))]);
-    world.answer(Role::Brainstorm, "conversation/aside", 0, json!({"turn": "steer", "text": "Use SQLite."}));
+    world.works(
+        "job-1/storage",
+        &[Work::Held(Box::new(Work::Commit(vec![])))],
+    );
+    world.answer(
+        Role::Brainstorm,
+        "conversation/aside",
+        0,
+        json!({"turn": "steer", "text": "Use SQLite."}),
+    );
     let stage = Stage::new(world.clone(), Policy::default()).await;
     stage.build().await;
     stage.told("task.attempt", Some("storage")).await;
@@ -184,7 +240,11 @@ async fn steering_reaches_the_job_and_its_next_workers() {
     stage.said("is live").await;
     let state = world.state.lock();
     let request = &state.requests[&format!("{}.job-1.api.1", stage.project)];
-    assert!(request.task.body_markdown.contains("Use SQLite."), "{}", request.task.body_markdown);
+    assert!(
+        request.task.body_markdown.contains("Use SQLite."),
+        "{}",
+        request.task.body_markdown
+    );
 }
 
 #[tokio::test]
@@ -193,7 +253,12 @@ async fn a_change_extends_the_running_project_and_one_sent_meanwhile_is_queued()
     world
         .works("job-1/api", &[Work::Held(Box::new(Work::Commit(vec![])))])
         .answer(Role::Brainstorm, "conversation/aside", 0, change("Search"))
-        .answer(Role::Architect, "job-2", 0, json!({"overview": "a filter", "tasks": [task("search", &[])]}))
+        .answer(
+            Role::Architect,
+            "job-2",
+            0,
+            json!({"overview": "a filter", "tasks": [task("search", &[])]}),
+        )
         .answer(Role::Reviewer, "job-2/search", 0, crate::stage::approve());
     let stage = Stage::new(world.clone(), Policy::default()).await;
     stage.build().await;
@@ -208,11 +273,20 @@ async fn a_change_extends_the_running_project_and_one_sent_meanwhile_is_queued()
         panic!()
     };
     assert_eq!(status, ports::JobStatus::Deployed);
-    assert_eq!(url.as_deref(), Some("http://127.0.0.1:8001/"), "the same port");
+    assert_eq!(
+        url.as_deref(),
+        Some("http://127.0.0.1:8001/"),
+        "the same port"
+    );
     stage.said("**Search** is live").await;
-    assert!(world.forge.main_file("search.py").is_some() && world.forge.main_file("api.py").is_some());
+    assert!(
+        world.forge.main_file("search.py").is_some() && world.forge.main_file("api.py").is_some()
+    );
     let prompt = world.prompts(Role::Architect).pop().expect("a second plan");
-    assert!(prompt.contains("api.py") && prompt.contains("find notes by a word"), "{prompt}");
+    assert!(
+        prompt.contains("api.py") && prompt.contains("find notes by a word"),
+        "{prompt}"
+    );
     let state = world.state.lock();
     let checks: Vec<usize> = state
         .errands
@@ -222,7 +296,11 @@ async fn a_change_extends_the_running_project_and_one_sent_meanwhile_is_queued()
             ports::ErrandWork::Checks { .. } => None,
         })
         .collect();
-    assert_eq!(checks, [1, 2], "the second deploy checks the change as well");
+    assert_eq!(
+        checks,
+        [1, 2],
+        "the second deploy checks the change as well"
+    );
 }
 
 #[tokio::test]
@@ -249,23 +327,45 @@ async fn a_malformed_answer_is_repaired_and_prose_ends_in_a_typed_failure() {
     let mut lacking = spec();
     lacking["spec"]["acceptance"] = json!([]);
     world
-        .answer(Role::Brainstorm, "conversation", 0, "{\"turn\": \"propose_project\", \"spec\": {\"name\": 7}}")
+        .answer(
+            Role::Brainstorm,
+            "conversation",
+            0,
+            "{\"turn\": \"propose_project\", \"spec\": {\"name\": 7}}",
+        )
         .answer(Role::Brainstorm, "conversation", 1, lacking)
-        .answer(Role::Brainstorm, "conversation", 2, format!("Of course!\n```json\n{}\n```", spec()));
+        .answer(
+            Role::Brainstorm,
+            "conversation",
+            2,
+            format!("Of course!\n```json\n{}\n```", spec()),
+        );
     for turn in 3..6 {
-        world.answer(Role::Brainstorm, "conversation", turn, "I would rather talk about it.");
+        world.answer(
+            Role::Brainstorm,
+            "conversation",
+            turn,
+            "I would rather talk about it.",
+        );
     }
     let stage = Stage::new(world.clone(), Policy::default()).await;
     stage.say("m1", "Build me a notes service").await;
     let wait = stage.waiting().await;
     let prompts = world.prompts(Role::Brainstorm);
-    assert!(prompts[1].contains("spec.name: invalid type"), "{}", prompts[1]);
+    assert!(
+        prompts[1].contains("spec.name: invalid type"),
+        "{}",
+        prompts[1]
+    );
     assert!(prompts[2].contains("spec.acceptance: is empty"));
     stage.press(&wait, "cancel").await;
     stage.said("Dropped").await;
     stage.say("m2", "Build something else").await;
     let said = stage.said("I could not work on that").await;
-    assert!(said.contains("no usable BrainstormTurn in 3 tries (it holds no JSON object)"), "{said}");
+    assert!(
+        said.contains("no usable BrainstormTurn in 3 tries (it holds no JSON object)"),
+        "{said}"
+    );
     assert_eq!(world.questions().len(), 6);
 }
 
@@ -275,9 +375,15 @@ async fn a_tape_says_so_and_secrets_stay_out_of_prompts_and_events() {
     world.state.lock().tape = Some("demo".into());
     world.state.lock().secret_value = Some("hunter2-canary".into());
     let stage = Stage::new(world.clone(), Policy::default()).await;
-    stage.say("m1", "Build me a notes service, my key is hunter2-canary").await;
+    stage
+        .say("m1", "Build me a notes service, my key is hunter2-canary")
+        .await;
     let wait = stage.waiting().await;
-    assert!(wait.wait.question.contains("from the demo tape"), "{}", wait.wait.question);
+    assert!(
+        wait.wait.question.contains("from the demo tape"),
+        "{}",
+        wait.wait.question
+    );
     stage.press(&wait, "approve").await;
     let said = stage.said("is live").await;
     assert!(said.contains("from the demo tape"), "{said}");
@@ -287,26 +393,62 @@ async fn a_tape_says_so_and_secrets_stay_out_of_prompts_and_events() {
     }
     let events = serde_json::to_string(&stage.events().await).expect("json");
     assert!(!events.contains("hunter2-canary"));
-    let state: nodes::Conversation = stage.engine.state(stage.project.as_str()).await.expect("state");
-    assert!(!serde_json::to_string(&state).expect("json").contains("hunter2-canary"));
+    let state: nodes::Conversation = stage
+        .engine
+        .state(stage.project.as_str())
+        .await
+        .expect("state");
+    assert!(
+        !serde_json::to_string(&state)
+            .expect("json")
+            .contains("hunter2-canary")
+    );
 }
 
 #[tokio::test]
 async fn orders_deploy_again_retry_and_cancel() {
     let stage = Stage::new(one_task(), Policy::default()).await;
     let order = |key: &str, what: &str| json!({"key": key, "by": PersonId::new("local:owner"), "order": what});
-    stage.send(stage.project.as_str(), signal::ORDER, "o1", &order("o1", "deploy")).await;
+    stage
+        .send(
+            stage.project.as_str(),
+            signal::ORDER,
+            "o1",
+            &order("o1", "deploy"),
+        )
+        .await;
     stage.said("There is nothing to deploy yet").await;
     stage.build().await;
     stage.said("is live").await;
-    stage.send(stage.project.as_str(), signal::ORDER, "o2", &order("o2", "deploy")).await;
+    stage
+        .send(
+            stage.project.as_str(),
+            signal::ORDER,
+            "o2",
+            &order("o2", "deploy"),
+        )
+        .await;
     let Event::JobEnded { status, .. } = stage.ended("job-2").await else {
         panic!()
     };
     assert_eq!(status, ports::JobStatus::Deployed);
-    stage.send(stage.project.as_str(), signal::ORDER, "o3", &order("o3", "retry")).await;
+    stage
+        .send(
+            stage.project.as_str(),
+            signal::ORDER,
+            "o3",
+            &order("o3", "retry"),
+        )
+        .await;
     stage.said("Nothing failed").await;
-    stage.send(stage.project.as_str(), signal::ORDER, "o4", &order("o4", "archive")).await;
+    stage
+        .send(
+            stage.project.as_str(),
+            signal::ORDER,
+            "o4",
+            &order("o4", "archive"),
+        )
+        .await;
     stage.said("put away").await;
     stage
         .until("the end of the conversation", |_| Some(()))

@@ -57,8 +57,17 @@ impl Observer for Killer {
 }
 
 fn scene() -> World {
-    let world = world(&[task("storage", &[]), task("search", &[]), task("api", &["storage"])]);
-    world.answer(Role::Reviewer, "job-1/api", 0, send_back("there is no test"));
+    let world = world(&[
+        task("storage", &[]),
+        task("search", &[]),
+        task("api", &["storage"]),
+    ]);
+    world.answer(
+        Role::Reviewer,
+        "job-1/api",
+        0,
+        send_back("there is no test"),
+    );
     world.forge.intrude(1);
     world
 }
@@ -77,12 +86,16 @@ struct Trace {
 fn trace(world: &World, mut events: Vec<String>) -> Trace {
     let state = world.state.lock();
     let mut forge = world.forge.log();
-    let rebases = forge.iter().filter(|line| line.starts_with("rebased")).count();
+    let rebases = forge
+        .iter()
+        .filter(|line| line.starts_with("rebased"))
+        .count();
     assert!(rebases >= 1);
     // How often a branch must be moved depends on who is merged first; all else does not.
     forge.retain(|line| !line.starts_with("rebased"));
     forge.sort();
-    events.retain(|name| !name.starts_with("task.checked") && !name.starts_with("task.pull_request"));
+    events
+        .retain(|name| !name.starts_with("task.checked") && !name.starts_with("task.pull_request"));
     events.sort();
     let mut ports = state.ports.clone();
     ports.sort_unstable();

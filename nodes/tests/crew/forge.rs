@@ -183,7 +183,11 @@ impl Forge for MemoryForge {
 
     async fn open_pull_request(&self, new: &NewPullRequest) -> Result<PullRequest> {
         let mut state = self.0.lock();
-        if let Some(known) = state.pulls.iter_mut().find(|pull| pull.branch == new.branch) {
+        if let Some(known) = state
+            .pulls
+            .iter_mut()
+            .find(|pull| pull.branch == new.branch)
+        {
             known.head = new.head.clone();
             return Ok(known.clone());
         }
@@ -217,14 +221,18 @@ impl Forge for MemoryForge {
             files: files.keys().cloned().collect(),
             text: files
                 .iter()
-                .map(|(path, text)| format!("+++ {path}\n+{text}\n"))
-                .collect(),
+                .map(|(path, text)| format!("+++ {path}\n+{text}"))
+                .collect::<Vec<_>>()
+                .join("\n"),
             truncated: false,
         })
     }
 
     async fn run_checks(&self, _: &ProjectId, _: &Sha) -> Result<ChecksReport> {
-        Err(Failure::new("not_here", "checks are errands in these tests"))
+        Err(Failure::new(
+            "not_here",
+            "checks are errands in these tests",
+        ))
     }
 
     async fn rebase(&self, _: &ProjectId, number: u64) -> Result<RebaseOutcome> {

@@ -4,8 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use graph::{
     Cursor, Delivered, Engine, JournalFilter, MemoryCheckpointer, Observer, ServeOptions,
-    StartOptions, ThreadStatus,
-    checkpoint::Checkpointer,
+    StartOptions, ThreadStatus, checkpoint::Checkpointer,
 };
 use nodes::{Policy, signal};
 use ports::{Answer, Event, OpenWait, PersonId, ProjectId, Recorded, Role, WaitId, threads};
@@ -96,8 +95,13 @@ impl Stage {
             text: text.to_owned(),
             yes,
         };
-        self.send(&threads::conversation(&self.project), signal::MESSAGE, key, &message)
-            .await;
+        self.send(
+            &threads::conversation(&self.project),
+            signal::MESSAGE,
+            key,
+            &message,
+        )
+        .await;
     }
 
     pub async fn send(
@@ -156,9 +160,20 @@ impl Stage {
                 let threads: Vec<String> = threads
                     .unwrap_or_default()
                     .iter()
-                    .map(|t| format!("{}: {:?} {:?} {:?}", t.id, t.status, t.error, t.waits.iter().map(|w| &w.signals).collect::<Vec<_>>()))
+                    .map(|t| {
+                        format!(
+                            "{}: {:?} {:?} {:?}",
+                            t.id,
+                            t.status,
+                            t.error,
+                            t.waits.iter().map(|w| &w.signals).collect::<Vec<_>>()
+                        )
+                    })
                     .collect();
-                panic!("{what} did not happen; threads: {threads:#?}\nevents: {:#?}", names(&events));
+                panic!(
+                    "{what} did not happen; threads: {threads:#?}\nevents: {:#?}",
+                    names(&events)
+                );
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -171,7 +186,7 @@ impl Stage {
                 .iter()
                 .find(|recorded| {
                     recorded.event.name() == name
-                        && recorded.task.as_ref().map(|task| task.as_str()) == task
+                        && recorded.task.as_ref().map(ports::TaskId::as_str) == task
                 })
                 .map(|_| ())
         })
@@ -243,7 +258,12 @@ async fn deliver(engine: Engine, world: World, stop: CancellationToken) {
             for entry in entries {
                 cursor = entry.cursor;
                 if let Some(Recorded {
-                    event: Event::BudgetRaised { limit_usd, limit_tokens, .. },
+                    event:
+                        Event::BudgetRaised {
+                            limit_usd,
+                            limit_tokens,
+                            ..
+                        },
                     ..
                 }) = Recorded::from_journal(&entry.payload)
                 {
@@ -285,9 +305,12 @@ pub fn open_waits(events: &[Recorded]) -> Vec<Waiting> {
     open
 }
 
-pub fn closed(events: &[Recorded], id: &WaitId) -> Option<Option<String>> {
+/// How a wait was closed; `withdrawn` when nobody answered.
+pub fn closed(events: &[Recorded], id: &WaitId) -> Option<String> {
     events.iter().find_map(|recorded| match &recorded.event {
-        Event::WaitClosed { wait, answer, .. } if wait == id => Some(answer.clone()),
+        Event::WaitClosed { wait, answer, .. } if wait == id => {
+            Some(answer.clone().unwrap_or_else(|| "withdrawn".to_owned()))
+        }
         _ => None,
     })
 }

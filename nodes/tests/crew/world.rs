@@ -68,6 +68,33 @@ pub struct State {
     pub spent: Spent,
 }
 
+/// What a scripted model writes.
+pub struct Script(String);
+
+impl From<Value> for Script {
+    fn from(value: Value) -> Self {
+        Self(value.to_string())
+    }
+}
+
+impl From<&Value> for Script {
+    fn from(value: &Value) -> Self {
+        Self(value.to_string())
+    }
+}
+
+impl From<String> for Script {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Script {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
 /// How a deploy goes.
 #[derive(Clone, Copy)]
 pub enum Deploy {
@@ -101,11 +128,11 @@ impl World {
     }
 
     /// Scripts a model's answer.
-    pub fn answer(&self, role: Role, thread: &str, turn: u32, answer: impl ToString) -> &Self {
+    pub fn answer(&self, role: Role, thread: &str, turn: u32, answer: impl Into<Script>) -> &Self {
         self.state
             .lock()
             .answers
-            .insert((role, thread.to_owned(), turn), answer.to_string());
+            .insert((role, thread.to_owned(), turn), answer.into().0);
         self
     }
 
@@ -211,7 +238,9 @@ impl Models for World {
 #[async_trait]
 impl Workers for World {
     async fn submit(&self, request: &SpawnRequest) -> Result<()> {
-        request.validate().map_err(|error| Failure::new("bad_request", error.to_string()))?;
+        request
+            .validate()
+            .map_err(|error| Failure::new("bad_request", error.to_string()))?;
         let mut state = self.state.lock();
         state.submits += 1;
         let id = request.request_id.clone();
@@ -222,7 +251,9 @@ impl Workers for World {
         let (name, _) = id.rsplit_once('.').expect("an attempt");
         let (project, thread) = name.split_once('.').expect("a thread");
         let attempt = request.attempt as usize;
-        let thread = thread.replacen("job-1.", "job-1/", 1).replacen("job-2.", "job-2/", 1);
+        let thread = thread
+            .replacen("job-1.", "job-1/", 1)
+            .replacen("job-2.", "job-2/", 1);
         let script = state.works.get(&thread).cloned().unwrap_or_default();
         let work = script
             .get(attempt - 1)
@@ -242,7 +273,10 @@ impl Workers for World {
                 let files: Vec<(String, String)> = if files.is_empty() {
                     vec![(format!("{}.py", request.task_id), format!("# {attempt}"))]
                 } else {
-                    files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect()
+                    files
+                        .iter()
+                        .map(|(path, text)| ((*path).to_owned(), (*text).to_owned()))
+                        .collect()
                 };
                 let head = self.forge.push(
                     &request.repository.branch,
@@ -298,23 +332,42 @@ impl Errands for World {
                 if state.hold_checks {
                     return Ok(());
                 }
-                let left = state.failing_checks.entry(errand.reply_to.clone()).or_default();
+                let left = state
+                    .failing_checks
+                    .entry(errand.reply_to.clone())
+                    .or_default();
                 let fails = *left > 0;
                 *left = left.saturating_sub(1);
-                let status = if fails { CheckStatus::Failed } else { CheckStatus::Passed };
+                let status = if fails {
+                    CheckStatus::Failed
+                } else {
+                    CheckStatus::Passed
+                };
                 ErrandOutcome::Checks(ChecksReport {
                     sha: sha.clone(),
                     status,
                     checks: vec![CheckResult {
                         name: "checks".into(),
                         status,
-                        detail: if fails { "AssertionError: 1 != 2".into() } else { String::new() },
+                        detail: if fails {
+                            "AssertionError: 1 != 2".into()
+                        } else {
+                            String::new()
+                        },
                     }],
                 })
             }
             ErrandWork::Deploy(request) => {
-                let deploys = state.errands.values().filter(|errand| matches!(errand.work, ErrandWork::Deploy(_))).count();
-                let how = state.deploys.get(deploys - 1).copied().unwrap_or(Deploy::Live);
+                let deploys = state
+                    .errands
+                    .values()
+                    .filter(|errand| matches!(errand.work, ErrandWork::Deploy(_)))
+                    .count();
+                let how = state
+                    .deploys
+                    .get(deploys - 1)
+                    .copied()
+                    .unwrap_or(Deploy::Live);
                 let deployment = |status, check| {
                     ErrandOutcome::Deploy(Deployment {
                         release: deploys as u64,
@@ -332,7 +385,10 @@ impl Errands for World {
                 match how {
                     Deploy::Live => deployment(DeploymentStatus::Live, CheckStatus::Passed),
                     Deploy::RolledBack => deployment(DeploymentStatus::Failed, CheckStatus::Failed),
-                    Deploy::Fails(kind) => ErrandOutcome::Failed(Failure::new(kind, format!("the deploy failed: {kind}"))),
+                    Deploy::Fails(kind) => ErrandOutcome::Failed(Failure::new(
+                        kind,
+                        format!("the deploy failed: {kind}"),
+                    )),
                 }
             }
         };

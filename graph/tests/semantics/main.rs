@@ -1,0 +1,15 @@
+//! What the engine promises, one test per statement of `docs/semantics.md`, each on every database.
+
+mod children;
+mod crashes;
+mod failure;
+mod graphs;
+mod journal;
+mod lab;
+mod leases;
+#[path = "../storage/mod.rs"]
+mod storage;
+mod streams;
+mod supersteps;
+mod travel;
+mod waits;

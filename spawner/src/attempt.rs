@@ -159,7 +159,7 @@ fn judge(
     let reason = said.reason.trim();
     let first = reason.lines().next().unwrap_or_default();
     let evidence = format!(
-        "{}\n\n--- end of the worker's log ---\n{}",
+        "{}\n\n--- the agent's reason ---\n{}",
         tail(log, 4096),
         reason
     );

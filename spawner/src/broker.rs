@@ -16,10 +16,10 @@ mod said;
 use crate::events::Events;
 use allow::AllowList;
 use base64::Engine as _;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::Stream;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{
     AUTHORIZATION, CONTENT_TYPE, HeaderMap, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
@@ -80,6 +80,16 @@ impl Broker {
         events: Events,
         state: &Path,
     ) -> io::Result<Self> {
+        Self::with(request, models, events, state, proxy::Resolver::default())
+    }
+
+    fn with(
+        request: Arc<SpawnRequest>,
+        models: Arc<dyn WorkerModels>,
+        events: Events,
+        state: &Path,
+        resolver: proxy::Resolver,
+    ) -> io::Result<Self> {
         let key = format!("artel-{}", hex::encode(rand::random::<[u8; 32]>()));
         let socket = socket_path(state)?;
         let listener = UnixListener::bind(&socket)?;
@@ -93,7 +103,7 @@ impl Broker {
             models,
             ledger,
             events,
-            resolver: proxy::Resolver::default(),
+            resolver,
             end: end.clone(),
             tasks: TaskTracker::new(),
         });
@@ -302,12 +312,28 @@ fn given_key(value: &str) -> Option<String> {
     }
 }
 
-/// A body of at most `limit` bytes.
+/// A body of at most `limit` bytes. Some of a longer one is read and dropped, because a client that
+/// is still sending would not see the answer.
 async fn read(request: Request<Incoming>, limit: usize) -> Result<Bytes, Response<Body>> {
-    let read = Limited::new(request.into_body(), limit).collect();
-    match tokio::time::timeout(Duration::from_mins(1), read).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(problem(
+    let mut body = request.into_body();
+    let mut kept = BytesMut::new();
+    let mut seen: usize = 0;
+    let all = async {
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                seen = seen.saturating_add(data.len());
+                if seen <= limit {
+                    kept.extend_from_slice(&data);
+                } else if seen > limit.saturating_mul(8) {
+                    break;
+                }
+            }
+        }
+        Ok::<_, hyper::Error>(())
+    };
+    match tokio::time::timeout(Duration::from_mins(1), all).await {
+        Ok(Ok(())) if seen <= limit => Ok(kept.freeze()),
+        Ok(Ok(())) => Err(problem(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too_large",
             &format!("a body may have at most {limit} bytes"),
@@ -358,7 +384,11 @@ fn with_type(status: StatusCode, kind: &'static str, body: Body) -> Response<Bod
 
 #[cfg(test)]
 mod tests {
-    use super::given_key;
+    use super::*;
+    use ports::{ModelError, WorkerAnswer, WorkerCall};
+    use protocol::{LocalTransport, suite};
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::TcpListener;
 
     #[test]
     fn a_key_is_found_in_every_form_that_clients_send() {
@@ -368,5 +398,117 @@ mod tests {
         assert_eq!(given_key("k1").as_deref(), Some("k1"));
         assert_eq!(given_key("Digest k1"), None);
         assert_eq!(given_key("Basic !"), None);
+    }
+
+    struct NoModels;
+
+    #[async_trait::async_trait]
+    impl WorkerModels for NoModels {
+        async fn complete(
+            &self,
+            _: WorkerCall,
+        ) -> Result<(WorkerAnswer, ports::Usage), ModelError> {
+            Err(ModelError::NotConfigured)
+        }
+    }
+
+    /// A broker whose names all lead to `host`, and which refuses no address.
+    async fn broker(folder: &Path, host: std::net::SocketAddr) -> Broker {
+        let mut request = suite::request("r");
+        request.network.allow = vec!["site.example:80".to_owned()];
+        let request = Arc::new(request);
+        let bus = LocalTransport::open(folder.join("bus")).await.unwrap();
+        let (events, _) = Events::start(Arc::new(bus), Arc::clone(&request));
+        let resolver = proxy::Resolver {
+            fixed: Some(host),
+            forbidden: |_| None,
+        };
+        Broker::with(request, Arc::new(NoModels), events, folder, resolver).unwrap()
+    }
+
+    async fn ask(broker: &Broker, text: String) -> BufReader<UnixStream> {
+        let mut stream = UnixStream::connect(broker.socket()).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        BufReader::new(stream)
+    }
+
+    #[tokio::test]
+    async fn a_listed_host_is_reached_by_tunnel_and_by_request_without_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
+        let login =
+            base64::engine::general_purpose::STANDARD.encode(format!("job:{}", broker.key()));
+
+        let connect = format!(
+            "CONNECT site.example:80 HTTP/1.1\r\nHost: site.example:80\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+        );
+        let mut tunnel = ask(&broker, connect).await;
+        let (mut host, _) = listener.accept().await.unwrap();
+        let mut line = String::new();
+        while line != "\r\n" {
+            assert!(!line.contains("HTTP/1.1 4"), "{line}");
+            line.clear();
+            tunnel.read_line(&mut line).await.unwrap();
+        }
+        tunnel.get_mut().write_all(b"ping").await.unwrap();
+        let mut four = [0; 4];
+        host.read_exact(&mut four).await.unwrap();
+        assert_eq!(&four, b"ping");
+        host.write_all(b"pong").await.unwrap();
+        tunnel.read_exact(&mut four).await.unwrap();
+        assert_eq!(&four, b"pong");
+
+        let get = format!(
+            "GET http://site.example/page?x=1 HTTP/1.1\r\nHost: other\r\nX-Mine: yes\r\nConnection: X-Hop\r\nX-Hop: no\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+        );
+        let mut answer = ask(&broker, get).await;
+        let (mut host, _) = listener.accept().await.unwrap();
+        let mut seen = vec![0; 4096];
+        let read = host.read(&mut seen).await.unwrap();
+        let seen = String::from_utf8_lossy(&seen[..read]).to_lowercase();
+        assert!(seen.starts_with("get /page?x=1 http/1.1\r\n"), "{seen}");
+        assert!(
+            seen.contains("host: site.example\r\n") && seen.contains("x-mine: yes"),
+            "{seen}"
+        );
+        assert!(
+            !seen.contains("proxy-authorization") && !seen.contains("x-hop"),
+            "{seen}"
+        );
+        host.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok")
+            .await
+            .unwrap();
+        line.clear();
+        answer.read_line(&mut line).await.unwrap();
+        assert_eq!(line, "HTTP/1.1 201 Created\r\n");
+
+        // With the broker, everything that went through it ends.
+        drop(broker);
+        assert_eq!(tunnel.read(&mut four).await.unwrap_or(0), 0);
+        assert_eq!(
+            std::fs::read_dir(folder.path())
+                .unwrap()
+                .filter(|e| e
+                    .as_ref()
+                    .unwrap()
+                    .path()
+                    .extension()
+                    .is_some_and(|x| x == "sock"))
+                .count(),
+            0
+        );
+    }
+
+    #[tokio::test]
+    async fn a_home_with_a_long_name_still_has_sockets() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = folder.path().join("x".repeat(120));
+        std::fs::create_dir(&long).unwrap();
+        let broker = broker(&long, "127.0.0.1:9".parse().unwrap()).await;
+        let socket = broker.socket().to_owned();
+        assert!(socket.exists() && socket.as_os_str().len() < 108);
+        drop(broker);
+        assert!(!socket.parent().unwrap().exists());
     }
 }

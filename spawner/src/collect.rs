@@ -321,6 +321,10 @@ async fn judge_tree(incoming: &Git, base: &str, tip: &str) -> Result<usize, Obje
             words.nth(1).unwrap_or_default(),
         );
         let objection = match mode {
+            "000000" => None,
+            _ if path == ".artel" || path.starts_with(".artel/") => {
+                Some("belongs to the worker, not to the project".to_owned())
+            }
             "160000" => Some("is a submodule".to_owned()),
             "120000" => {
                 let target = incoming.bytes(&["cat-file", "blob", object], None).await?;

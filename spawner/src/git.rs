@@ -96,7 +96,7 @@ impl Git {
         ];
         match self.text(&args).await {
             Ok(sha) => Ok(Some(sha)),
-            Err(Error::Failed { .. }) => Ok(None),
+            Err(Error::Failed { code: Some(1), .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

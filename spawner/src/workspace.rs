@@ -45,11 +45,23 @@ pub(crate) async fn prepare(
     }
     std::fs::create_dir_all(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
     places::private_folder(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
+    let mut fresh = true;
     if is_usable(&places.workspace) {
         tidy(&places.workspace).map_err(|e| clone_failed("tidying the workspace", &e))?;
-        refresh(sandbox, places, request, bare).await?;
-    } else {
-        set_aside(places).map_err(|e| clone_failed("setting the old workspace aside", &e))?;
+        match refresh(sandbox, places, request, bare).await? {
+            Refreshed::Done => fresh = false,
+            Refreshed::Broken(said) => {
+                let workspace = places.workspace.display();
+                tracing::warn!(
+                    said,
+                    "the workspace {workspace} cannot be brought up to date; it is set aside and cloned anew"
+                );
+            }
+        }
+    }
+    if fresh {
+        set_aside(places, request.attempt)
+            .map_err(|e| clone_failed("setting the old workspace aside", &e))?;
         clone(places, request, bare).await?;
     }
     write_task(&places.workspace, request).map_err(|e| clone_failed("writing the task", &e))
@@ -90,12 +102,12 @@ fn is_usable(workspace: &Path) -> bool {
             .all(|part| is_folder(workspace.join(part)))
 }
 
-/// Keeps what is left of a broken workspace, for a person to look at; one of them.
-fn set_aside(places: &Places) -> io::Result<()> {
+/// Keeps what is left of a broken workspace, for a person to look at.
+fn set_aside(places: &Places, attempt: u32) -> io::Result<()> {
     if std::fs::symlink_metadata(&places.workspace).is_err() {
         return Ok(());
     }
-    let aside = places.state.join("broken");
+    let aside = places.state.join(format!("broken-{attempt}"));
     places::remove_any(&aside)?;
     std::fs::rename(&places.workspace, aside)
 }
@@ -196,7 +208,7 @@ async fn refresh(
     places: &Places,
     request: &SpawnRequest,
     bare: &Path,
-) -> Result<(), Trouble> {
+) -> Result<Refreshed, Trouble> {
     let job = Job::new(["sh", "-c", REFRESH, "refresh"])
         .mount_rw(&places.workspace, "/workspace")
         .mount_ro(bare, REPOSITORY)
@@ -221,18 +233,22 @@ async fn refresh(
         .run(&job)
         .await
         .map_err(|error| clone_failed("starting Git in the sandbox", &error))?;
-    if output.ended.reason == Reason::Exited(0) {
-        Ok(())
-    } else {
-        Err(Trouble::failed(
+    match output.ended.reason {
+        Reason::Exited(0) => Ok(Refreshed::Done),
+        Reason::Exited(_) => Ok(Refreshed::Broken(output.tail)),
+        reason => Err(Trouble::failed(
             kind::CLONE_FAILED,
-            format!(
-                "The workspace of the former attempt could not be brought up to date (Git {}).",
-                output.ended.reason
-            ),
+            format!("The workspace of the former attempt could not be brought up to date (Git {reason})."),
         )
-        .evidence(output.tail))
+        .evidence(output.tail)),
     }
+}
+
+/// What became of an existing workspace.
+enum Refreshed {
+    Done,
+    /// Git cannot make sense of it; its words.
+    Broken(String),
 }
 
 fn write_task(workspace: &Path, request: &SpawnRequest) -> io::Result<()> {

@@ -1,0 +1,106 @@
+//! `kill -9` of the whole program while a worker runs.
+
+use crate::stage::{
+    Models, assert_succeeded, confined, git, options, repository, until, wait_result,
+};
+use protocol::{LocalTransport, Source, Transport, suite};
+use spawner::Spawner;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+const HOME: &str = "ARTEL_TEST_CRASH_HOME";
+
+async fn transport(home: &Path) -> Arc<dyn Transport> {
+    Arc::new(LocalTransport::open(home.join("bus")).await.unwrap())
+}
+
+/// The program that dies: not a test of its own, but the other process of the one below.
+#[tokio::test]
+#[ignore = "runs as the child process of the test below"]
+async fn the_program_that_dies() {
+    let home = PathBuf::from(std::env::var_os(HOME).expect("started by the test below"));
+    let bus = transport(&home).await;
+    let spawner =
+        Spawner::new(options(&home, confined(), bus, Arc::new(Models::default()))).unwrap();
+    spawner.run(CancellationToken::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_whose_program_was_killed_runs_again_in_the_same_workspace_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = repository(folder.path());
+    let home = folder.path().join("home");
+    let bare = folder.path().join("repository.git");
+    let mut request = suite::request("r1");
+    request.project_id = "p".into();
+    request.job_id = "job-1".into();
+    request.task_id = "one".into();
+    request.repository.source = Source::Path(bare.to_str().unwrap().into());
+    request.repository.base_sha = base.clone();
+    request.repository.branch = "task/one".into();
+    request.agent.adapter = "command".into();
+    // The first run works until it is killed, with Git's lock held; the second one finishes.
+    let script = "echo run >> runs.txt
+if [ $(wc -l < runs.txt) = 1 ]; then touch .git/index.lock; while true; do date +%s%N > beat; sleep 0.02; done; fi
+rm -f beat; git add runs.txt; git commit -qm Finish";
+    request.agent.command = ["sh", "-euc", script].map(str::to_owned).to_vec();
+    let bus = transport(&home).await;
+    bus.publish_job(&request).await.unwrap();
+    drop(bus);
+
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "crash::the_program_that_dies",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(HOME, &home)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let beat = home.join("workspaces/p/job-1/one/beat");
+    until(async || beat.exists().then_some(())).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    // The worker dies with its program.
+    until(async || {
+        let before = std::fs::read_to_string(&beat).ok();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        (before == std::fs::read_to_string(&beat).ok()).then_some(())
+    })
+    .await;
+
+    let bus = transport(&home).await;
+    let spawner = Spawner::new(options(
+        &home,
+        confined(),
+        Arc::clone(&bus),
+        Arc::new(Models::default()),
+    ));
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(spawner.unwrap().run(shutdown.clone()));
+    let result = wait_result(&bus, "r1").await;
+    assert_succeeded(&result);
+    assert_eq!(git(&bare, &["show", "task/one:runs.txt"]), "run\nrun\n");
+    let delivered = bus.next_result(Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!(delivered.result.request_id, "r1");
+    assert!(
+        bus.next_result(Duration::ZERO).await.unwrap().is_none(),
+        "one result"
+    );
+    until(async || {
+        bus.next_job(Duration::ZERO)
+            .await
+            .unwrap()
+            .is_none()
+            .then_some(())
+    })
+    .await;
+    shutdown.cancel();
+    running.await.unwrap().unwrap();
+}

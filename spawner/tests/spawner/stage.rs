@@ -1,0 +1,333 @@
+//! What the tests stand on: a home, a bare repository, a running spawner, scripted models.
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use ports::{ModelError, Usage, WorkerAnswer, WorkerCall, WorkerModels};
+use protocol::{
+    EventKind, LocalTransport, ResultStatus, Source, SpawnRequest, Transport, WorkerEvent,
+    WorkerResult, suite,
+};
+use sandbox::Sandbox;
+use serde_json::{Value, json};
+use spawner::{Options, Spawner};
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Bound of every wait.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// What a scripted model does.
+pub enum Turn {
+    Json(Value, Usage),
+    Stream(Vec<&'static str>),
+    Fail(ModelError),
+}
+
+/// An answer that runs a command, for 100 tokens in and 10 out.
+pub fn runs(command: &str) -> Turn {
+    answer(
+        &json!({"role": "assistant", "content": null, "tool_calls": [
+        {"id": "c", "type": "function", "function": {
+            "name": "shell", "arguments": json!({"command": command}).to_string()}}]}),
+    )
+}
+
+/// An answer that is an end.
+pub fn says(text: &str) -> Turn {
+    answer(&json!({"role": "assistant", "content": text}))
+}
+
+fn answer(message: &Value) -> Turn {
+    let usage = Usage {
+        input_tokens: 100,
+        output_tokens: 10,
+        cost_usd: Some(0.01),
+    };
+    let body = json!({"choices": [{"finish_reason": "stop", "message": message}]});
+    Turn::Json(body, usage)
+}
+
+#[derive(Default)]
+pub struct Models {
+    script: Mutex<VecDeque<Turn>>,
+    calls: Mutex<Vec<WorkerCall>>,
+}
+
+#[async_trait]
+impl WorkerModels for Models {
+    async fn complete(&self, call: WorkerCall) -> Result<(WorkerAnswer, Usage), ModelError> {
+        self.calls.lock().unwrap().push(call);
+        let turn = self.script.lock().unwrap().pop_front();
+        match turn.expect("the script has an answer for every question") {
+            Turn::Json(body, usage) => Ok((WorkerAnswer::Json(body), usage)),
+            Turn::Stream(parts) => {
+                let parts = parts.into_iter().map(|part| Ok(part.into()));
+                let stream = futures::stream::iter(parts).boxed();
+                Ok((WorkerAnswer::Stream(stream), Usage::default()))
+            }
+            Turn::Fail(error) => Err(error),
+        }
+    }
+}
+
+pub struct Stage {
+    pub folder: tempfile::TempDir,
+    pub transport: Arc<dyn Transport>,
+    pub models: Arc<Models>,
+    pub base: String,
+    shutdown: CancellationToken,
+    running: tokio::task::JoinHandle<Result<(), spawner::Error>>,
+}
+
+/// A bare repository with one commit on `main`.
+pub fn repository(folder: &Path) -> String {
+    let bare = folder.join("repository.git");
+    let work = folder.join("author");
+    git(
+        folder,
+        &["init", "-q", "--bare", "-b", "main", bare.to_str().unwrap()],
+    );
+    git(
+        folder,
+        &["init", "-q", "-b", "main", work.to_str().unwrap()],
+    );
+    std::fs::write(work.join("README.md"), "# A project\n").unwrap();
+    git(&work, &["add", "."]);
+    git(&work, &["commit", "-q", "-m", "Begin"]);
+    git(&work, &["push", "-q", bare.to_str().unwrap(), "main"]);
+    git(&work, &["rev-parse", "HEAD"]).trim().to_owned()
+}
+
+pub fn git(folder: &Path, args: &[&str]) -> String {
+    let output = Command::new("git")
+        .args(["-c", "user.name=Test", "-c", "user.email=test@example.org"])
+        .arg("-C")
+        .arg(folder)
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "git {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub fn confined() -> Sandbox {
+    Sandbox::detect().expect("bubblewrap works here; `apt-get install bubblewrap`")
+}
+
+pub fn options(
+    home: &Path,
+    sandbox: Sandbox,
+    transport: Arc<dyn Transport>,
+    models: Arc<Models>,
+) -> Options {
+    Options::new(
+        home,
+        sandbox,
+        transport,
+        models,
+        env!("CARGO_BIN_EXE_artel-inside"),
+    )
+}
+
+impl Stage {
+    pub async fn new(script: impl IntoIterator<Item = Turn>) -> Self {
+        Self::with(confined(), script).await
+    }
+
+    pub async fn with(sandbox: Sandbox, script: impl IntoIterator<Item = Turn>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let base = repository(folder.path());
+        let bus = LocalTransport::open(folder.path().join("home/bus")).await;
+        let transport: Arc<dyn Transport> = Arc::new(bus.unwrap());
+        let models = Arc::new(Models::default());
+        models.script.lock().unwrap().extend(script);
+        let home = folder.path().join("home");
+        let spawner = Spawner::new(options(
+            &home,
+            sandbox,
+            Arc::clone(&transport),
+            Arc::clone(&models),
+        ));
+        let shutdown = CancellationToken::new();
+        Self {
+            running: tokio::spawn(spawner.unwrap().run(shutdown.clone())),
+            folder,
+            transport,
+            models,
+            base,
+            shutdown,
+        }
+    }
+
+    pub fn push(&self, script: impl IntoIterator<Item = Turn>) {
+        self.models.script.lock().unwrap().extend(script);
+    }
+
+    /// What the models were asked so far.
+    pub fn calls(&self) -> Vec<WorkerCall> {
+        self.models.calls.lock().unwrap().clone()
+    }
+
+    /// Ends the spawner in the middle of what it does, and starts another one.
+    pub async fn restart(self) -> Self {
+        let Self {
+            folder,
+            transport,
+            models,
+            base,
+            shutdown,
+            running,
+        } = self;
+        shutdown.cancel();
+        running.await.unwrap().unwrap();
+        let home = folder.path().join("home");
+        let options = options(
+            &home,
+            confined(),
+            Arc::clone(&transport),
+            Arc::clone(&models),
+        );
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(Spawner::new(options).unwrap().run(shutdown.clone()));
+        Self {
+            folder,
+            transport,
+            models,
+            base,
+            shutdown,
+            running,
+        }
+    }
+
+    /// Puts a turn before all others.
+    pub fn push_first(&self, turn: Turn) {
+        self.models.script.lock().unwrap().push_front(turn);
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    pub fn bare(&self) -> PathBuf {
+        self.folder.path().join("repository.git")
+    }
+
+    pub fn workspace(&self) -> PathBuf {
+        self.home().join("workspaces/p/job-1/one")
+    }
+
+    /// A request for the built-in agent.
+    pub fn request(&self, id: &str, attempt: u32) -> SpawnRequest {
+        let mut request = suite::request(id);
+        request.project_id = "p".into();
+        request.job_id = "job-1".into();
+        request.task_id = "one".into();
+        request.attempt = attempt;
+        request.fencing_token = attempt.into();
+        request.repository.source = Source::Path(self.bare().to_str().unwrap().into());
+        request.repository.base_sha.clone_from(&self.base);
+        request.repository.branch = "task/one".into();
+        request.limits.wall_s = 60;
+        request
+    }
+
+    /// A request for a shell script.
+    pub fn script(&self, id: &str, attempt: u32, script: &str) -> SpawnRequest {
+        let mut request = self.request(id, attempt);
+        request.agent.adapter = "command".into();
+        request.agent.command = ["sh", "-euc", script].map(str::to_owned).to_vec();
+        request
+    }
+
+    pub async fn submit(&self, request: &SpawnRequest) {
+        self.transport.publish_job(request).await.unwrap();
+    }
+
+    pub async fn result(&self, id: &str) -> WorkerResult {
+        wait_result(&self.transport, id).await
+    }
+
+    pub async fn run(&self, request: &SpawnRequest) -> WorkerResult {
+        self.submit(request).await;
+        self.result(&request.request_id).await
+    }
+
+    /// Runs a script as the first attempt.
+    pub async fn run_script(&self, script: &str) -> WorkerResult {
+        self.run(&self.script("r1", 1, script)).await
+    }
+
+    /// Everything that was said about a request, after its end.
+    pub async fn events(&self, id: &str) -> Vec<WorkerEvent> {
+        let stream = self.transport.events(id).await.unwrap();
+        tokio::time::timeout(SOON, stream.collect()).await.unwrap()
+    }
+
+    pub async fn shut_down(self) -> tempfile::TempDir {
+        self.shutdown.cancel();
+        tokio::time::timeout(SOON, self.running)
+            .await
+            .expect("the spawner ends")
+            .unwrap()
+            .unwrap();
+        self.folder
+    }
+
+    /// The branch in the bare repository.
+    pub fn pushed(&self) -> Option<String> {
+        let refs = git(
+            &self.bare(),
+            &["for-each-ref", "--format=%(objectname) %(refname)"],
+        );
+        refs.lines()
+            .filter_map(|line| line.split_once(' '))
+            .find(|(_, name)| *name == "refs/heads/task/one")
+            .map(|(sha, _)| sha.to_owned())
+    }
+
+    pub fn show(&self, path: &str) -> String {
+        git(&self.bare(), &["show", &format!("task/one:{path}")])
+    }
+}
+
+pub async fn wait_result(transport: &Arc<dyn Transport>, id: &str) -> WorkerResult {
+    until(async || transport.result(id).await.unwrap()).await
+}
+
+/// Looks until there is something, within bounds.
+pub async fn until<T>(look: impl AsyncFn() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(start.elapsed() < SOON, "nothing within {SOON:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The kind of a failure; panics with the whole result when it is a success.
+pub fn kind(result: &WorkerResult) -> &str {
+    let Some(failure) = &result.failure else {
+        panic!("a failure was expected: {result:#?}");
+    };
+    &failure.kind
+}
+
+pub fn assert_succeeded(result: &WorkerResult) {
+    assert_eq!(result.status, ResultStatus::Succeeded, "{result:#?}");
+}
+
+pub fn phases(events: &[WorkerEvent]) -> Vec<&str> {
+    events
+        .iter()
+        .filter_map(|event| match &event.kind {
+            EventKind::Phase { name } => Some(name.as_str()),
+            _ => None,
+        })
+        .collect()
+}

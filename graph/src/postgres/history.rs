@@ -132,7 +132,7 @@ pub(super) async fn state_on(
     .await?;
     let found = sqlx::query(on_the_way!(
         "c.number, c.appends, case when c.number >= $5 then c.changes end, case when c.number = $5 then c.snapshot end, \
-         c.step, case when c.number = $4 then c.plan end",
+         c.step, case when c.number = $4 then c.plan::jsonb end",
         "and (c.number >= $5 or c.appends is not null) order by c.number"
     ))
     .bind(thread.key)
@@ -199,7 +199,7 @@ pub(super) async fn list(
     };
     let (branches, ends) = arrays(&way);
     sqlx::query(on_the_way!(
-        "c.number, c.parent, c.branch, c.step, c.source, c.plan, c.at",
+        "c.number, c.parent, c.branch, c.step, c.source, c.plan::jsonb, c.at",
         "order by c.number desc limit $5"
     ))
     .bind(found.key)

@@ -1,5 +1,8 @@
 //! Databases for tests: a fresh file, or a fresh schema on the server that `ARTEL_TEST_DATABASE_URL` names.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
 use std::{path::PathBuf, time::Duration};
 
 use graph::{postgres::PostgresCheckpointer, sqlite::SqliteCheckpointer};

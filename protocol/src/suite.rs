@@ -239,7 +239,7 @@ pub async fn a_job_that_is_not_renewed_goes_to_somebody_else(harness: &dyn Harne
     publish(&bus, "a").await;
     let held = job(&bus).await;
     let step = harness.lease() / 4;
-    for _ in 0..8 {
+    for _ in 0..6 {
         assert!(
             bus.next_job(step).await.unwrap().is_none(),
             "a renewed job stays"

@@ -29,7 +29,7 @@ impl Harness for Local {
     }
 
     fn lease(&self) -> Duration {
-        Duration::from_millis(400)
+        Duration::from_millis(700)
     }
 }
 

@@ -20,7 +20,7 @@ const AGENT: &str = "/run/artel/agent";
 /// The relay's port in a network of its own.
 const PORT: u16 = 8118;
 /// How long a worker may take to end after it was asked to.
-const GRACE: Duration = Duration::from_millis(400);
+const GRACE: Duration = Duration::from_millis(300);
 /// How long a worker may take to end after its report.
 const FAREWELL: Duration = Duration::from_secs(10);
 /// How often the log's end is told, when it changed.

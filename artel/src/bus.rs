@@ -28,8 +28,12 @@ fn failure(error: &TransportError) -> Failure {
 }
 
 impl Bus {
-    /// Opens the transport in its folder. Whoever calls this holds the right to do the work.
+    /// Opens the transport in its folder, once in the life of this process. Whoever calls this holds the right to do the
+    /// work.
     pub async fn open(&self, folder: PathBuf) -> Result<Arc<LocalTransport>, TransportError> {
+        if let Some(transport) = self.transport.get() {
+            return Ok(transport.clone());
+        }
         let transport = Arc::new(LocalTransport::open(folder).await?);
         Ok(self.transport.get_or_init(|| transport).clone())
     }

@@ -378,11 +378,6 @@ impl Config {
             })
     }
 
-    /// Whether a model is configured.
-    pub fn has_model(&self) -> bool {
-        self.openai_base_url.is_some() && self.model.is_some()
-    }
-
     /// Every setting with its value (masked for secrets) and where it came from.
     pub fn explain(&self) -> Vec<Explained> {
         let reader = Reader {

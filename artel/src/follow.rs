@@ -258,6 +258,20 @@ impl Watch {
                 to: Audience::Owner,
                 ..
             } => self.replied = true,
+            Event::Said {
+                kind: SaidKind::Trouble,
+                to: Audience::Owner,
+                text,
+                ..
+            } => {
+                let mut end = End::new(Some(self.project.as_str()), EndStatus::Failed);
+                end.error = Some(EndError {
+                    code: "not_worked_on".to_owned(),
+                    message: text.clone(),
+                    action: "`artel doctor` looks at what is needed; then say it again".to_owned(),
+                });
+                self.ended = Some(end);
+            }
             Event::WaitOpened { wait, .. } => self.open.push(wait.clone()),
             Event::WaitClosed { wait, .. } => self.open.retain(|open| open.id != *wait),
             Event::JobStarted { .. } => {

@@ -162,7 +162,8 @@ pub fn all() -> impl Iterator<Item = &'static Setting> {
 }
 
 /// The text of `.env.example`.
-pub fn env_example() -> String {
+#[cfg(test)]
+fn env_example() -> String {
     let mut out = String::from(
         "# Every variable that Artel knows. All are optional: with none, `make demo` works.\n\
          # Order: environment, then .env (here, then in ARTEL_HOME), then artel.toml (likewise), then the default.\n\

@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::Value;
-use support::{Home, get};
+use support::{Home, ask, get};
 
 #[tokio::test]
 async fn the_demo_deploys_a_service_extends_it_and_says_how_to_stop_it() {
@@ -120,14 +120,14 @@ async fn the_demo_deploys_a_service_extends_it_and_says_how_to_stop_it() {
 
     home.run(&["stop", "notes"]).await.success();
     assert!(
-        reqwest::get(format!("{url}health")).await.is_err(),
+        ask(&format!("{url}health")).await.is_err(),
         "it is stopped"
     );
     home.run(&["start", "notes"]).await.success();
     assert_eq!(get(&format!("{url}health")).await.0, 200);
     home.run(&["remove", "notes", "--yes"]).await.success();
     assert!(
-        reqwest::get(format!("{url}health")).await.is_err(),
+        ask(&format!("{url}health")).await.is_err(),
         "it is removed"
     );
 }

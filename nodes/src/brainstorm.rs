@@ -229,10 +229,13 @@ impl Talk<'_> {
             let status = texts::status(record, &self.now);
             return self.reply(format!("{why} Here is where things stand:\n\n{status}"));
         }
-        self.reply(format!(
-            "I could not work on that: {} Your message is kept; write again when it is mended.",
-            person::sentence(&failure.message)
-        ))
+        self.say(
+            SaidKind::Trouble,
+            format!(
+                "I could not work on that: {} Your message is kept; write again when it is mended.",
+                person::sentence(&failure.message)
+            ),
+        )
     }
 
     fn ask(&mut self, questions: &[ClarifyingQuestion], yes: bool) -> Result<(), NodeError> {

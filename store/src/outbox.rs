@@ -26,6 +26,8 @@ pub enum IntentKind {
     News,
     /// The end of a job.
     Result,
+    /// The crew could not do what a message asked for.
+    Trouble,
     /// A question with its choices; once closed, it is shown without them.
     Question,
     /// A job's progress: one message that is edited in place.
@@ -40,6 +42,7 @@ impl IntentKind {
             "reply" => Self::Reply,
             "news" => Self::News,
             "result" => Self::Result,
+            "trouble" => Self::Trouble,
             "question" => Self::Question,
             "progress" => Self::Progress,
             "notice" => Self::Notice,

@@ -49,6 +49,8 @@ pub enum SaidKind {
     News,
     /// The end of a job: its result, with the URL.
     Result,
+    /// The crew could not do what a message asked for; it says why and what to do.
+    Trouble,
 }
 
 /// How pressing a notice to admins is.

@@ -18,7 +18,7 @@ use crate::{
     checkpoint::{
         CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim, Commit, Created,
         HistoryFilter, NewCheckpoint, NewSignal, NewThread, Priority, Reopened, SignalOutcome,
-        Source, StateRows, StorageError, ThreadFilter, ThreadRecord,
+        Source, StateRows, StorageError, ThreadFilter, ThreadRecord, ThreadStatus,
     },
     error::EngineError,
     follow::{Bus, Modes, StreamItem},
@@ -26,10 +26,9 @@ use crate::{
     journal::Journal,
     observer::{Observer, Point},
     plan::Plan,
-    run::{Controls, RunShared},
+    run::{Controls, Run, RunShared, Unfit, end_thread, forked},
     shape::Shape,
     state::{ChannelError, State, Update, rebuild},
-    superstep::{Run, Unfit, end_thread, forked},
     waits::{ANSWER, Answer, INPUT, RESERVED},
 };
 
@@ -123,20 +122,19 @@ impl<S: State> AnyGraph for Compiled<S> {
                     Err(Unfit(fault)) => Some(fault),
                 }
             };
-            if let Some(fault) = fault {
-                tracing::error!(thread = %shared.thread, graph = %shared.graph, error = %fault, "thread failed");
-                let mut commit = Commit::on(shared.base());
-                let status = crate::checkpoint::ThreadStatus::Failed;
-                end_thread(
-                    &shared,
-                    &mut commit,
-                    status,
-                    Some(&fault),
-                    Value::Null,
-                    None,
-                );
-                let _ = shared.commit(commit).await;
-            }
+            let fault = match (fault, shared.take_trouble()) {
+                (Some(fault), _) => fault,
+                // No run could do better: what the node handed back is at fault, not the database.
+                (None, Some(error @ StorageError::Unstorable { .. })) => error.to_string(),
+                (None, Some(trouble)) => return Err(trouble),
+                (None, None) => return Ok(()),
+            };
+            tracing::error!(thread = %shared.thread, graph = %shared.graph, error = %fault, "thread failed");
+            let mut commit = Commit::on(shared.base());
+            let status = ThreadStatus::Failed;
+            end_thread(&shared, &mut commit, status, Some(&fault), Value::Null, None);
+            // What goes wrong now is told below.
+            let _ = shared.commit(commit).await;
             match shared.take_trouble() {
                 Some(trouble) => Err(trouble),
                 None => Ok(()),

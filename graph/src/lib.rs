@@ -3,7 +3,6 @@
 // The code written by the derive says `::graph`, also inside of this crate.
 extern crate self as graph;
 
-mod attempt;
 mod builder;
 pub mod checkpoint;
 mod command;
@@ -26,7 +25,6 @@ mod shape;
 pub mod sqlite;
 mod state;
 mod stored;
-mod superstep;
 mod svg;
 mod waits;
 

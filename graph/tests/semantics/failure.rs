@@ -633,3 +633,29 @@ mod lines {
         }
     }
 }
+
+promise! {
+    async fn a_value_that_cannot_be_stored_fails_the_thread_and_says_so(lab) {
+        let engine = lab.notes(
+            notes("g")
+                .node("a", |_, ctx: Context| async move {
+                    let mut deep = serde_json::Value::Null;
+                    for _ in 0..200 {
+                        deep = json!([deep]);
+                    }
+                    ctx.emit("s", "deep", &deep)?;
+                    Ok(log("a"))
+                })
+                .edge(START, "a").edge("a", END),
+        ).await;
+        let ended = start_and_run(&engine).await;
+        if lab.store.name() == "memory" {
+            // Nothing is written there, so nothing has to be read back.
+            assert_eq!(ended.status, ThreadStatus::Done);
+            return;
+        }
+        assert_eq!(ended.status, ThreadStatus::Failed);
+        assert!(ended.error.expect("says why").contains("cannot be stored"));
+        assert!(said(&engine, "s").await.is_empty());
+    }
+}

@@ -147,9 +147,11 @@ impl RunShared {
         self.broken.load(Ordering::Acquire) || self.controls.lost.is_cancelled()
     }
 
-    /// Why, once.
+    /// Why, once. After that the lease can be tried again.
     pub fn take_trouble(&self) -> Option<StorageError> {
-        self.trouble.lock().take()
+        let trouble = self.trouble.lock().take();
+        self.broken.store(false, Ordering::Release);
+        trouble
     }
 
     /// Writes pending writes at once.
@@ -170,10 +172,7 @@ impl RunShared {
         let wakes = !commit.children.is_empty()
             || !commit.signals.is_empty()
             || !commit.cancels.is_empty()
-            || matches!(
-                commit.then,
-                Then::Yield | Then::End { .. } | Then::Wait { .. }
-            );
+            || matches!(commit.then, Then::Yield | Then::End { .. });
         let speaks = !commit.events.is_empty();
         let cancels: Vec<_> = commit.cancels.clone();
         let advances = commit.checkpoint.is_some();

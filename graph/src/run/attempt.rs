@@ -17,15 +17,16 @@ use crate::{
     memo::{Attempts, Memo},
     observer::Point,
     options::RetryPolicy,
-    run::RunShared,
     state::State,
 };
+
+use super::RunShared;
 
 /// A retry after a longer time is a timer; after a shorter one, the run waits for it.
 const HELD_RETRY: Duration = Duration::from_secs(2);
 
 /// How a task left a run.
-pub(crate) enum TaskEnd<S: State> {
+pub(super) enum TaskEnd<S: State> {
     Done(Outcome<S>),
     Suspended,
     RetryAt(jiff::Timestamp),
@@ -36,7 +37,7 @@ pub(crate) enum TaskEnd<S: State> {
 }
 
 /// All that a task needs to run.
-pub(crate) struct Job<S: State> {
+pub(super) struct Job<S: State> {
     pub run: Arc<RunShared>,
     pub node: Arc<Node<S>>,
     pub state: Arc<S>,
@@ -234,7 +235,7 @@ fn may_retry(policy: &RetryPolicy, tried: u32, error: &NodeError) -> bool {
     tried < policy.attempts && (policy.retryable)(error)
 }
 
-pub(crate) fn attempts_write(task: &str, attempts: &Attempts) -> Write {
+pub(super) fn attempts_write(task: &str, attempts: &Attempts) -> Write {
     Write {
         task: task.to_owned(),
         kind: WriteKind::Attempts,

@@ -1,0 +1,221 @@
+//! The end of a superstep: folds what its tasks handed back into the state, plans, and commits.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::{
+    checkpoint::{Channels, NewCheckpoint, Source, Then, ThreadStatus, WriteKind},
+    follow::StreamKind,
+    plan::{Finished, Plan, PlanError, conflicts},
+    private::chain,
+    state::{Changes, ChannelError, State, Update, channels_weight, snapshot},
+    waits::ANSWER,
+};
+
+use super::{
+    Broken, Flow, Run,
+    tasks::{Status, Task, write},
+};
+
+/// After so many checkpoints without one, a snapshot is considered.
+pub(super) const SNAPSHOT_AFTER: u64 = 32;
+/// After so many, it is made, whatever it weighs.
+const SNAPSHOT_AT_LAST: u64 = 1024;
+
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("an update cannot be stored: {}", chain(.0))]
+    Channel(#[from] ChannelError),
+}
+
+impl<S: State> Run<S> {
+    /// All tasks are done: applies their writes, plans, commits.
+    pub(super) async fn apply(&mut self, mut tasks: Vec<Task<S>>, names: &[String]) -> Result<Flow, Broken> {
+        // By task path: nodes by name, then sends by index, whatever finished first.
+        tasks.sort_by_key(|task| task.planned.order);
+        let applied = self.fold(&tasks);
+        let (changes, plan) = match applied {
+            Ok(applied) => applied,
+            Err(fault) => {
+                // The tasks have to run again, once the program is put right.
+                let mut commit = self.commit();
+                for task in &mut tasks {
+                    let mut memo = task.memo.lock();
+                    memo.flush_memory(&mut commit);
+                    memo.waits.clear();
+                    let suspension = memo.suspension();
+                    let key = &task.planned.key;
+                    let value = serde_json::to_value(suspension).unwrap_or_default();
+                    commit.writes.push(write(key, WriteKind::Suspended, value));
+                    commit
+                        .writes
+                        .push(write(key, WriteKind::Result, Value::Null));
+                }
+                self.fail(commit, &fault.to_string(), None).await?;
+                return Ok(Flow::Released);
+            }
+        };
+        self.step += 1;
+        self.plan = plan;
+        self.writes.clear();
+        let mut commit = self.commit();
+        commit.clear_writes = self.shared.is_dirty();
+        for task in &tasks {
+            let mut memo = task.memo.lock();
+            memo.flush_consumed(&mut commit);
+            if !task.recorded {
+                memo.flush_said(&mut commit);
+            }
+        }
+        // Answers to questions of this step that nobody needs any more.
+        commit
+            .consumed
+            .extend(self.shared.mailbox.lock().discard(ANSWER));
+        if std::mem::take(&mut self.waiting) {
+            commit.waits = Some(Vec::new());
+        }
+        commit.checkpoint = Some(self.checkpoint(changes, Source::Step));
+        let ends = self.plan.is_empty();
+        if ends {
+            let output = self.output();
+            self.end(&mut commit, ThreadStatus::Done, None, output, None);
+        } else if self.shared.controls.drain.is_cancelled() {
+            commit.then = Then::Yield;
+        }
+        let receipt = self.land(commit, names).await?;
+        self.tell(&tasks);
+        if ends {
+            self.ended(ThreadStatus::Done);
+        }
+        Ok(if receipt.released {
+            Flow::Released
+        } else {
+            Flow::On
+        })
+    }
+
+    /// Folds what the tasks handed back into the state, and finds out what comes next.
+    fn fold(&mut self, tasks: &[Task<S>]) -> Result<(Changes, Plan), Fault> {
+        let finished: Vec<Finished<'_, S>> = tasks
+            .iter()
+            .filter_map(|task| match &task.status {
+                Status::Done(outcome) => Some(Finished {
+                    node: &task.planned.node,
+                    outcome,
+                }),
+                _ => None,
+            })
+            .collect();
+        conflicts(&finished)?;
+        let mut changes = Changes::default();
+        for task in &finished {
+            for update in &task.outcome.updates {
+                changes.add::<S>(update)?;
+            }
+        }
+        // Only conditional edges of nodes that did not run alone need the state as it was.
+        let needs_before = finished.len() > 1
+            && finished.iter().any(|task| {
+                self.graph
+                    .nodes
+                    .get(task.node)
+                    .is_some_and(|node| !node.conditions.is_empty())
+            });
+        let before = needs_before.then(|| self.state.clone());
+        let mut after = self.state.clone();
+        if !needs_before {
+            // Nobody else holds the state now, so it is changed in place.
+            self.state = Arc::new(S::default());
+        }
+        let state = Arc::make_mut(&mut after);
+        for task in &finished {
+            for update in &task.outcome.updates {
+                state.apply(update.clone());
+            }
+        }
+        self.state = after;
+        let plan = self
+            .plan
+            .next(&self.graph, &finished, before.as_deref(), &self.state)?;
+        Ok((changes, plan))
+    }
+
+    pub(super) fn checkpoint(&mut self, changes: Changes, source: Source) -> NewCheckpoint {
+        self.changed_since_snapshot += channels_weight(&changes.changes);
+        self.since_snapshot += 1;
+        let snapshot = self.snapshot();
+        NewCheckpoint {
+            parent: self.shared.base(),
+            branch: self.shared.branch,
+            step: self.step,
+            source,
+            appends: changes.appends,
+            changes: changes.changes,
+            snapshot,
+            plan: serde_json::to_value(&self.plan).unwrap_or_default(),
+        }
+    }
+
+    /// From time to time, so that reading back stays bounded, but not so often that snapshots outweigh the changes.
+    pub(super) fn snapshot(&mut self) -> Option<Channels> {
+        if self.since_snapshot < self.next_snapshot || self.changed_since_snapshot <= 2 {
+            return None;
+        }
+        let snapshot = snapshot(&*self.state).ok()?;
+        if channels_weight(&snapshot) > self.changed_since_snapshot
+            && self.since_snapshot < SNAPSHOT_AT_LAST
+        {
+            self.next_snapshot = self.since_snapshot * 2;
+            return None;
+        }
+        self.since_snapshot = 0;
+        self.changed_since_snapshot = 0;
+        self.next_snapshot = SNAPSHOT_AFTER;
+        Some(snapshot)
+    }
+
+    /// Tells followers about a step.
+    pub(super) fn tell(&self, tasks: &[Task<S>]) {
+        let shared = &*self.shared;
+        let bus = &shared.engine.bus;
+        if !bus.is_followed(&shared.thread) {
+            return;
+        }
+        for task in tasks {
+            let Status::Done(outcome) = &task.status else {
+                continue;
+            };
+            let mut updates: Vec<Value> = outcome
+                .updates
+                .iter()
+                .filter_map(|update| update.to_channels().ok().map(Value::Object))
+                .collect();
+            if updates.is_empty() {
+                updates.push(Value::Null);
+            }
+            for update in updates {
+                let node = task.planned.node.clone();
+                let cached = task.cached;
+                bus.send(
+                    &shared.thread,
+                    self.step,
+                    StreamKind::Updates {
+                        node,
+                        update,
+                        cached,
+                    },
+                );
+            }
+        }
+        if let Ok(values) = self.state.channels() {
+            bus.send(
+                &shared.thread,
+                self.step,
+                StreamKind::Values(Value::Object(values)),
+            );
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Takes a thread through its supersteps, from a claim to the point where only waiting is left.
+
+mod apply;
+mod attempt;
+mod ending;
+mod fork;
+mod pause;
+mod shared;
+mod tasks;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    builder::Compiled,
+    checkpoint::{Commit, Loaded, Receipt, Source, Then, ThreadStatus, WaitRecord, Write, WriteKind},
+    context::digest,
+    observer::Point,
+    plan::Plan,
+    private::chain,
+    state::{Changes, State, Update, channels_weight, rebuild},
+    waits::INPUT,
+};
+
+use apply::SNAPSHOT_AFTER;
+use attempt::attempts_write;
+pub(crate) use ending::end_thread;
+pub(crate) use fork::forked;
+pub(crate) use shared::{Broken, Controls, RunShared};
+use tasks::Status;
+
+/// The task path of the mark that a thread has reached its recursion limit.
+const LIMIT: &str = "~limit";
+
+/// Whether the run goes on.
+enum Flow {
+    On,
+    Released,
+}
+
+/// A run of one thread.
+pub(crate) struct Run<S: State> {
+    shared: Arc<RunShared>,
+    graph: Arc<Compiled<S>>,
+    state: Arc<S>,
+    plan: Plan,
+    step: u64,
+    /// Pending writes of the current checkpoint that no task has picked up yet, by task.
+    writes: BTreeMap<String, Vec<Write>>,
+    since_snapshot: u64,
+    changed_since_snapshot: usize,
+    next_snapshot: u64,
+    /// Whether the thread's row names open waits.
+    waiting: bool,
+    grace: Duration,
+}
+
+/// Why a thread cannot even begin to run; it fails.
+pub(crate) struct Unfit(pub String);
+
+impl<S: State> Run<S> {
+    pub fn new(
+        graph: Arc<Compiled<S>>,
+        shared: Arc<RunShared>,
+        loaded: Loaded,
+        grace: Duration,
+    ) -> Result<Self, Unfit> {
+        let unfit = |what: String| {
+            Unfit(format!(
+                "what is stored does not fit graph `{}`: {what}",
+                graph.name
+            ))
+        };
+        let changed_since_snapshot = loaded
+            .state
+            .rows
+            .iter()
+            .map(|row| channels_weight(&row.changes))
+            .sum();
+        let state: S = rebuild(&loaded.thread.input, loaded.state.rows)
+            .map_err(|error| unfit(chain(&error)))?;
+        let plan = match loaded.state.plan {
+            Some(plan) => {
+                serde_json::from_value::<Plan>(plan).map_err(|error| unfit(error.to_string()))?
+            }
+            None => Plan::entry(&graph, &state).map_err(|error| Unfit(error.to_string()))?,
+        };
+        if plan.version > Plan::VERSION {
+            return Err(unfit(format!(
+                "the checkpoint was written by a newer release (format {}, known is {})",
+                plan.version,
+                Plan::VERSION
+            )));
+        }
+        let mut writes: BTreeMap<String, Vec<Write>> = BTreeMap::new();
+        for write in loaded.writes {
+            writes.entry(write.task.clone()).or_default().push(write);
+        }
+        let since_snapshot = loaded.state.since_snapshot.unwrap_or(loaded.state.step);
+        Ok(Self {
+            shared,
+            graph,
+            state: Arc::new(state),
+            plan,
+            step: loaded.state.step,
+            writes,
+            since_snapshot,
+            changed_since_snapshot,
+            next_snapshot: since_snapshot.max(SNAPSHOT_AFTER),
+            waiting: !loaded.thread.waits.is_empty(),
+            grace,
+        })
+    }
+
+    /// Runs until the lease is given back.
+    pub async fn go(&mut self) -> Result<(), Broken> {
+        loop {
+            if self.shared.controls.cancel.is_cancelled() {
+                return self.cancel(Vec::new()).await;
+            }
+            if self.plan.is_empty() {
+                match self.next_input().await? {
+                    Flow::On => continue,
+                    Flow::Released => return Ok(()),
+                }
+            }
+            if self.shared.controls.drain.is_cancelled() {
+                let mut commit = self.commit();
+                commit.then = Then::Yield;
+                self.shared.commit(commit).await?;
+                return Ok(());
+            }
+            if let Flow::Released = self.superstep().await? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn commit(&self) -> Commit {
+        Commit::on(self.shared.base())
+    }
+
+    /// Nothing is planned: a further input begins the next round, or the thread has ended.
+    async fn next_input(&mut self) -> Result<Flow, Broken> {
+        let input = self
+            .shared
+            .mailbox
+            .lock()
+            .take(|signal| (signal.kind == INPUT).then(|| signal.payload.clone()));
+        let mut commit = self.commit();
+        let Some((input, number)) = input else {
+            let output = self.output();
+            self.end(&mut commit, ThreadStatus::Done, None, output, None);
+            self.land(commit, &[]).await?;
+            self.ended(ThreadStatus::Done);
+            return Ok(Flow::Released);
+        };
+        commit.consumed.push(number);
+        let begun = S::Update::from_json(input)
+            .map_err(|error| chain(&error))
+            .and_then(|update| {
+                let mut changes = Changes::default();
+                changes.add::<S>(&update).map_err(|error| chain(&error))?;
+                Arc::make_mut(&mut self.state).apply(update);
+                let plan =
+                    Plan::entry(&self.graph, &self.state).map_err(|error| error.to_string())?;
+                Ok((changes, plan))
+            });
+        match begun {
+            Ok((changes, plan)) => {
+                self.plan = plan;
+                commit.checkpoint = Some(self.checkpoint(changes, Source::Input));
+                self.land(commit, &[]).await?;
+                Ok(Flow::On)
+            }
+            Err(fault) => {
+                self.fail(commit, &fault, None).await?;
+                Ok(Flow::Released)
+            }
+        }
+    }
+
+    async fn superstep(&mut self) -> Result<Flow, Broken> {
+        let limit = self.graph.recursion_limit;
+        if self.plan.hops >= limit && !self.writes.contains_key(LIMIT) {
+            let mut commit = self.commit();
+            // A retry by hand finds this, and gets as many steps again.
+            commit.writes.push(Write {
+                task: LIMIT.to_owned(),
+                kind: WriteKind::Attempts,
+                name: String::new(),
+                round: 0,
+                value: Value::Null,
+            });
+            let text = format!(
+                "the recursion limit of {limit} supersteps was reached; a loop has no way out, or the limit is too low"
+            );
+            self.fail(commit, &text, None).await?;
+            return Ok(Flow::Released);
+        }
+        if self.writes.contains_key(LIMIT) {
+            self.plan.hops = 0;
+        }
+        if let Flow::Released = self.pause().await? {
+            return Ok(Flow::Released);
+        }
+        let mut tasks = match self.tasks() {
+            Ok(tasks) => tasks,
+            Err(fault) => {
+                let commit = self.commit();
+                self.fail(commit, &fault, None).await?;
+                return Ok(Flow::Released);
+            }
+        };
+        let names: Vec<String> = tasks.iter().map(|task| task.planned.node.clone()).collect();
+        loop {
+            if self.wake(&mut tasks) {
+                self.plan.hops = 0;
+            }
+            self.run_ready(&mut tasks).await?;
+            let settled = tasks
+                .iter()
+                .all(|task| matches!(task.status, Status::Done(_)));
+            if settled {
+                return self.apply(tasks, &names).await;
+            }
+            if self.shared.controls.cancel.is_cancelled() {
+                self.cancel(tasks).await?;
+                return Ok(Flow::Released);
+            }
+            let failure = tasks.iter().find_map(|task| match &task.status {
+                Status::Failed(text) => Some((text.clone(), task.planned.node.clone())),
+                _ => None,
+            });
+            if let Some((text, node)) = failure {
+                let mut commit = self.commit();
+                self.record(&mut tasks, &mut commit);
+                for task in &mut tasks {
+                    if let Status::Failed(_) = task.status {
+                        // A retry by hand has all attempts again.
+                        task.attempts.base = task.attempts.made;
+                        task.memo.lock().flush_memory(&mut commit);
+                        commit
+                            .writes
+                            .push(attempts_write(&task.planned.key, &task.attempts));
+                    }
+                }
+                self.fail(commit, &text, Some(&node)).await?;
+                return Ok(Flow::Released);
+            }
+            if self.wake(&mut tasks) {
+                self.plan.hops = 0;
+                continue;
+            }
+            let waits = self.open_waits(&tasks);
+            let mut commit = self.commit();
+            self.record(&mut tasks, &mut commit);
+            if let Flow::Released = self.suspend(commit, waits, &names).await? {
+                return Ok(Flow::Released);
+            }
+        }
+    }
+
+    /// Gives the lease back, unless there is news.
+    async fn suspend(
+        &mut self,
+        mut commit: Commit,
+        waits: Vec<WaitRecord>,
+        names: &[String],
+    ) -> Result<Flow, Broken> {
+        commit.then = Then::Wait {
+            mail_seen: self.shared.mailbox.lock().seen,
+            wake_at: waits.iter().filter_map(|wait| wait.until).min(),
+        };
+        self.waiting = !waits.is_empty();
+        commit.waits = Some(waits);
+        let receipt = self.land(commit, names).await?;
+        if receipt.released {
+            return Ok(Flow::Released);
+        }
+        if receipt.mail > self.shared.mailbox.lock().seen {
+            self.shared.fetch_mail().await?;
+        }
+        Ok(Flow::On)
+    }
+
+    fn wait_id(&self, space: &str, name: &str, round: u32) -> String {
+        let hash = digest(
+            &[
+                self.shared.thread.as_str(),
+                &self.shared.branch.to_string(),
+                &(self.step + 1).to_string(),
+                space,
+                name,
+                &round.to_string(),
+            ],
+            12,
+        );
+        format!("{}.{hash}", self.shared.branch)
+    }
+
+    /// Commits, with whoever looks on.
+    async fn land(&self, commit: Commit, nodes: &[String]) -> Result<Receipt, Broken> {
+        let shared = &*self.shared;
+        shared.engine.observe(&Point::BeforeCommit {
+            thread: &shared.thread,
+            nodes,
+        });
+        let receipt = shared.commit(commit).await?;
+        shared.engine.observe(&Point::AfterCommit {
+            thread: &shared.thread,
+            nodes,
+        });
+        Ok(receipt)
+    }
+}

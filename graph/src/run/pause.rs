@@ -1,0 +1,92 @@
+//! Stepping by hand: stopping before and after named nodes.
+
+use serde_json::json;
+
+use crate::{
+    checkpoint::{WaitKind, WaitRecord, WriteKind},
+    memo::{Memo, Waiting},
+    state::State,
+    waits::arrival,
+};
+
+use super::{Broken, Flow, Run};
+
+/// The task path of the stops.
+const PAUSE: &str = "~pause";
+
+impl<S: State> Run<S> {
+    /// Stepping by hand: stops before or after named nodes until somebody lets the thread go on.
+    pub(super) async fn pause(&mut self) -> Result<Flow, Broken> {
+        let after = self
+            .plan
+            .pause_after
+            .iter()
+            .map(|node| format!("after:{node}"));
+        let next = self.plan.names();
+        let before = self
+            .graph
+            .pause_before
+            .iter()
+            .filter(|node| next.contains(node))
+            .map(|node| format!("before:{node}"));
+        let stops: Vec<String> = after.chain(before).collect();
+        if stops.is_empty() {
+            return Ok(Flow::On);
+        }
+        let mut memo = Memo::default();
+        for write in self.writes.remove(PAUSE).unwrap_or_default() {
+            memo.restore(&write);
+        }
+        memo.waits = stops
+            .into_iter()
+            .map(|name| Waiting {
+                record: WaitRecord {
+                    id: self.wait_id(PAUSE, &name, 0),
+                    kind: WaitKind::Interrupt,
+                    task: PAUSE.to_owned(),
+                    value: json!({ "next": &next }),
+                    signals: Vec::new(),
+                    children: Vec::new(),
+                    until: None,
+                    name: name.clone(),
+                },
+                space: name,
+                round: 0,
+            })
+            .collect();
+        loop {
+            let mut open = Vec::new();
+            for wait in memo.waits.clone() {
+                if memo.get(WriteKind::Wait, &wait.space, 0).is_some() {
+                    continue;
+                }
+                let answer = self
+                    .shared
+                    .mailbox
+                    .lock()
+                    .take(|signal| arrival(&wait.record, signal));
+                match answer {
+                    Some((value, number)) => {
+                        memo.note(PAUSE, WriteKind::Wait, &wait.space, 0, value, Some(number));
+                        self.plan.hops = 0;
+                    }
+                    None => open.push(wait.record),
+                }
+            }
+            if self.shared.controls.cancel.is_cancelled() {
+                return self.cancel(Vec::new()).await.map(|()| Flow::Released);
+            }
+            let mut commit = self.commit();
+            memo.flush_memory(&mut commit);
+            if open.is_empty() {
+                if commit != self.commit() {
+                    self.land(commit, &[]).await?;
+                }
+                return Ok(Flow::On);
+            }
+            if let Flow::Released = self.suspend(commit, open, &[]).await? {
+                return Ok(Flow::Released);
+            }
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The tasks of one superstep: what is remembered of them, waking them, running them, and keeping what they did.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use crate::{
+    builder::Node,
+    checkpoint::{Commit, WaitKind, WaitRecord, Write, WriteKind},
+    command::{Outcome, Target},
+    memo::{Attempts, Memo, Suspension},
+    plan::Planned,
+    state::{State, Update},
+    waits::{arrival, timer},
+};
+
+use super::{
+    Broken, Run,
+    attempt::{Job, TaskEnd},
+};
+
+/// When a task outlives its siblings by so much, what the siblings did is made durable without waiting for it.
+const OUTLIVES: Duration = Duration::from_millis(100);
+
+pub(super) struct Task<S: State> {
+    pub planned: Planned,
+    pub node: Arc<Node<S>>,
+    pub memo: Arc<Mutex<Memo>>,
+    pub attempts: Attempts,
+    pub status: Status<S>,
+    /// Whether what is to be kept of it is in the database.
+    pub recorded: bool,
+    /// Whether it was finished before this run.
+    pub cached: bool,
+}
+
+pub(super) enum Status<S: State> {
+    Ready,
+    Suspended,
+    RetryAt(jiff::Timestamp),
+    Done(Outcome<S>),
+    Failed(String),
+    Cancelled,
+}
+
+impl<S: State> Run<S> {
+    /// The planned tasks, with what is remembered of them.
+    pub(super) fn tasks(&mut self) -> Result<Vec<Task<S>>, String> {
+        let mut tasks = Vec::new();
+        for planned in self.plan.tasks() {
+            let node = self
+                .graph
+                .nodes
+                .get(&planned.node)
+                .cloned()
+                .ok_or_else(|| {
+                    format!(
+                        "node `{}` is to run next, but graph `{}` has no such node (any more)",
+                        planned.node, self.graph.name
+                    )
+                })?;
+            let mut memo = Memo::default();
+            let mut attempts = Attempts::default();
+            let mut status = Status::Ready;
+            for write in self.writes.remove(&planned.key).unwrap_or_default() {
+                let fault = |error: serde_json::Error| {
+                    format!(
+                        "what task `{}` has written cannot be read: {error}",
+                        planned.key
+                    )
+                };
+                match write.kind {
+                    WriteKind::Step | WriteKind::Wait | WriteKind::Take => memo.restore(&write),
+                    WriteKind::Attempts => {
+                        attempts = serde_json::from_value(write.value).map_err(fault)?;
+                    }
+                    WriteKind::Suspended => {
+                        let stored: Suspension =
+                            serde_json::from_value(write.value).map_err(fault)?;
+                        memo.said = stored.said;
+                        memo.waits = stored.waits;
+                    }
+                    WriteKind::Result => {
+                        if !write.value.is_null() {
+                            let outcome = outcome_from::<S>(write.value).map_err(|error| {
+                                format!(
+                                    "the result of task `{}` cannot be read: {error}",
+                                    planned.key
+                                )
+                            })?;
+                            status = Status::Done(outcome);
+                        }
+                    }
+                }
+            }
+            let recorded = !matches!(status, Status::Ready) || !memo.waits.is_empty();
+            let cached = matches!(status, Status::Done(_));
+            if let Status::Ready = status {
+                if !memo.waits.is_empty() && !memo.is_answered() {
+                    status = Status::Suspended;
+                } else if let Some(at) = attempts.retry_at {
+                    status = Status::RetryAt(at);
+                }
+            }
+            tasks.push(Task {
+                planned,
+                node,
+                memo: Arc::new(Mutex::new(memo)),
+                attempts,
+                status,
+                recorded,
+                cached,
+            });
+        }
+        Ok(tasks)
+    }
+
+    /// Hands signals and times that have come to the tasks that wait for them, in the order of the tasks. Returns whether a
+    /// task can go on.
+    pub(super) fn wake(&self, tasks: &mut [Task<S>]) -> bool {
+        let now = self.shared.now();
+        let mut mailbox = self.shared.mailbox.lock();
+        let mut woken = false;
+        for task in tasks {
+            match task.status {
+                Status::RetryAt(at) if at <= now => {
+                    task.attempts.retry_at = None;
+                    task.status = Status::Ready;
+                    woken = true;
+                }
+                Status::Suspended => {
+                    let mut memo = task.memo.lock();
+                    let waits = memo.waits.clone();
+                    for wait in &waits {
+                        let came = mailbox
+                            .take(|signal| arrival(&wait.record, signal))
+                            .map(|(value, number)| (value, Some(number)))
+                            .or_else(|| {
+                                wait.record
+                                    .until
+                                    .is_some_and(|until| until <= now)
+                                    .then(|| (timer(), None))
+                            });
+                        if let Some((value, number)) = came {
+                            memo.note(
+                                &task.planned.key,
+                                WriteKind::Wait,
+                                &wait.space,
+                                wait.round,
+                                value,
+                                number,
+                            );
+                            task.status = Status::Ready;
+                            woken = true;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        woken
+    }
+
+    /// Runs the tasks that can run, and waits for all of them.
+    pub(super) async fn run_ready(&mut self, tasks: &mut [Task<S>]) -> Result<(), Broken> {
+        let ready: Vec<usize> = (0..tasks.len())
+            .filter(|index| matches!(tasks[*index].status, Status::Ready))
+            .collect();
+        let undone = tasks
+            .iter()
+            .filter(|task| !matches!(task.status, Status::Done(_)))
+            .count();
+        if let [index] = ready[..] {
+            let job = self.job(&tasks[index], undone == 1);
+            let lost = self.shared.controls.lost.clone();
+            let (end, attempts) = tokio::select! {
+                end = job.run() => end,
+                () = lost.cancelled() => return Err(Broken),
+            };
+            return Self::settle(&mut tasks[index], end, attempts);
+        }
+        let slots = Arc::new(tokio::sync::Semaphore::new(self.graph.parallel));
+        let mut running = JoinSet::new();
+        for index in ready {
+            let job = self.job(&tasks[index], false);
+            let slots = slots.clone();
+            running.spawn(async move {
+                // Tasks take their turn in order; the semaphore is never closed.
+                let _slot = slots.acquire_owned().await;
+                (index, job.run().await)
+            });
+        }
+        let mut overdue: Option<tokio::time::Instant> = None;
+        while !running.is_empty() {
+            tokio::select! {
+                joined = running.join_next() => match joined {
+                    Some(Ok((index, (end, attempts)))) => {
+                        Self::settle(&mut tasks[index], end, attempts)?;
+                        overdue.get_or_insert_with(|| tokio::time::Instant::now() + OUTLIVES);
+                    }
+                    Some(Err(error)) => {
+                        tracing::error!(thread = %self.shared.thread, %error, "a task was lost by the runtime");
+                        return Err(Broken);
+                    }
+                    None => {}
+                },
+                () = until(overdue) => {
+                    overdue = None;
+                    let waits = self.open_waits(tasks);
+                    let mut commit = self.commit();
+                    self.record(tasks, &mut commit);
+                    if commit != self.commit() {
+                        self.waiting |= !waits.is_empty();
+                        commit.waits = Some(waits);
+                        self.land(commit, &[]).await?;
+                    }
+                }
+                () = self.shared.controls.lost.cancelled() => return Err(Broken),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn job(&self, task: &Task<S>, alone: bool) -> Job<S> {
+        Job {
+            run: self.shared.clone(),
+            node: task.node.clone(),
+            state: self.state.clone(),
+            key: task.planned.key.clone(),
+            step: self.step + 1,
+            argument: task.planned.argument.clone(),
+            memo: task.memo.clone(),
+            attempts: task.attempts.clone(),
+            alone,
+            may_wait: true,
+            cancel: self.shared.controls.cancel.clone(),
+            grace: self.grace,
+            bound: None,
+        }
+    }
+
+    pub(super) fn settle(task: &mut Task<S>, end: TaskEnd<S>, attempts: Attempts) -> Result<(), Broken> {
+        task.attempts = attempts;
+        task.recorded = false;
+        task.status = match end {
+            TaskEnd::Done(outcome) => Status::Done(outcome),
+            TaskEnd::Suspended => Status::Suspended,
+            TaskEnd::RetryAt(at) => Status::RetryAt(at),
+            TaskEnd::Failed(text) => Status::Failed(text),
+            TaskEnd::Cancelled => Status::Cancelled,
+            TaskEnd::Lost => return Err(Broken),
+        };
+        Ok(())
+    }
+
+    /// Puts into a commit what is to be kept of tasks although the step is not over: results, what suspended tasks have
+    /// learned, and what both have said.
+    pub(super) fn record(&self, tasks: &mut [Task<S>], commit: &mut Commit) {
+        for task in tasks {
+            let mut memo = task.memo.lock();
+            if let Status::Ready = task.status {
+                // Answered, but not run yet.
+                memo.flush_memory(commit);
+                continue;
+            }
+            if task.recorded {
+                continue;
+            }
+            let key = &task.planned.key;
+            match &task.status {
+                Status::Done(outcome) => {
+                    memo.flush_memory(commit);
+                    match outcome_to(outcome) {
+                        Ok(value) => commit.writes.push(write(key, WriteKind::Result, value)),
+                        // The step's own commit says what is wrong with it.
+                        Err(_) => continue,
+                    }
+                }
+                Status::Suspended => memo.flush_memory(commit),
+                Status::RetryAt(_) | Status::Failed(_) => continue,
+                Status::Cancelled => {
+                    memo.flush_memory(commit);
+                    continue;
+                }
+                Status::Ready => {}
+            }
+            memo.flush_said(commit);
+            let suspension = memo.suspension();
+            if suspension != Suspension::default() {
+                let value = serde_json::to_value(suspension).unwrap_or_default();
+                commit.writes.push(write(key, WriteKind::Suspended, value));
+            }
+            drop(memo);
+            task.recorded = true;
+        }
+    }
+
+    pub(super) fn open_waits(&self, tasks: &[Task<S>]) -> Vec<WaitRecord> {
+        let mut waits = Vec::new();
+        for task in tasks {
+            match task.status {
+                Status::Suspended => {
+                    waits.extend(
+                        task.memo
+                            .lock()
+                            .waits
+                            .iter()
+                            .map(|wait| wait.record.clone()),
+                    );
+                }
+                Status::RetryAt(at) => waits.push(WaitRecord {
+                    id: self.wait_id("retry", &task.planned.key, task.attempts.made),
+                    name: "retry".to_owned(),
+                    kind: WaitKind::Timer,
+                    task: task.planned.key.clone(),
+                    value: Value::Null,
+                    signals: Vec::new(),
+                    children: Vec::new(),
+                    until: Some(at),
+                }),
+                _ => {}
+            }
+        }
+        waits
+    }
+}
+
+pub(super) fn write(task: &str, kind: WriteKind, value: Value) -> Write {
+    Write {
+        task: task.to_owned(),
+        kind,
+        name: String::new(),
+        round: 0,
+        value,
+    }
+}
+
+/// Stored under [`WriteKind::Result`].
+#[derive(serde::Serialize, serde::Deserialize)]
+struct StoredOutcome {
+    #[serde(rename = "u", default, skip_serializing_if = "Vec::is_empty")]
+    updates: Vec<Value>,
+    #[serde(rename = "g", default, skip_serializing_if = "Vec::is_empty")]
+    goto: Vec<Target>,
+}
+
+fn outcome_to<S: State>(outcome: &Outcome<S>) -> Result<Value, Box<dyn std::error::Error>> {
+    let mut updates = Vec::new();
+    for update in &outcome.updates {
+        updates.push(Value::Object(update.to_channels()?));
+    }
+    Ok(serde_json::to_value(StoredOutcome {
+        updates,
+        goto: outcome.goto.clone(),
+    })?)
+}
+
+fn outcome_from<S: State>(value: Value) -> Result<Outcome<S>, Box<dyn std::error::Error>> {
+    let stored: StoredOutcome = serde_json::from_value(value)?;
+    let mut updates = Vec::new();
+    for update in stored.updates {
+        updates.push(S::Update::from_json(update)?);
+    }
+    Ok(Outcome {
+        updates,
+        goto: stored.goto,
+    })
+}
+
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

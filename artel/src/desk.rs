@@ -5,8 +5,8 @@ use graph::{Delivered, Engine, EngineError, StartOptions, ThreadFilter, ThreadSt
 use nodes::signal::{self, Message, Order, OrderKind, SecretSet};
 use ports::{
     Answer, Answered, Deployer, Deployment, Event, Failure, FrontDesk, Incoming, JobStatus,
-    PersonId, Plaintext, ProjectId, ProjectRecord, Recorded, ServiceOrder, StatusReport, TaskId,
-    WaitId, threads,
+    NoticeSeverity, PersonId, Plaintext, ProjectId, ProjectRecord, Recorded, ServiceOrder,
+    StatusReport, TaskId, WaitId, threads,
 };
 use secrets::Vault;
 use store::{FindProject, Store};
@@ -15,6 +15,9 @@ use crate::books::Books;
 
 /// The longest message, in bytes.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The stream of notices that are about no project; no project's id looks like it.
+const INSTALLATION: &str = "installation";
 
 /// The front desk.
 pub struct Desk {
@@ -357,6 +360,24 @@ impl FrontDesk for Desk {
             .into_iter()
             .filter(|project| project.status != "archived")
             .collect())
+    }
+
+    async fn notice(
+        &self,
+        severity: NoticeSeverity,
+        fingerprint: &str,
+        text: &str,
+    ) -> ports::Result<()> {
+        let event = Event::AdminNotice {
+            severity,
+            fingerprint: fingerprint.to_owned(),
+            text: self.vault.redactor().redact(text).into_owned(),
+        };
+        let id = format!("notice:{}", uuid::Uuid::now_v7());
+        self.books
+            .write(&id, &Recorded::new(ProjectId::from(INSTALLATION), event))
+            .await?;
+        self.caught_up().await
     }
 }
 

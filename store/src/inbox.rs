@@ -169,6 +169,30 @@ impl Store {
         })
     }
 
+    /// Keeps with an update what was decided about it before it is carried out, so that a second try does the same.
+    pub async fn rewrite_update(&self, front: &str, update_id: i64, raw: &str) -> Result<()> {
+        let rewrite = Query::update()
+            .table("inbox")
+            .value("raw", raw)
+            .and_where(of(front, update_id))
+            .take();
+        self.db.execute(&rewrite).await?;
+        Ok(())
+    }
+
+    /// Puts an update back whose handling was broken off by the end of the program: that was no try.
+    pub async fn release_update(&self, front: &str, update_id: i64) -> Result<()> {
+        let release = Query::update()
+            .table("inbox")
+            .value("attempts", Expr::col("attempts").sub(1_i64))
+            .and_where(of(front, update_id))
+            .and_where(Expr::col("status").eq("new"))
+            .and_where(Expr::col("attempts").gt(0_i64))
+            .take();
+        self.db.execute(&release).await?;
+        Ok(())
+    }
+
     /// Blanks the raw text of an update that carried a secret, once the secret is in the vault.
     pub async fn forget_update(&self, front: &str, update_id: i64) -> Result<()> {
         let forget = Query::update()

@@ -144,6 +144,20 @@ impl Store {
         Ok(())
     }
 
+    /// A part of it was sent: `message_id` names the messages that show it so far, and the caller has another minute for the
+    /// rest. Whoever takes the delivery next finds them in [`Delivery::message_id`].
+    pub async fn delivery_progress(&self, delivery: &Delivery, message_id: &str) -> Result<()> {
+        let progress = Query::update()
+            .table("deliveries")
+            .value("message_id", message_id)
+            .value("lease_ms", self.db.now_ms().add(int(LEASE.as_millis())))
+            .and_where(of(delivery))
+            .and_where(Expr::col("revision").lt(delivery.revision))
+            .take();
+        self.db.execute(&progress).await?;
+        Ok(())
+    }
+
     /// It could not be sent now. The whole chat is left alone until then, so that nothing overtakes it.
     pub async fn retry_delivery(
         &self,

@@ -4,8 +4,8 @@
 use async_trait::async_trait;
 
 use crate::{
-    Answer, Deployment, PersonId, Plaintext, ProjectId, ProjectRecord, Result, StatusReport,
-    TaskId, WaitId,
+    Answer, Deployment, NoticeSeverity, PersonId, Plaintext, ProjectId, ProjectRecord, Result,
+    StatusReport, TaskId, WaitId,
 };
 
 /// Something that a person said.
@@ -100,4 +100,8 @@ pub trait FrontDesk: Send + Sync {
 
     /// All projects but the archived ones, the latest first.
     async fn projects(&self) -> Result<Vec<ProjectRecord>>;
+
+    /// Tells the admins something about the installation itself, such as a front end in trouble. Notices with one fingerprint
+    /// are folded together. The text holds nothing secret.
+    async fn notice(&self, severity: NoticeSeverity, fingerprint: &str, text: &str) -> Result<()>;
 }

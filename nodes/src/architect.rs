@@ -11,6 +11,7 @@ use crate::{
     Crew,
     answers::{Answered, Architecture, ChangePlan},
     ask::{self, Question, Told},
+    developers,
     effect::{Next, Stop, effect},
     job::Job,
     person, plan, prompts, reading, scaffold,
@@ -27,6 +28,7 @@ pub(crate) async fn work(crew: &Crew, job: &mut Job, ctx: &Context) -> Result<Ne
             job.steer(advice);
         }
     }
+    developers::take_wishes(job, ctx).await?;
     let head = open_repository(crew, job, ctx).await?;
     let reading = reading::read(
         crew,

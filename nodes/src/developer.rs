@@ -18,6 +18,15 @@ use crate::{
 /// How many signals are passed over or kept in one go while a worker works.
 const MAX_TAKEN: usize = 50;
 
+/// Failures that another worker of the same installation meets as well, so that its admins are asked at once.
+const INSTALLATION: [&str; 5] = [
+    "agent_missing",
+    "model_unavailable",
+    "no_model",
+    "not_on_tape",
+    "unsupported",
+];
+
 /// How much of a worker's summary is kept, in bytes.
 const SUMMARY_BYTES: usize = 4 * 1024;
 
@@ -51,11 +60,20 @@ pub(crate) fn request_id(ctx: &Context, attempt: u32) -> RequestId {
 
 /// The thread that waits for the result of a request; `None` when the id is not one that [`request_id`] made.
 pub(crate) fn thread_of_request(request: &RequestId) -> Option<String> {
-    // Projects, jobs and tasks are slugs: none holds a dot.
-    let mut parts = request.as_str().split('.');
-    let thread = [parts.next()?, parts.next()?, parts.next()?].join("/");
-    let attempt = parts.next_back()?;
-    attempt.parse::<u32>().is_ok().then_some(thread)
+    // Projects and jobs hold no dot; a task that was started again does (`storage.2`).
+    let (mut thread, attempt) = request.as_str().rsplit_once('.')?;
+    attempt.parse::<u32>().ok()?;
+    if let Some((rest, last)) = thread.rsplit_once('.')
+        && last
+            .strip_prefix('b')
+            .is_some_and(|branch| branch.parse::<u32>().is_ok())
+        && rest.matches('.').count() >= 2
+    {
+        thread = rest;
+    }
+    let (project, rest) = thread.split_once('.')?;
+    let (job, task) = rest.split_once('.')?;
+    Some(format!("{project}/{job}/{task}"))
 }
 
 /// Asks for a worker.
@@ -367,7 +385,9 @@ fn failure_of(crew: &Crew, result: &WorkerResult) -> Failure {
         Some(failure) => {
             let seen = Failure::new(failure.kind.clone(), crew.vault.redact(&failure.message))
                 .evidence(crew.vault.redact(&failure.evidence));
-            if person::is_budget(&seen) || result.status == ResultStatus::Blocked {
+            if INSTALLATION.contains(&failure.kind.as_str()) {
+                seen.actor(Actor::Admin)
+            } else if person::is_budget(&seen) || result.status == ResultStatus::Blocked {
                 seen.actor(Actor::Owner)
             } else {
                 seen
@@ -448,7 +468,8 @@ fn failed(task: &mut Task, failure: Failure) -> Result<Next, Stop> {
     task.failures.push(failure.clone());
     let same = u32::try_from(same + 1).unwrap_or(u32::MAX);
     let at_the_cap = task.tries >= task.policy.max_attempts || same >= task.policy.max_same_failure;
-    if at_the_cap || person::is_budget(&failure) {
+    let hopeless = INSTALLATION.contains(&failure.kind.as_str());
+    if at_the_cap || hopeless || person::is_budget(&failure) {
         return Err(failure.into());
     }
     Ok(Next::Node("developer"))
@@ -469,6 +490,25 @@ fn fingerprint(failure: &Failure) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_leads_back_to_its_thread() {
+        for (request, thread) in [
+            ("p1.job-1.storage.1", Some("p1/job-1/storage")),
+            ("p1.job-12.storage.2.3", Some("p1/job-12/storage.2")),
+            ("p1.job-1.storage.b1.3", Some("p1/job-1/storage")),
+            ("p1.job-1.b1.3", Some("p1/job-1/b1")),
+            ("p1.job-1.storage.2.b4.1", Some("p1/job-1/storage.2")),
+            ("p1.job-1.x", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(
+                thread_of_request(&RequestId::new(request)).as_deref(),
+                thread,
+                "{request}"
+            );
+        }
+    }
 
     #[test]
     fn numbers_and_ids_do_not_make_another_failure() {

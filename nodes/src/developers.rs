@@ -60,7 +60,7 @@ fn with_status(job: &Job, status: TaskStatus) -> impl Iterator<Item = (&TaskId, 
 }
 
 /// Takes what was wished for before, so that the next tasks know it from their first worker on.
-async fn take_wishes(job: &mut Job, ctx: &Context) -> Result<(), Stop> {
+pub(crate) async fn take_wishes(job: &mut Job, ctx: &Context) -> Result<(), Stop> {
     for _ in 0..MAX_TAKEN {
         let what = WaitFor::new().signal(signal::STEER);
         match ctx.try_take("wishes", &what).await? {

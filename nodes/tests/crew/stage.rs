@@ -16,6 +16,9 @@ use crate::world::World;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The name under which stages claim threads.
+const OWNER: &str = "stage";
+
 pub struct Stage {
     pub world: World,
     pub engine: Engine,
@@ -55,6 +58,12 @@ impl Stage {
             builder = builder.observer(observer);
         }
         let engine = builder.build().await.expect("an engine");
+        // Whoever had the stage before is dead, so nobody needs to wait for its leases.
+        engine
+            .checkpointer()
+            .break_leases(OWNER)
+            .await
+            .expect("a store");
         let stop = CancellationToken::new();
         let project = project();
         engine
@@ -70,6 +79,7 @@ impl Stage {
             lease: Duration::from_millis(300),
             poll: Duration::from_millis(20),
             drain: Duration::from_millis(200),
+            owner: OWNER.to_owned(),
             ..ServeOptions::default()
         };
         let serving = engine.clone();

@@ -248,12 +248,9 @@ impl Workers for World {
             return Ok(());
         }
         state.requests.insert(id.clone(), request.clone());
-        let (name, _) = id.rsplit_once('.').expect("an attempt");
-        let (project, thread) = name.split_once('.').expect("a thread");
+        let reply_to = nodes::thread_of_request(&RequestId::new(id.clone())).expect("a thread");
+        let thread = ports::threads::within_project(&reply_to).to_owned();
         let attempt = request.attempt as usize;
-        let thread = thread
-            .replacen("job-1.", "job-1/", 1)
-            .replacen("job-2.", "job-2/", 1);
         let script = state.works.get(&thread).cloned().unwrap_or_default();
         let work = script
             .get(attempt - 1)
@@ -298,7 +295,7 @@ impl Workers for World {
             Work::Held(_) => unreachable!("unpacked"),
         }
         let due = Due {
-            thread: format!("{project}/{thread}"),
+            thread: reply_to,
             kind: ports::RESULT_SIGNAL.to_owned(),
             key: format!("worker:{id}"),
             payload: serde_json::to_value(&result).expect("plain data"),

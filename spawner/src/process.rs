@@ -206,7 +206,11 @@ fn environment(request: &SpawnRequest, key: &str, port: u16) -> Vec<(&'static st
             format!("{}/{}", request.job_id, request.task_id),
         ),
         ("ARTEL_BASE_SHA", request.repository.base_sha.clone()),
-        ("ARTEL_WALL_S", request.limits.wall_s.to_string()),
+        // The limit is kept from outside; the one inside is for what must not wait for ever.
+        (
+            "ARTEL_WALL_S",
+            request.limits.wall_s.saturating_add(5).to_string(),
+        ),
         ("ARTEL_IDLE_S", request.limits.idle_s.to_string()),
         ("OPENAI_BASE_URL", format!("{broker}/v1")),
         ("OPENAI_API_KEY", key.to_owned()),

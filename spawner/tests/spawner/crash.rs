@@ -104,3 +104,29 @@ rm -f beat; git add runs.txt; git commit -qm Finish";
     shutdown.cancel();
     running.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_job_that_spawners_keep_dying_of_becomes_a_dead_letter_and_a_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let bus = transport(&home).await;
+    bus.publish_job(&suite::request("r1")).await.unwrap();
+    // Each of them takes it and is not heard of again.
+    for n in 1..=20 {
+        let taken = bus.next_job(Duration::ZERO).await.unwrap().unwrap();
+        assert_eq!(taken.deliveries, n);
+        bus.release_job(&taken.receipt).await.unwrap();
+    }
+    let models = Arc::new(Models::default());
+    let spawner = Spawner::new(options(&home, confined(), Arc::clone(&bus), models)).unwrap();
+    let running = tokio::spawn(spawner.run(CancellationToken::new()));
+    let result = wait_result(&bus, "r1").await;
+    assert_eq!(result.status, protocol::ResultStatus::Lost);
+    assert_eq!(result.failure.unwrap().kind, spawner::kind::LOST);
+    let letter = until(async || bus.dead_letters(1).await.unwrap().pop()).await;
+    assert!(
+        letter.0.contains("20 times") && letter.1.contains("\"r1\""),
+        "{letter:?}"
+    );
+    running.abort();
+}

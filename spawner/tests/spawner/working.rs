@@ -392,3 +392,15 @@ async fn the_workers_notes_are_not_taken_over() {
     assert_eq!(kind(&result), spawner::kind::CONTENT_REFUSED);
     assert!(result.failure.unwrap().evidence.contains(".artel/TASK.md"));
 }
+
+#[tokio::test]
+async fn tasks_of_the_same_name_in_different_jobs_have_workspaces_of_their_own() {
+    let stage = Stage::new([]).await;
+    assert_succeeded(&stage.run_script(COMMIT).await);
+    let mut other = stage.script("r2", 1, &format!("test ! -e hello.txt; {COMMIT}"));
+    other.job_id = "job-2".into();
+    other.repository.branch = "task/other".into();
+    assert_succeeded(&stage.run(&other).await);
+    spawner::remove_workspaces(&stage.home(), "p").unwrap();
+    assert!(!stage.home().join("workspaces/p").exists());
+}

@@ -371,10 +371,7 @@ pub(crate) fn graph(crew: &Crew) -> Result<CompiledGraph<Job>, CompileError> {
         .goes("zavhoz", ["architect", "devops", person::NODE, END])
         .goes("architect", ["developers", person::NODE, END])
         .goes("developers", ["developers", "devops", person::NODE, END])
-        .goes(
-            "devops",
-            ["devops", "developers", "zavhoz", person::NODE, END],
-        )
+        .goes("devops", ["devops", "developers", person::NODE, END])
         .goes(
             person::NODE,
             ["zavhoz", "architect", "developers", "devops"],

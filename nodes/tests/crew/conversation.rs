@@ -450,7 +450,100 @@ async fn orders_deploy_again_retry_and_cancel() {
         )
         .await;
     stage.said("put away").await;
-    stage
-        .until("the end of the conversation", |_| Some(()))
-        .await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    loop {
+        let thread = stage
+            .engine
+            .thread(stage.project.as_str())
+            .await
+            .expect("a store");
+        if thread.expect("a conversation").status == graph::ThreadStatus::Done {
+            break;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the conversation does not end"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_breaks_down_is_told_and_can_be_tried_again() {
+    let world = one_task();
+    let stage = Stage::new(world.clone(), Policy::default()).await;
+    world.state.lock().port_panics = true;
+    stage.build().await;
+    let said = stage.said("failed").await;
+    assert!(said.contains("broke down"), "{said}");
+    let Event::JobEnded {
+        status, failure, ..
+    } = stage.ended("job-1").await
+    else {
+        panic!()
+    };
+    assert_eq!(status, ports::JobStatus::Failed);
+    assert_eq!(failure.expect("a failure").kind, "thread_failed");
+    world.state.lock().port_panics = false;
+    world.answer(
+        Role::Brainstorm,
+        "conversation",
+        1,
+        json!({"turn": "order", "order": "retry"}),
+    );
+    world
+        .answer(
+            Role::Architect,
+            "job-2",
+            0,
+            crate::stage::architecture(&[task("api", &[])]),
+        )
+        .answer(Role::Reviewer, "job-2/api", 0, crate::stage::approve());
+    stage.say("m2", "try it again").await;
+    stage.said("is live").await;
+}
+
+#[tokio::test]
+async fn a_breaking_change_is_asked_for_as_one_and_a_dropped_one_changes_nothing() {
+    let world = one_task();
+    let mut breaking = change("Rename the path");
+    breaking["change"]["breaking"] = json!(true);
+    world.answer(Role::Brainstorm, "conversation", 1, breaking);
+    let stage = Stage::new(world.clone(), Policy::default()).await;
+    stage.build().await;
+    stage.said("is live").await;
+    stage.say("m2", "Rename /notes to /items").await;
+    let wait = stage.waiting().await;
+    assert_eq!(wait.wait.kind, WaitKind::BreakingChange);
+    assert!(
+        wait.wait.question.contains("rely on"),
+        "{}",
+        wait.wait.question
+    );
+    stage.say("m3", "drop it").await;
+    stage.said("Dropped").await;
+    assert_eq!(
+        closed(&stage.events().await, &wait.wait.id),
+        Some("cancel".to_owned())
+    );
+    assert!(stage.thread_status("job-2").await.is_none());
+}
+
+#[test]
+fn the_picture_shows_the_whole_crew() {
+    let picture = nodes::picture(&one_task().crew(Policy::default())).expect("the graphs compile");
+    let mermaid = picture.to_mermaid();
+    for node in [
+        "brainstorm",
+        "zavhoz",
+        "architect",
+        "developers",
+        "developer",
+        "reviewer",
+        "devops",
+    ] {
+        assert!(mermaid.contains(&format!("\"{node}\"")), "{mermaid}");
+    }
+    assert!(picture.to_svg().starts_with("<svg"));
+    assert!(picture.to_dot().contains("starts tasks"));
 }

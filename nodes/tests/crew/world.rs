@@ -64,6 +64,7 @@ pub struct State {
     pub secrets: BTreeSet<String>,
     pub secret_value: Option<String>,
     pub ports: Vec<u16>,
+    pub port_panics: bool,
     pub report: Option<StatusReport>,
     pub spent: Spent,
 }
@@ -432,6 +433,7 @@ impl Vault for World {
 impl Allocations for World {
     async fn port(&self, _: &ProjectId, avoid: Option<u16>) -> Result<u16> {
         let mut state = self.state.lock();
+        assert!(!state.port_panics, "a defect");
         match state.ports.last().copied() {
             Some(port) if Some(port) != avoid => Ok(port),
             last => {

@@ -11,9 +11,11 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::cgroup::Group;
 use crate::descriptors::{CLOSE_AND_RUN, MemoryFile, highest_inheritable};
 use crate::detect::{bounded_output, find};
 use crate::job::LAUNCHER;
@@ -142,14 +144,30 @@ impl Programs {
         let mut files = vec![MemoryFile::new(&packed)?];
         files.extend(data);
 
-        let mut script = CLOSE_AND_RUN.to_owned();
+        // Root is not counted against a limit of resources; a control group holds for root too.
+        let group = if self.root {
+            Group::new(backstop(job)).ok()
+        } else {
+            None
+        };
+        let mut script = String::new();
+        if let Some(group) = &group {
+            let _ = write!(
+                script,
+                "echo $$ >{} || exit 125; ",
+                group.members().display()
+            );
+        }
+        script.push_str(CLOSE_AND_RUN);
         let _ = write!(script, " 3<{} 4>>{}", files[0].path(), status.path());
         for (index, file) in files[1..].iter().enumerate() {
             let _ = write!(script, " {}<{}", FIRST_DATA_FD + index, file.path());
         }
 
         let mut command = Command::new(&self.shell);
-        command.env_clear().current_dir("/").arg("-c").arg(script);
+        // A group of its own: a terminal's interrupt is for us to act on.
+        command.env_clear().current_dir("/").process_group(0);
+        command.arg("-c").arg(script);
         command.arg("sandbox");
         if let Some(nice) = &self.nice {
             command.arg(nice).args(["-n", "5"]);
@@ -169,17 +187,19 @@ impl Programs {
             status: Some(status),
             files,
             private: None,
+            group,
         })
     }
 
     /// The command with what must be set inside the namespaces: the kernel's own bound on
-    /// processes, as a backstop above the watched one. It does not hold for root outside.
+    /// processes, as a backstop above the watched one. It does not hold for root outside, for whom a
+    /// control group does the same.
     fn inner(&self, job: &Job) -> Vec<OsString> {
-        let backstop = job.limits.pids.saturating_mul(2).saturating_add(16);
+        let backstop = backstop(job);
         let bounded = self.counts_per_namespace && !self.root;
         if job.launcher.is_some() {
             let limits: &[_] = if bounded { &[("nproc", backstop)] } else { &[] };
-            return job.launch_args(limits, Path::to_path_buf);
+            return job.launch_args(limits, &[], Path::to_path_buf);
         }
         let mut inner = Vec::new();
         if bounded && self.prlimit.starts_with("/usr") {
@@ -189,6 +209,11 @@ impl Programs {
         inner.extend(job.argv.iter().cloned());
         inner
     }
+}
+
+/// The kernel's own bound on processes: above the watched one, whose end says why.
+fn backstop(job: &Job) -> u64 {
+    job.limits.pids.saturating_mul(2).saturating_add(16)
 }
 
 /// Mounts, from the system's to the job's; what was generated is returned in the order of its

@@ -44,19 +44,26 @@ impl Programs {
                 writable: false,
             });
         }
-        let mut words = job
-            .launch_args(&[], |guest| place(guest.as_os_str(), &mounts).into())
-            .into_iter()
-            .map(|word| place(&word, &mounts));
-        let program = words.next().unwrap_or_default();
-        let mut command = match &self.setpriv {
+        // The command dies with the launcher, and the launcher with us. What the command starts in
+        // turn is killed when we stop it, but outlives a kill of ours.
+        let dies: Vec<OsString> = match &self.setpriv {
             Some(setpriv) if job.die_with_parent => {
-                let mut command = Command::new(setpriv);
-                command.args(["--pdeathsig", "KILL", "--"]).arg(program);
-                command
+                let flags = ["--pdeathsig", "KILL", "--"].map(OsString::from);
+                [vec![setpriv.clone().into_os_string()], flags.to_vec()].concat()
             }
-            _ => Command::new(program),
+            _ => Vec::new(),
         };
+        let inner = if job.launcher.is_some() {
+            &dies[..]
+        } else {
+            &[]
+        };
+        let words = job.launch_args(&[], inner, |guest| place(guest.as_os_str(), &mounts).into());
+        let mut words = dies
+            .iter()
+            .cloned()
+            .chain(words.into_iter().map(|word| place(&word, &mounts)));
+        let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("LANG", "C.UTF-8").env("USER", "artel");
@@ -79,6 +86,7 @@ impl Programs {
             status: None,
             files: Vec::new(),
             private: Some(private),
+            group: None,
         })
     }
 }

@@ -256,10 +256,11 @@ impl Job {
     pub(crate) fn launch_args(
         &self,
         rlimits: &[(&str, u64)],
+        before_command: &[OsString],
         place: impl Fn(&Path) -> PathBuf,
     ) -> Vec<OsString> {
         let Some(launcher) = &self.launcher else {
-            return self.argv.clone();
+            return [before_command, &self.argv].concat();
         };
         let mut args: Vec<OsString> = vec![LAUNCHER.into()];
         args.extend(launcher.prefix_args.iter().map(OsString::from));
@@ -280,7 +281,8 @@ impl Job {
             args.push(format!("{name}={value}").into());
         }
         args.push("--".into());
-        args.extend(self.argv.iter().cloned());
+        args.extend_from_slice(before_command);
+        args.extend_from_slice(&self.argv);
         args
     }
 }

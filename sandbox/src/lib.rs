@@ -26,6 +26,7 @@
 //! Not for: images, containers, or anything that needs root inside. Nothing here knows what it runs.
 
 mod bubblewrap;
+mod cgroup;
 mod clean;
 mod descriptors;
 mod detect;

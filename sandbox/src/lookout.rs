@@ -1,15 +1,19 @@
 //! Keeps a job's bounds, on a thread of its own.
 //!
-//! A bomb of a thousand processes takes a thousand shares of the processors; the lookout therefore
-//! asks for a larger share than theirs and looks again at once when the machine's number of
-//! threads jumps.
+//! A bomb of a thousand processes takes a thousand shares of the processors. The kernel bounds the
+//! number of processes for everybody but root; run by root, the lookout therefore goes before all
+//! ordinary work, and looks again at once when the machine's number of threads jumps.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
+use crate::detect::find;
 use crate::output::{Shared, elapsed_ms};
 use crate::tree::Tree;
 use crate::{Job, Limits, Reason, disk};
@@ -18,6 +22,8 @@ use crate::{Job, Limits, Reason, disk};
 const GLANCE: Duration = Duration::from_millis(20);
 /// The longest time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
+/// When a job counts as a quiet one.
+const SETTLED: Duration = Duration::from_mins(1);
 /// This many threads more on the machine are reason for a look.
 const JUMP: u64 = 16;
 /// How often the disk is measured.
@@ -89,13 +95,18 @@ struct Watching {
 impl Watching {
     fn watch(mut self, finished: &Receiver<()>) -> Seen {
         // Only root may; for everybody else the kernel itself bounds the number of processes.
-        let _ = rustix::process::setpriority_process(None, -15);
+        let root = rustix::process::geteuid().is_root();
+        if root {
+            hurry(rustix::thread::gettid());
+        }
         let mut looked = Instant::now();
         let mut threads = machine_threads();
         // The first look is at once, so that even a short command is seen.
         let mut pause = Duration::from_millis(2);
         while finished.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-            pause = GLANCE;
+            // What was quiet for a while is a service; it shall not wake the machine so often.
+            let settled = self.started.elapsed() > SETTLED;
+            pause = if settled { LOOK } else { GLANCE };
             let now = machine_threads();
             if now < threads + JUMP && looked.elapsed() < LOOK {
                 threads = threads.min(now);
@@ -105,6 +116,10 @@ impl Watching {
             if let Some(reason) = self.look() {
                 // Said twice, the first one counts: what follows is the kill's doing.
                 self.seen.verdict.get_or_insert(reason);
+                if root && let Some(first) = self.tree.members(2).get(1) {
+                    // It has to run in order to die, and the others live until it does.
+                    hurry(*first);
+                }
                 self.tree.kill();
             }
             looked = Instant::now();
@@ -158,6 +173,23 @@ impl Watching {
         self.measured = Instant::now();
         (used > most).then_some(Reason::Disk)
     }
+}
+
+/// Puts a thread before all ordinary work. That it cannot be is no reason not to watch.
+fn hurry(thread: Pid) {
+    static CHRT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let Some(chrt) = CHRT.get_or_init(|| find("chrt")) else {
+        let _ = rustix::process::setpriority_process(Some(thread), -15);
+        return;
+    };
+    let _ = Command::new(chrt)
+        .args(["--rr", "--pid", "10"])
+        .arg(thread.as_raw_nonzero().to_string())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// Threads of the whole machine; cheap to ask for.

@@ -12,6 +12,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::cgroup::Group;
 use crate::clean::PrivateDirectory;
 use crate::descriptors::MemoryFile;
 use crate::lookout::Lookout;
@@ -21,6 +22,8 @@ use crate::{Error, Job, bubblewrap, spawning};
 
 /// How long after a kill it is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How often a dropped tree is killed again, a twentieth of a second apart.
+const COLLECT: usize = 1200;
 /// How long the last output may take after the end.
 const DRAIN: Duration = Duration::from_secs(2);
 /// Lines that wait for their reader.
@@ -101,6 +104,7 @@ pub(crate) struct Prepared {
     pub status: Option<MemoryFile>,
     pub files: Vec<MemoryFile>,
     pub private: Option<PrivateDirectory>,
+    pub group: Option<Group>,
 }
 
 struct Stop {
@@ -165,6 +169,7 @@ impl Running {
             status: prepared.status,
             _files: prepared.files,
             _private: prepared.private,
+            _group: prepared.group,
         };
         let watcher = tokio::spawn(watch.until_the_end(exit, stops, pump));
         Ok(Self {
@@ -250,15 +255,25 @@ impl Drop for Collected {
     fn drop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(Some(_))) {
             self.tree.kill();
-            // Gone within moments, as a rule; if not, a thread of its own waits for it.
-            let pid = self.tree.root;
+            // Gone within moments, as a rule; a thread of its own waits for it.
+            let tree = self.tree;
             let _ = std::thread::Builder::new()
                 .name("sandbox-collect".into())
-                .spawn(move || {
-                    let _ =
-                        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-                });
+                .spawn(move || collect(tree));
         }
+    }
+}
+
+/// Waits for the root's end, killing again and again, and collects it.
+fn collect(tree: Tree) {
+    use rustix::process::{WaitOptions, waitpid};
+    for _ in 0..COLLECT {
+        // Anything but "not yet" means that there is nothing left to wait for.
+        if !matches!(waitpid(Some(tree.root), WaitOptions::NOHANG), Ok(None)) {
+            return;
+        }
+        tree.kill();
+        std::thread::park_timeout(Duration::from_millis(50));
     }
 }
 
@@ -274,6 +289,8 @@ struct Watch {
     status: Option<MemoryFile>,
     _files: Vec<MemoryFile>,
     _private: Option<PrivateDirectory>,
+    /// Goes after the tree.
+    _group: Option<Group>,
 }
 
 impl Watch {

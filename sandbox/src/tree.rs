@@ -94,26 +94,35 @@ impl Tree {
         }
     }
 
-    /// Kills everybody in the tree. The root stays to be collected.
+    /// Kills everybody in the tree; the root stays to be collected. To be repeated until the root
+    /// has ended: it may be about to make its first child.
     pub(crate) fn kill(self) {
+        if self.confined {
+            // With the first process of the namespace the kernel kills all of it. Bubblewrap ends
+            // when that is done; killed itself, it would say so before.
+            let members = self.members(64);
+            let most = if members.len() > 1 {
+                &members[1..]
+            } else {
+                &members[..]
+            };
+            for pid in most {
+                let _ = kill_process(*pid, Signal::KILL);
+            }
+            return;
+        }
         // Stopped, the root makes no new child between our look and the end.
         let _ = kill_process(self.root, Signal::STOP);
-        if self.confined {
-            for child in self.members(64).into_iter().skip(1) {
-                let _ = kill_process(child, Signal::KILL);
+        for _ in 0..20 {
+            let members = self.members(65_536);
+            if members.len() == 1 {
+                break;
             }
-        } else {
-            for _ in 0..20 {
-                let members = self.members(65_536);
-                if members.len() == 1 {
-                    break;
-                }
-                for pid in members.into_iter().skip(1) {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
+            for pid in members.into_iter().skip(1) {
+                let _ = kill_process(pid, Signal::KILL);
             }
-            let _ = kill_process_group(self.root, Signal::KILL);
         }
+        let _ = kill_process_group(self.root, Signal::KILL);
         let _ = kill_process(self.root, Signal::KILL);
     }
 }

@@ -22,6 +22,8 @@ use crate::{
 pub(crate) type NodeFunction<S> =
     Arc<dyn Fn(Arc<S>, Context) -> BoxFuture<'static, Result<Outcome<S>, NodeError>> + Send + Sync>;
 pub(crate) type Condition<S> = Arc<dyn Fn(&S) -> Goto + Send + Sync>;
+/// The conditional edges of a node, each with its declared targets.
+pub(crate) type Conditions<S> = Vec<(Condition<S>, BTreeSet<String>)>;
 pub(crate) type Output<S> = Arc<dyn Fn(&S) -> Value + Send + Sync>;
 
 /// A name for graphs of a state; see [`Graph::builder`].
@@ -57,7 +59,7 @@ pub(crate) struct Node<S: State> {
     pub edges: Vec<String>,
     /// The joins that wait for this node, by their place in [`Compiled::joins`].
     pub joins: Vec<usize>,
-    pub conditions: Vec<(Condition<S>, BTreeSet<String>)>,
+    pub conditions: Conditions<S>,
     /// Where its commands may go.
     pub goes: BTreeSet<String>,
 }
@@ -75,7 +77,7 @@ pub(crate) struct Compiled<S: State> {
     pub nodes: BTreeMap<String, Arc<Node<S>>>,
     /// What [`START`] leads to: edges and conditions, like a node's.
     pub entry: Vec<String>,
-    pub entry_conditions: Vec<(Condition<S>, BTreeSet<String>)>,
+    pub entry_conditions: Conditions<S>,
     pub joins: Vec<Join>,
     pub on_cancel: Option<String>,
     pub output: Option<Output<S>>,
@@ -364,8 +366,7 @@ impl<S: State> GraphBuilder<S> {
                 edges.entry(from).or_default().push(to);
             }
         }
-        let mut conditions: BTreeMap<String, Vec<(Condition<S>, BTreeSet<String>)>> =
-            BTreeMap::new();
+        let mut conditions: BTreeMap<String, Conditions<S>> = BTreeMap::new();
         for (from, targets, condition) in self.conditions {
             conditions
                 .entry(from)

@@ -97,6 +97,7 @@ impl Context {
     /// Asks something and suspends the thread until the answer has come ([`Engine::answer`](crate::Engine::answer)).
     ///
     /// The same name again in one task is the next question.
+    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
     pub async fn interrupt<A: DeserializeOwned>(
         &self,
         name: &str,
@@ -131,6 +132,7 @@ impl Context {
     /// Suspends the thread until the first of several things comes: the oldest matching signal in the mailbox, or the time.
     ///
     /// The same name again in one task is the next wait. Signals that nobody waits for stay in the mailbox.
+    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
     pub async fn wait_any(&self, name: &str, what: &WaitFor) -> Result<Arrived, NodeError> {
         self.check_name(name)?;
         if what.signals.is_empty() && what.children.is_empty() && what.until.is_none() {
@@ -145,6 +147,7 @@ impl Context {
     }
 
     /// Suspends the thread until that time, by the database's clock.
+    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
     pub async fn sleep_until(&self, name: &str, at: Timestamp) -> Result<(), NodeError> {
         self.check_name(name)?;
         let round = self.inner.memo.lock().round("wait", name);
@@ -154,6 +157,7 @@ impl Context {
     }
 
     /// Like [`Context::wait_any`], but returns at once, with nothing if nothing has come. Remembered too.
+    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
     pub async fn try_take(&self, name: &str, what: &WaitFor) -> Result<Option<Arrived>, NodeError> {
         self.check_name(name)?;
         self.check_run()?;
@@ -234,18 +238,19 @@ impl Context {
             ))
             .fatal());
         }
-        if inner.alone && memo.waits.is_empty() {
-            if let Some((value, consumed)) = self.look(&wait) {
-                memo.note(
-                    &inner.task,
-                    WriteKind::Wait,
-                    &space,
-                    round,
-                    value.clone(),
-                    consumed,
-                );
-                return Ok(value);
-            }
+        if inner.alone
+            && memo.waits.is_empty()
+            && let Some((value, consumed)) = self.look(&wait)
+        {
+            memo.note(
+                &inner.task,
+                WriteKind::Wait,
+                &space,
+                round,
+                value.clone(),
+                consumed,
+            );
+            return Ok(value);
         }
         memo.waits.push(Waiting {
             record: wait,

@@ -132,7 +132,14 @@ impl<S: State> AnyGraph for Compiled<S> {
             tracing::error!(thread = %shared.thread, graph = %shared.graph, error = %fault, "thread failed");
             let mut commit = Commit::on(shared.base());
             let status = ThreadStatus::Failed;
-            end_thread(&shared, &mut commit, status, Some(&fault), Value::Null, None);
+            end_thread(
+                &shared,
+                &mut commit,
+                status,
+                Some(&fault),
+                Value::Null,
+                None,
+            );
             // What goes wrong now is told below.
             let _ = shared.commit(commit).await;
             match shared.take_trouble() {

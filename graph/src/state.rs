@@ -57,6 +57,46 @@ pub enum ChannelError {
 /// A state: made by `#[derive(State)]` on a struct with named fields.
 ///
 /// The struct also needs `Clone` and `Default` (the state before the first update); the fields' types need serde's traits.
+///
+/// An unknown channel or a wrong type is a compile error:
+///
+/// ```
+/// #[derive(Clone, Default, graph::State)]
+/// struct Job {
+///     #[channel(append)]
+///     log: Vec<String>,
+/// }
+/// let update = JobUpdate::default().log(vec!["begun".into()]);
+/// ```
+/// ```compile_fail,E0599
+/// # #[derive(Clone, Default, graph::State)]
+/// # struct Job {
+/// #     #[channel(append)]
+/// #     log: Vec<String>,
+/// # }
+/// let update = JobUpdate::default().lag(vec!["begun".into()]);
+/// ```
+/// ```compile_fail,E0308
+/// # #[derive(Clone, Default, graph::State)]
+/// # struct Job {
+/// #     #[channel(append)]
+/// #     log: Vec<String>,
+/// # }
+/// let update = JobUpdate::default().log(7);
+/// ```
+/// So is a reducer that does not exist, or a state that is not a struct with named fields:
+///
+/// ```compile_fail
+/// #[derive(Clone, Default, graph::State)]
+/// struct Job {
+///     #[channel(prepend)]
+///     log: Vec<String>,
+/// }
+/// ```
+/// ```compile_fail
+/// #[derive(Clone, Default, graph::State)]
+/// struct Job(Vec<String>);
+/// ```
 pub trait State: Clone + Default + Send + Sync + 'static {
     /// The partial update.
     type Update: Update;

@@ -11,7 +11,9 @@ use super::{
     values::{Time, text},
 };
 use crate::{
-    checkpoint::{AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError},
+    checkpoint::{
+        AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError, Write,
+    },
     stored::{self, Fault, int, micros, number},
 };
 
@@ -114,44 +116,40 @@ pub(super) async fn renew(
     Ok(renewed)
 }
 
-/// Not in one transaction: whatever changes meanwhile needs a newer token (and then nothing can be committed on what was
-/// read), or is a signal, which is read with its number in one statement.
-pub(super) async fn break_leases(db: &mut PgConnection, owner: &str) -> Result<u64, Fault> {
-    // The rows are locked in the order of their ids, as everywhere.
-    let broken = sqlx::query(
-        "with held as ( \
-             select thread from graph_thread where owner = $1 and due_at > now() order by id for no key update \
-         ) \
-         update graph_thread t set due_at = now() from held where t.thread = held.thread",
-    )
-    .bind(text(owner))
-    .execute(db)
-    .await?;
-    Ok(broken.rows_affected())
-}
-
+/// One round trip for a thread that has just begun, and one more for each of what there is: checkpoints, pending writes,
+/// signals. Not in one transaction: whatever changes meanwhile needs a newer token (and then nothing can be committed on what
+/// was read), or is a signal, which is read with its number in one statement.
 pub(super) async fn load(db: &mut PgConnection, lease: &Lease) -> Result<Loaded, Fault> {
-    let thread = threads::find(db, &lease.thread)
-        .await?
-        .filter(|thread| thread.holds(lease.token))
-        .ok_or_else(|| StorageError::Fenced {
-            thread: lease.thread.clone(),
-            token: lease.token,
-        })?;
+    let fenced = || StorageError::Fenced {
+        thread: lease.thread.clone(),
+        token: lease.token,
+    };
+    let row = sqlx::query(select_threads!(
+        ", t.last_signal, t.unread, \
+             exists (select 1 from graph_write w where w.thread = t.thread and w.checkpoint = t.checkpoint) \
+         from graph_thread t where t.id = $1 and t.token = $2"
+    ))
+    .bind(text(lease.thread.as_str()))
+    .bind(int(lease.token))
+    .fetch_optional(&mut *db)
+    .await?
+    .ok_or_else(fenced)?;
+    let thread = rows::thread(&row)?;
+    if thread.record.lease.is_none() {
+        return Err(fenced().into());
+    }
     let (branch, checkpoint) = (thread.record.branch, thread.record.checkpoint);
     let state = history::state_on(db, &thread, branch, checkpoint).await?;
-    let writes = sqlx::query(
-        "select task, kind, name, round, value from graph_write where thread = $1 and checkpoint = $2 \
-         order by task collate \"C\", kind, name collate \"C\", round",
-    )
-    .bind(thread.key)
-    .bind(int(checkpoint))
-    .fetch_all(&mut *db)
-    .await?
-    .iter()
-    .map(rows::write)
-    .collect::<Result<_, _>>()?;
-    let (mailbox, mail) = threads::mailbox(db, &lease.thread, 0).await?;
+    let writes = if row.try_get(26)? {
+        writes(db, thread.key, checkpoint).await?
+    } else {
+        Vec::new()
+    };
+    let (mailbox, mail) = if row.try_get::<i32, _>(25)? == 0 {
+        (Vec::new(), number(row.try_get(24)?))
+    } else {
+        threads::mailbox(db, &lease.thread, 0).await?
+    };
     Ok(Loaded {
         state,
         writes,
@@ -160,4 +158,18 @@ pub(super) async fn load(db: &mut PgConnection, lease: &Lease) -> Result<Loaded,
         now: thread.now,
         thread: thread.record,
     })
+}
+
+async fn writes(db: &mut PgConnection, thread: i64, checkpoint: u64) -> Result<Vec<Write>, Fault> {
+    sqlx::query(
+        "select task, kind, name, round, value from graph_write where thread = $1 and checkpoint = $2 \
+         order by task collate \"C\", kind, name collate \"C\", round",
+    )
+    .bind(thread)
+    .bind(int(checkpoint))
+    .fetch_all(db)
+    .await?
+    .iter()
+    .map(rows::write)
+    .collect()
 }

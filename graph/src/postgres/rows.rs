@@ -37,13 +37,6 @@ pub(super) struct Thread {
     pub now: jiff::Timestamp,
 }
 
-impl Thread {
-    /// Whether a lease with this token may write.
-    pub fn holds(&self, token: u64) -> bool {
-        self.token == token && self.record.lease.is_some()
-    }
-}
-
 /// A text column.
 pub(super) fn string(row: &PgRow, index: usize) -> Result<String, Fault> {
     Ok(plain(row.try_get(index)?))

@@ -33,10 +33,15 @@ enum Fault {
 
 impl<S: State> Run<S> {
     /// All tasks are done: applies their writes, plans, commits.
-    pub(super) async fn apply(&mut self, mut tasks: Vec<Task<S>>, names: &[String]) -> Result<Flow, Broken> {
+    pub(super) async fn apply(
+        &mut self,
+        mut tasks: Vec<Task<S>>,
+        names: &[String],
+    ) -> Result<Flow, Broken> {
         // By task path: nodes by name, then sends by index, whatever finished first.
         tasks.sort_by_key(|task| task.planned.order);
-        let applied = self.fold(&tasks);
+        let followed = self.shared.engine.bus.is_followed(&self.shared.thread);
+        let applied = self.fold(&mut tasks, followed);
         let (changes, plan) = match applied {
             Ok(applied) => applied,
             Err(fault) => {
@@ -86,7 +91,9 @@ impl<S: State> Run<S> {
             commit.then = Then::Yield;
         }
         let receipt = self.land(commit, names).await?;
-        self.tell(&tasks);
+        if followed {
+            self.tell(&tasks);
+        }
         if ends {
             self.ended(ThreadStatus::Done);
         }
@@ -98,17 +105,8 @@ impl<S: State> Run<S> {
     }
 
     /// Folds what the tasks handed back into the state, and finds out what comes next.
-    fn fold(&mut self, tasks: &[Task<S>]) -> Result<(Changes, Plan), Fault> {
-        let finished: Vec<Finished<'_, S>> = tasks
-            .iter()
-            .filter_map(|task| match &task.status {
-                Status::Done(outcome) => Some(Finished {
-                    node: &task.planned.node,
-                    outcome,
-                }),
-                _ => None,
-            })
-            .collect();
+    fn fold(&mut self, tasks: &mut [Task<S>], followed: bool) -> Result<(Changes, Plan), Fault> {
+        let finished = finished(tasks);
         conflicts(&finished)?;
         let mut changes = Changes::default();
         for task in &finished {
@@ -124,22 +122,36 @@ impl<S: State> Run<S> {
                     .get(task.node)
                     .is_some_and(|node| !node.conditions.is_empty())
             });
-        let before = needs_before.then(|| self.state.clone());
-        let mut after = self.state.clone();
-        if !needs_before {
-            // Nobody else holds the state now, so it is changed in place.
-            self.state = Arc::new(S::default());
-        }
-        let state = Arc::make_mut(&mut after);
-        for task in &finished {
-            for update in &task.outcome.updates {
+        if needs_before {
+            let before = self.state.clone();
+            let state = Arc::make_mut(&mut self.state);
+            for update in finished.iter().flat_map(|task| &task.outcome.updates) {
                 state.apply(update.clone());
             }
+            let plan = self
+                .plan
+                .next(&self.graph, &finished, Some(&*before), &self.state)?;
+            return Ok((changes, plan));
         }
-        self.state = after;
+        // Nobody else holds the state now, so it changes in place; whoever follows the run gets copies of the updates.
+        let state = Arc::make_mut(&mut self.state);
+        for task in &mut *tasks {
+            let Status::Done(outcome) = &mut task.status else {
+                continue;
+            };
+            if followed {
+                for update in &outcome.updates {
+                    state.apply(update.clone());
+                }
+            } else {
+                for update in std::mem::take(&mut outcome.updates) {
+                    state.apply(update);
+                }
+            }
+        }
         let plan = self
             .plan
-            .next(&self.graph, &finished, before.as_deref(), &self.state)?;
+            .next(&self.graph, &self::finished(tasks), None, &self.state)?;
         Ok((changes, plan))
     }
 
@@ -181,9 +193,6 @@ impl<S: State> Run<S> {
     pub(super) fn tell(&self, tasks: &[Task<S>]) {
         let shared = &*self.shared;
         let bus = &shared.engine.bus;
-        if !bus.is_followed(&shared.thread) {
-            return;
-        }
         for task in tasks {
             let Status::Done(outcome) = &task.status else {
                 continue;
@@ -218,4 +227,17 @@ impl<S: State> Run<S> {
             );
         }
     }
+}
+
+fn finished<S: State>(tasks: &[Task<S>]) -> Vec<Finished<'_, S>> {
+    tasks
+        .iter()
+        .filter_map(|task| match &task.status {
+            Status::Done(outcome) => Some(Finished {
+                node: &task.planned.node,
+                outcome,
+            }),
+            _ => None,
+        })
+        .collect()
 }

@@ -261,6 +261,6 @@ async fn went_idle(context: &Context, limit: Option<Duration>) {
         if idle >= limit {
             return;
         }
-        tokio::time::sleep(limit - idle).await;
+        tokio::time::sleep(limit.saturating_sub(idle)).await;
     }
 }

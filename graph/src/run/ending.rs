@@ -87,7 +87,7 @@ impl<S: State> Run<S> {
             .clone()
             .unwrap_or_else(|| "no reason was given".to_owned());
         let mut commit = self.commit();
-        self.record(&mut tasks, &mut commit);
+        Self::record(&mut tasks, &mut commit);
         let filter = ThreadFilter {
             parent: Some(shared.thread.clone()),
             statuses: vec![
@@ -146,7 +146,11 @@ impl<S: State> Run<S> {
         Ok(())
     }
 
-    pub(super) async fn clean_up(&mut self, node: &Arc<Node<S>>, commit: &mut Commit) -> Result<(), Broken> {
+    pub(super) async fn clean_up(
+        &mut self,
+        node: &Arc<Node<S>>,
+        commit: &mut Commit,
+    ) -> Result<(), Broken> {
         let mut memo = Memo::default();
         for write in self.writes.remove(CLEAN_UP).unwrap_or_default() {
             memo.restore(&write);

@@ -14,7 +14,9 @@ use serde_json::Value;
 
 use crate::{
     builder::Compiled,
-    checkpoint::{Commit, Loaded, Receipt, Source, Then, ThreadStatus, WaitRecord, Write, WriteKind},
+    checkpoint::{
+        Commit, Loaded, Receipt, Source, Then, ThreadStatus, WaitRecord, Write, WriteKind,
+    },
     context::digest,
     observer::Point,
     plan::Plan,
@@ -235,7 +237,7 @@ impl<S: State> Run<S> {
             });
             if let Some((text, node)) = failure {
                 let mut commit = self.commit();
-                self.record(&mut tasks, &mut commit);
+                Self::record(&mut tasks, &mut commit);
                 for task in &mut tasks {
                     if let Status::Failed(_) = task.status {
                         // A retry by hand has all attempts again.
@@ -255,7 +257,7 @@ impl<S: State> Run<S> {
             }
             let waits = self.open_waits(&tasks);
             let mut commit = self.commit();
-            self.record(&mut tasks, &mut commit);
+            Self::record(&mut tasks, &mut commit);
             if let Flow::Released = self.suspend(commit, waits, &names).await? {
                 return Ok(Flow::Released);
             }

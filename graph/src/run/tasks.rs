@@ -210,7 +210,7 @@ impl<S: State> Run<S> {
                     overdue = None;
                     let waits = self.open_waits(tasks);
                     let mut commit = self.commit();
-                    self.record(tasks, &mut commit);
+                    Self::record(tasks, &mut commit);
                     if commit != self.commit() {
                         self.waiting |= !waits.is_empty();
                         commit.waits = Some(waits);
@@ -241,7 +241,11 @@ impl<S: State> Run<S> {
         }
     }
 
-    pub(super) fn settle(task: &mut Task<S>, end: TaskEnd<S>, attempts: Attempts) -> Result<(), Broken> {
+    pub(super) fn settle(
+        task: &mut Task<S>,
+        end: TaskEnd<S>,
+        attempts: Attempts,
+    ) -> Result<(), Broken> {
         task.attempts = attempts;
         task.recorded = false;
         task.status = match end {
@@ -257,7 +261,7 @@ impl<S: State> Run<S> {
 
     /// Puts into a commit what is to be kept of tasks although the step is not over: results, what suspended tasks have
     /// learned, and what both have said.
-    pub(super) fn record(&self, tasks: &mut [Task<S>], commit: &mut Commit) {
+    pub(super) fn record(tasks: &mut [Task<S>], commit: &mut Commit) {
         for task in tasks {
             let mut memo = task.memo.lock();
             if let Status::Ready = task.status {

@@ -8,7 +8,9 @@ use graph::{
 };
 use serde_json::json;
 
-use crate::lab::{Lab, Notes, NotesUpdate, log, notes, promise, run, start, state, thread, thread_as};
+use crate::lab::{
+    Lab, Notes, NotesUpdate, log, notes, promise, run, start, state, thread, thread_as,
+};
 
 fn child(arrived: Arrived) -> ChildEnd {
     match arrived {
@@ -31,16 +33,28 @@ async fn family(lab: &Lab) -> Engine {
             let mut left = vec!["one", "two", "three"];
             let mut lines = Vec::new();
             while !left.is_empty() {
-                let end = child(ctx.wait_any("child", &WaitFor::new().children(left.clone())).await?);
+                let end = child(
+                    ctx.wait_any("child", &WaitFor::new().children(left.clone()))
+                        .await?,
+                );
                 assert_eq!(end.thread.as_str(), format!("t/{}", end.name));
                 left.retain(|name| *name != end.name);
-                lines.push(format!("{} {:?} {} {}", end.name, end.status, end.output, end.error.unwrap_or_default()));
+                lines.push(format!(
+                    "{} {:?} {} {}",
+                    end.name,
+                    end.status,
+                    end.output,
+                    end.error.unwrap_or_default()
+                ));
             }
             lines.sort();
             Ok(NotesUpdate::default().log(lines))
         })
-        .edge(START, "spawn").edge("spawn", "gather").edge("gather", END)
-        .compile().expect("compiles");
+        .edge(START, "spawn")
+        .edge("spawn", "gather")
+        .edge("gather", END)
+        .compile()
+        .expect("compiles");
     let child = notes("child")
         .node("work", |s: Arc<Notes>, ctx: Context| async move {
             match s.log[0].as_str() {
@@ -52,10 +66,17 @@ async fn family(lab: &Lab) -> Engine {
                 _ => Ok(NotesUpdate::default()),
             }
         })
-        .edge(START, "work").edge("work", END)
+        .edge(START, "work")
+        .edge("work", END)
         .output(|s: &Notes| json!(s.log[0]))
-        .compile().expect("compiles");
-    Engine::builder(lab.store.clone()).graph(parent).graph(child).build().await.expect("builds")
+        .compile()
+        .expect("compiles");
+    Engine::builder(lab.store.clone())
+        .graph(parent)
+        .graph(child)
+        .build()
+        .await
+        .expect("builds")
 }
 
 promise! {

@@ -13,9 +13,9 @@ use std::{
 
 use async_trait::async_trait;
 use graph::{
-    Arrived, CompiledGraph, Context, Cursor, END, Engine, Entry, Goto, GraphBuilder,
-    JournalFilter, NodeError, NodeOptions, Observer, Point, RetryPolicy, START, Send,
-    ServeOptions, SqliteCheckpointer, StartOptions, ThreadId, ThreadInfo, ThreadStatus, WaitFor,
+    Arrived, CompiledGraph, Context, Cursor, END, Engine, Entry, Goto, GraphBuilder, JournalFilter,
+    NodeError, NodeOptions, Observer, Point, RetryPolicy, START, Send, ServeOptions,
+    SqliteCheckpointer, StartOptions, ThreadId, ThreadInfo, ThreadStatus, WaitFor,
     checkpoint::{
         Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, HistoryFilter, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
@@ -125,8 +125,14 @@ async fn expect_everything(engine: &Engine) {
     assert_eq!(
         lines,
         [
-            "begin null", "child null", "flaky null", "gather null", "gathered null", "work 1",
-            "work 2", "work 3"
+            "begin null",
+            "child null",
+            "flaky null",
+            "gather null",
+            "gathered null",
+            "work 1",
+            "work 2",
+            "work 3"
         ]
     );
     assert_eq!(said(engine, "t").await, ["thread.done {}"]);
@@ -195,11 +201,7 @@ impl Checkpointer for Faulty {
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
         self.inner.claim(request).await
     }
-    async fn renew(
-        &self,
-        leases: &[Lease],
-        lease: Duration,
-    ) -> Result<Vec<Renewed>, StorageError> {
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
         self.inner.renew(leases, lease).await
     }
     async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
@@ -352,7 +354,9 @@ async fn victim() {
         .ok()
         .and_then(|text| text.parse().ok())
         .expect("a number");
-    let store = SqliteCheckpointer::open(Path::new(&path)).await.expect("opens");
+    let store = SqliteCheckpointer::open(Path::new(&path))
+        .await
+        .expect("opens");
     let (main, child) = everything();
     let engine = Engine::builder(Arc::new(store))
         .graph(main.compile().expect("compiles"))

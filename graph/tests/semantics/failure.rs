@@ -234,7 +234,7 @@ promise! {
 
 promise! {
     async fn a_long_interval_is_a_timer_and_not_a_held_lease(lab) {
-        let policy = RetryPolicy::default().first_interval(Duration::from_secs(3600)).ceiling(Duration::from_secs(3600)).jitter(false);
+        let policy = RetryPolicy::default().first_interval(Duration::from_hours(1)).ceiling(Duration::from_hours(1)).jitter(false);
         let engine = lab.notes(
             notes("g")
                 .node_with("a", NodeOptions::default().retry(policy), |_, _| async {
@@ -299,8 +299,10 @@ fn good_and_bad(good: Count, bad: Count, until: usize) -> GraphBuilder<Notes> {
                 Ok(log("bad"))
             }
         })
-        .edge(START, "good").edge(START, "bad")
-        .edge("good", END).edge("bad", END)
+        .edge(START, "good")
+        .edge(START, "bad")
+        .edge("good", END)
+        .edge("bad", END)
 }
 
 promise! {
@@ -433,7 +435,8 @@ fn worker(started: Arc<Notify>) -> GraphBuilder<Notes> {
             ctx.emit("s", "cleaned up", &s.log.len())?;
             Ok(log("stopped"))
         })
-        .edge(START, "work").edge("work", END)
+        .edge(START, "work")
+        .edge("work", END)
         .on_cancel("stopped")
 }
 

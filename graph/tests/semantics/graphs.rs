@@ -44,8 +44,14 @@ fn everything_that_is_wrong_with_a_graph_is_named_at_once() {
         Fault::Unreachable("island".into()),
         Fault::NoWayOut("loop".into()),
     ] {
-        assert!(faults.contains(&expected), "{expected} is not in {faults:?}");
-        assert!(text.contains(&expected.to_string()), "{expected} is not in {text}");
+        assert!(
+            faults.contains(&expected),
+            "{expected} is not in {faults:?}"
+        );
+        assert!(
+            text.contains(&expected.to_string()),
+            "{expected} is not in {text}"
+        );
     }
     assert!(
         faults
@@ -154,7 +160,10 @@ fn a_graph_is_drawn_as_mermaid() {
 fn a_graph_is_drawn_as_dot() {
     let dot = drawn().to_dot();
     assert!(dot.starts_with("digraph \"a <drawing>\" {\n"), "{dot}");
-    assert!(dot.contains("\"review\" -> \"write\" [style=dashed];"), "{dot}");
+    assert!(
+        dot.contains("\"review\" -> \"write\" [style=dashed];"),
+        "{dot}"
+    );
     assert!(dot.contains("\"write\" -> \"both\";"), "{dot}");
 }
 
@@ -165,7 +174,10 @@ fn a_graph_is_drawn_as_svg_with_every_node_and_edge() {
     for node in ["start", "write", "review", "both", "stopped", "end"] {
         assert!(svg.contains(&format!(">{node}</text>")), "{node}: {svg}");
     }
-    assert_eq!(svg.matches("marker-end").count(), drawn().shape().edges.len());
+    assert_eq!(
+        svg.matches("marker-end").count(),
+        drawn().shape().edges.len()
+    );
     assert!(svg.ends_with("</svg>\n"));
 }
 

@@ -98,7 +98,7 @@ promise! {
         // Something comes while it waits.
         let before = Instant::now();
         let (waited, ()) = tokio::join!(
-            journal.changed(Cursor::START, Duration::from_secs(60)),
+            journal.changed(Cursor::START, Duration::from_mins(1)),
             async {
                 takes(20).await;
                 engine.start("t", "g", &(), StartOptions::default()).await.expect("starts");
@@ -109,7 +109,7 @@ promise! {
         assert!(before.elapsed() < Duration::from_millis(900), "{:?}", before.elapsed());
         // Something is there already.
         let before = Instant::now();
-        journal.changed(Cursor::START, Duration::from_secs(60)).await.expect("reads");
+        journal.changed(Cursor::START, Duration::from_mins(1)).await.expect("reads");
         assert!(before.elapsed() < Duration::from_millis(500));
     }
 }
@@ -122,7 +122,7 @@ promise! {
         let journal = reader.journal();
         let before = Instant::now();
         let (waited, ()) = tokio::join!(
-            journal.changed(Cursor::START, Duration::from_secs(60)),
+            journal.changed(Cursor::START, Duration::from_mins(1)),
             async { takes(20).await; start_as(&writer, "t").await; }
         );
         waited.expect("reads");

@@ -13,8 +13,8 @@ use std::{
 
 use graph::{
     CompiledGraph, Context, Cursor, Engine, Entry, Graph, GraphBuilder, JournalFilter,
-    MemoryCheckpointer, NodeError, ServeOptions, State, StartOptions,
-    ThreadInfo, ThreadStatus, checkpoint::Checkpointer,
+    MemoryCheckpointer, NodeError, ServeOptions, StartOptions, State, ThreadInfo, ThreadStatus,
+    checkpoint::Checkpointer,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;

@@ -13,8 +13,8 @@ use graph::{
 use tokio::sync::Notify;
 
 use crate::lab::{
-    Count, Lab, Notes, NotesUpdate, eventually, log, notes, options, promise, run, said, says, serve,
-    start, start_and_run, start_as, state, takes, thread, until_status,
+    Count, Lab, Notes, NotesUpdate, eventually, log, notes, options, promise, run, said, says,
+    serve, start, start_and_run, start_as, state, takes, thread, until_status,
 };
 
 /// Tells that it has started, and waits to be let go.
@@ -30,7 +30,9 @@ fn held(started: Arc<Notify>, go: Arc<Notify>) -> GraphBuilder<Notes> {
             }
         })
         .node("b", |_, _| says("b"))
-        .edge(START, "a").edge("a", "b").edge("b", END)
+        .edge(START, "a")
+        .edge("a", "b")
+        .edge("b", END)
 }
 
 promise! {
@@ -66,7 +68,7 @@ async fn steal(lab: &Lab) -> Lease {
                 owner: "thief",
                 graphs: &["g".to_owned()],
                 limit: 1,
-                lease: Duration::from_secs(60),
+                lease: Duration::from_mins(1),
             })
             .await
             .expect("claims");
@@ -111,7 +113,7 @@ promise! {
                 .edge(START, "a").edge("a", END),
         ).await;
         // Nothing is polled for a minute: only being woken helps.
-        let server = serve(&engine, ServeOptions { poll: Duration::from_secs(60), ..options() });
+        let server = serve(&engine, ServeOptions { poll: Duration::from_mins(1), ..options() });
         start(&engine).await;
         until_status(&engine, "t", ThreadStatus::Waiting).await;
         let before = Instant::now();

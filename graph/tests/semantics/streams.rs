@@ -11,7 +11,11 @@ use crate::lab::{Count, Notes, log, notes, promise, run, start, start_and_run, t
 fn short(item: &StreamItem) -> String {
     match &item.kind {
         StreamKind::Values(values) => format!("{} values {}", item.step, values["log"]),
-        StreamKind::Updates { node, update, cached } => {
+        StreamKind::Updates {
+            node,
+            update,
+            cached,
+        } => {
             let cached = if *cached { " cached" } else { "" };
             format!("{} {node} {update}{cached}", item.step)
         }
@@ -30,7 +34,10 @@ fn graph() -> graph::GraphBuilder<Notes> {
         })
         .node("b", |_, _| async { Ok(log("b")) })
         .node("c", |_, _| async { Ok(()) })
-        .edge(START, "a").edge(START, "b").join(["a", "b"], "c").edge("c", END)
+        .edge(START, "a")
+        .edge(START, "b")
+        .join(["a", "b"], "c")
+        .edge("c", END)
 }
 
 promise! {

@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::sync::Barrier;
 
 use crate::lab::{
-    Count, Notes, NotesUpdate, Peak, log, notes, promise, run, says, start, start_and_run, state, takes,
-    thread,
+    Count, Notes, NotesUpdate, Peak, log, notes, promise, run, says, start, start_and_run, state,
+    takes, thread,
 };
 
 promise! {

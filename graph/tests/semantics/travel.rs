@@ -28,7 +28,10 @@ fn line(count: &Count) -> GraphBuilder<Notes> {
             }
         })
         .node("c", node("c"))
-        .edge(START, "a").edge("a", "b").edge("b", "c").edge("c", END)
+        .edge(START, "a")
+        .edge("a", "b")
+        .edge("b", "c")
+        .edge("c", END)
 }
 
 promise! {

@@ -291,7 +291,7 @@ promise! {
                     async move {
                         counted.up();
                         let wait = WaitFor::new().signal("x").signal("y")
-                            .until(Timestamp::now() + jiff::SignedDuration::from_secs(3600));
+                            .until(Timestamp::now() + jiff::SignedDuration::from_hours(1));
                         let first = signal(ctx.wait_any("first", &wait).await?);
                         // A second wait makes the node run again: the first one returns what it returned.
                         let second = signal(ctx.wait_any("second", &WaitFor::new().signal("x")).await?);
@@ -332,7 +332,7 @@ promise! {
         ).await;
         start(&engine).await;
         // It is not polling that finds the time: nothing is polled here for a minute.
-        let server = serve(&engine, graph::ServeOptions { poll: Duration::from_secs(60), ..options() });
+        let server = serve(&engine, graph::ServeOptions { poll: Duration::from_mins(1), ..options() });
         until_status(&engine, "t", ThreadStatus::Waiting).await;
         let waiting = thread(&engine).await;
         assert!(waiting.wake_at.is_some());

@@ -78,18 +78,21 @@ impl LocalDeployer {
     /// Looks at every project: starts supervisors that died, and services that should run. Called
     /// when the program starts.
     pub async fn reconcile(&self) -> Vec<(ProjectId, Reconciled)> {
-        let mut found = Vec::new();
+        let mut looking = tokio::task::JoinSet::new();
         let entries = std::fs::read_dir(Layout::all(&self.options.home));
         for entry in entries.into_iter().flatten().flatten() {
             let Some(project) = entry.file_name().to_str().map(ProjectId::from) else {
                 continue;
             };
-            let outcome = match self.reconcile_one(&project).await {
-                Ok(outcome) => outcome,
-                Err(failure) => Reconciled::Failed(failure),
-            };
-            found.push((project, outcome));
+            // One project that is busy for minutes does not keep the others waiting.
+            let deployer = self.clone();
+            looking.spawn(async move {
+                let outcome = deployer.reconcile_one(&project).await;
+                (project, outcome.unwrap_or_else(Reconciled::Failed))
+            });
         }
+        let mut found = looking.join_all().await;
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
         found
     }
 

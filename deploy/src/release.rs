@@ -114,6 +114,20 @@ pub(crate) fn prune(layout: &Layout, state: &mut State) {
         let _ = remove_directory(&layout.run(number));
         state.releases.retain(|release| release.number != number);
     }
+    // Files of orders that were interrupted before they were written down.
+    for entry in std::fs::read_dir(layout.releases())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let known = state
+            .releases
+            .iter()
+            .any(|release| layout.tree(release.number, &release.sha) == entry.path());
+        if !known {
+            let _ = remove_directory(&entry.path());
+        }
+    }
 }
 
 /// Where files are put, with an index of its own.

@@ -291,3 +291,71 @@ async fn a_supervisor_killed_in_the_middle_of_a_deploy_is_replaced() {
     };
     let _ = until(5, || get(port, "/"), |seen| seen.as_deref() == Ok(expected)).await;
 }
+
+#[tokio::test]
+async fn a_deployer_killed_at_any_point_leaves_an_order_that_can_be_finished() {
+    let world = World::new();
+    let (one, two, port) = (
+        world.commit("one", &[]),
+        world.commit("two", &[]),
+        free_port(),
+    );
+    let first = world.order("k1", &one, port);
+    world.deployer.deploy(&first).await.expect("deployed");
+    let order = world.order("k2", &two, port);
+    let text = serde_json::to_string(&order).expect("JSON");
+    for after_ms in [5, 20, 40, 60, 80, 110, 150, 200] {
+        let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_deploy-process"))
+            .arg("order")
+            .arg(world.home.path())
+            .arg(&text)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("started");
+        tokio::time::sleep(std::time::Duration::from_millis(after_ms)).await;
+        process.kill().expect("killed");
+        process.wait().expect("collected");
+        let seen = get(port, "/").expect("one of them answers");
+        assert!(seen == "one" || seen == "two", "{seen}");
+    }
+    let deployment = world.deployer.deploy(&order).await.expect("deployed");
+    assert_eq!(
+        (deployment.release, deployment.status),
+        (2, DeploymentStatus::Live)
+    );
+    assert_eq!(get(port, "/"), Ok("two".to_owned()));
+    let releases = std::fs::read_dir(world.folder().join("releases"));
+    assert_eq!(releases.expect("listed").count(), 2);
+}
+
+#[tokio::test]
+async fn without_confinement_the_service_dies_with_its_supervisor_too() {
+    let world = World::unconfined();
+    let (sha, port) = (world.commit("one", &[]), free_port());
+    let order = world.order("k1", &sha, port);
+    world.deployer.deploy(&order).await.expect("deployed");
+    let python = service_process(&world);
+    kill(world.supervisor_pid());
+    let process = std::path::PathBuf::from(format!("/proc/{python}/exe"));
+    until(5, || process.read_link().is_ok(), |there| !there).await;
+    let found = world.deployer.reconcile().await;
+    assert_eq!(found, [(project("p1"), Reconciled::Started)]);
+    let _ = until(5, || get(port, "/"), |seen| seen.as_deref() == Ok("one")).await;
+}
+
+/// The process whose working directory is the release.
+fn service_process(world: &World) -> u32 {
+    let releases = world.folder().join("releases");
+    std::fs::read_dir("/proc")
+        .expect("proc")
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .find(|pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let there = std::fs::read_link(format!("/proc/{pid}/cwd"))
+                .is_ok_and(|cwd| cwd.starts_with(&releases));
+            let line = String::from_utf8_lossy(&line);
+            there && line.contains("service.py") && !line.contains("launch")
+        })
+        .expect("the service runs")
+}

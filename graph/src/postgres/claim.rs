@@ -119,6 +119,20 @@ pub(super) async fn renew(
 /// One round trip for a thread that has just begun, and one more for each of what there is: checkpoints, pending writes,
 /// signals. Not in one transaction: whatever changes meanwhile needs a newer token (and then nothing can be committed on what
 /// was read), or is a signal, which is read with its number in one statement.
+pub(super) async fn break_leases(db: &mut PgConnection, owner: &str) -> Result<u64, Fault> {
+    // The rows are locked in the order of their ids, as everywhere.
+    let broken = sqlx::query(
+        "with held as ( \
+             select thread from graph_thread where owner = $1 and due_at > now() order by id for no key update \
+         ) \
+         update graph_thread t set due_at = now() from held where t.thread = held.thread",
+    )
+    .bind(text(owner))
+    .execute(db)
+    .await?;
+    Ok(broken.rows_affected())
+}
+
 pub(super) async fn load(db: &mut PgConnection, lease: &Lease) -> Result<Loaded, Fault> {
     let fenced = || StorageError::Fenced {
         thread: lease.thread.clone(),

@@ -334,3 +334,25 @@ pub enum EngineError {
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_with_its_causes() {
+        let error =
+            NodeError::from(std::io::Error::other("the disk is full")).context("writing the plan");
+        assert_eq!(error.to_string(), "writing the plan: the disk is full");
+        assert!(error.downcast_ref::<std::io::Error>().is_some());
+        assert!(error.downcast_ref::<fmt::Error>().is_none());
+        assert!(error.is_failure() && !error.is_fatal());
+        assert!(error.fatal().context("again").is_fatal());
+    }
+
+    #[test]
+    fn a_suspension_stays_one_whatever_is_said_about_it() {
+        let error = NodeError::suspended().context("x").fatal();
+        assert!(error.is_suspended() && !error.is_failure() && !error.is_fatal());
+    }
+}

@@ -130,3 +130,21 @@ impl fmt::Display for IdempotencyKey {
         f.write_str(&self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_named_after_its_parent() {
+        assert_eq!(ThreadId::from("job:1").child("t1").as_str(), "job:1/t1");
+    }
+
+    #[test]
+    fn ids_that_cannot_be_are_told() {
+        assert_eq!(ThreadId::from("job:1").fault(), None);
+        assert!(ThreadId::from("").fault().is_some());
+        assert!(ThreadId::from("a\nb").fault().is_some());
+        assert!(ThreadId::from("x".repeat(513)).fault().is_some());
+    }
+}

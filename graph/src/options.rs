@@ -140,3 +140,37 @@ impl NodeOptions {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_grow_to_the_ceiling() {
+        let policy = RetryPolicy::default().jitter(false);
+        let seconds: Vec<f64> = (1..=10)
+            .map(|attempt| policy.interval(attempt).as_secs_f64())
+            .collect();
+        assert_eq!(
+            seconds,
+            [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 128.0]
+        );
+        assert_eq!(policy.interval(u32::MAX), Duration::from_secs(128));
+    }
+
+    #[test]
+    fn jitter_takes_at_most_half_off() {
+        let policy = RetryPolicy::default();
+        for _ in 0..1000 {
+            let interval = policy.interval(3).as_secs_f64();
+            assert!((1.0..=2.0).contains(&interval), "{interval}");
+        }
+    }
+
+    #[test]
+    fn a_predicate_cannot_allow_what_is_fatal() {
+        let policy = RetryPolicy::default().when(|_| true);
+        assert!((policy.retryable)(&NodeError::msg("x")));
+        assert!(!(policy.retryable)(&NodeError::msg("x").fatal()));
+    }
+}

@@ -317,3 +317,35 @@ pub(crate) fn conflicts<S: State>(finished: &[Finished<'_, S>]) -> Result<(), Pl
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_plan_is_small_in_a_checkpoint() {
+        let plan = Plan {
+            version: Plan::VERSION,
+            nodes: BTreeSet::from(["work".to_owned()]),
+            hops: 7,
+            ..Plan::default()
+        };
+        assert_eq!(
+            serde_json::to_value(&plan).expect("is JSON"),
+            json!({"v": 1, "t": ["work"], "c": 7})
+        );
+    }
+
+    #[test]
+    fn a_plan_of_the_first_release_can_be_read() {
+        let stored = json!({
+            "v": 1, "t": ["b"], "s": [{"n": "work", "a": {"x": 1}}], "j": {"a+b>c": ["a"]}, "d": ["last"], "a": ["b"], "c": 3
+        });
+        let plan: Plan = serde_json::from_value(stored.clone()).expect("is a plan");
+        assert_eq!(plan.names(), ["work", "b"]);
+        assert_eq!(plan.tasks()[0].key, "0:work");
+        assert_eq!(serde_json::to_value(&plan).expect("is JSON"), stored);
+    }
+}

@@ -283,6 +283,40 @@ pub async fn an_expired_lease_that_nobody_took_still_counts(lab: &Lab) {
     assert!(lab.idle("t").await);
 }
 
+/// All of one owner, none of another's; whoever held them is fenced off by the next claim, and counts as dead.
+pub async fn broken_leases_are_claimed_at_once(lab: &Lab) {
+    lab.create("a").await;
+    lab.create("b").await;
+    lab.create("other").await;
+    let dead = [lab.claim("a").await.lease, lab.claim("b").await.lease];
+    let other = ClaimRequest {
+        owner: "other",
+        graphs: &["other".to_owned()],
+        limit: 1,
+        lease: LONG,
+    };
+    let other = lab.db.claim(other).await.expect("claims").claims.remove(0);
+    let asleep = lab.running("asleep").await;
+    let commit = Commit {
+        then: Then::Wait {
+            mail_seen: 0,
+            wake_at: None,
+        },
+        ..Commit::on(0)
+    };
+    lab.commit(&asleep, commit).await;
+    assert_eq!(lab.db.break_leases("lab").await.expect("breaks"), 2);
+    assert_eq!(lab.db.break_leases("nobody").await.expect("breaks"), 0);
+    assert!(lab.idle("asleep").await, "it had no lease");
+    assert!(lab.idle("other").await, "its owner lives");
+    lab.commit(&other.lease, Commit::on(0)).await;
+    for (id, dead) in ["a", "b"].into_iter().zip(dead) {
+        let claim = lab.claim(id).await;
+        assert_eq!(claim.takeovers, 1);
+        assert_fenced(lab.db.commit(&dead, Commit::on(0)).await, &dead);
+    }
+}
+
 /// A thread that waits for a time is due then, not before; the claimer is told when to look again.
 pub async fn a_timer_wakes_by_the_clock_of_the_database(lab: &Lab) {
     let lease = lab.running("t").await;

@@ -73,6 +73,7 @@ macro_rules! checkpointer_conformance {
             claims::progress_forgets_the_takeovers,
             claims::a_renewed_lease_is_kept_and_a_lost_one_is_said_to_be_lost,
             claims::an_expired_lease_that_nobody_took_still_counts,
+            claims::broken_leases_are_claimed_at_once,
             claims::a_timer_wakes_by_the_clock_of_the_database,
             claims::a_yielded_thread_is_due_at_once,
             claims::loading_needs_the_lease,

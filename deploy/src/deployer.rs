@@ -23,6 +23,8 @@ use crate::{checks, failures, log, release};
 
 /// How long a supervisor may take until it can be told something.
 const AWAKE: Duration = Duration::from_secs(15);
+/// How often a new supervisor tries to get its port.
+const PORT_TRIES: u32 = 4;
 /// How long a live service may take to answer its health check when it is asked how it is.
 const PULSE: Duration = Duration::from_secs(3);
 
@@ -184,6 +186,7 @@ impl LocalDeployer {
         }
         let mut child = self.spawn_supervisor(layout, project, port)?;
         let until = tokio::time::Instant::now() + AWAKE;
+        let mut refused = 1;
         loop {
             if control::tell(layout, &Order::Status).await.is_ok() {
                 return Ok(());
@@ -192,9 +195,20 @@ impl LocalDeployer {
             if let Some(status) = ended {
                 let code = status.code().and_then(|code| u8::try_from(code).ok());
                 match code {
-                    Some(EXIT_PORT_TAKEN) => return Err(failures::port_taken(port)),
-                    // Somebody else's, about to listen; or one that does not.
-                    Some(EXIT_ALREADY) if tokio::time::Instant::now() < until => {}
+                    // The port of a supervisor that was killed is free in a moment.
+                    Some(EXIT_PORT_TAKEN) if refused == PORT_TRIES => {
+                        return Err(failures::port_taken(port));
+                    }
+                    Some(EXIT_PORT_TAKEN) => {
+                        refused += 1;
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        child = self.spawn_supervisor(layout, project, port)?;
+                    }
+                    // Another one is about to listen, or a killed one is not quite dead.
+                    Some(EXIT_ALREADY) if tokio::time::Instant::now() < until => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        child = self.spawn_supervisor(layout, project, port)?;
+                    }
                     _ => {
                         let said = log::last_lines(&layout.supervisor_log(), 5).unwrap_or_default();
                         let message = format!("the service's supervisor ended at once ({status})");

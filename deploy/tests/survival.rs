@@ -46,6 +46,32 @@ async fn a_killed_supervisor_is_found_and_started_again() {
 }
 
 #[tokio::test]
+async fn supervisors_killed_one_after_another_are_each_replaced_at_once() {
+    let world = World::new();
+    let (sha, port) = (world.commit("one", &[]), free_port());
+    let order = world.order("k1", &sha, port);
+    world.deployer.deploy(&order).await.expect("deployed");
+    for _ in 0..4 {
+        kill(world.supervisor_pid());
+        // Not even waiting for its death.
+        let found = until_started(&world).await;
+        assert_eq!(found, [(project("p1"), Reconciled::Started)]);
+        let _ = until(5, || get(port, "/"), |seen| seen.as_deref() == Ok("one")).await;
+    }
+}
+
+/// What the first look finds that does not still see the old supervisor.
+async fn until_started(world: &World) -> Vec<(ports::ProjectId, Reconciled)> {
+    for _ in 0..100 {
+        let found = world.deployer.reconcile().await;
+        if found != [(project("p1"), Reconciled::Running)] {
+            return found;
+        }
+    }
+    panic!("it is still alive");
+}
+
+#[tokio::test]
 async fn a_service_that_dies_is_started_again() {
     let world = World::new();
     let (sha, port) = (world.commit("one", &[]), free_port());

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use figment::providers::{Format, Serialized, Toml};
+use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use ports::Plaintext;
@@ -164,6 +164,16 @@ impl Layer {
         }
     }
 
+    fn defaults() -> Self {
+        Self {
+            name: "default".to_owned(),
+            values: settings::all()
+                .filter(|setting| !setting.default.is_empty())
+                .map(|setting| (setting.name.to_owned(), setting.default.to_owned()))
+                .collect(),
+        }
+    }
+
     fn dotenv(path: &Path) -> Result<Option<Self>, Error> {
         if !path.is_file() {
             return Ok(None);
@@ -246,11 +256,7 @@ impl Config {
             folder.join(home)
         };
 
-        let defaults: Dict = settings::all()
-            .filter(|setting| !setting.default.is_empty())
-            .map(|setting| (setting.name.to_lowercase(), Value::from(setting.default)))
-            .collect();
-        let mut figment = Figment::from(Serialized::globals(defaults));
+        let mut figment = Figment::from(Layer::defaults());
         for layer in [toml_layer(&home.join("artel.toml"))?, local_toml]
             .into_iter()
             .flatten()
@@ -460,9 +466,6 @@ impl Reader<'_> {
                 || "default".to_owned(),
                 |metadata| match &metadata.source {
                     Some(figment::Source::File(path)) => path.display().to_string(),
-                    _ if metadata.name.contains("Dict") || metadata.name.contains("BTreeMap") => {
-                        "default".to_owned()
-                    }
                     _ => metadata.name.to_string(),
                 },
             )
@@ -534,5 +537,78 @@ impl Reader<'_> {
                 },
             )?
             .unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(files: &[(&str, &str)]) -> Result<Config, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(
+                folder.path().join(name),
+                text.replace("FOLDER", &folder.path().display().to_string()),
+            )
+            .unwrap();
+        }
+        Config::load(folder.path())
+    }
+
+    /// Tests run with whatever environment there is; these settings are hardly in it.
+    const HOME: (&str, &str) = (".env", "ARTEL_HOME=FOLDER/home\nSPAWNER_MAX_WORKERS=3\n");
+
+    #[test]
+    fn dotenv_goes_before_the_file_and_the_file_before_the_default() {
+        let config = load(&[
+            HOME,
+            ("artel.toml", "spawner_max_workers = 7\nartel_ports = \"3000-3010\"\nadmin_chat_ids = [5, -6]\n[policy]\n"),
+        ])
+        .unwrap();
+        assert_eq!(config.max_workers, 3);
+        assert_eq!(config.ports, (3000, 3010));
+        assert_eq!(config.admin_chat_ids, [5, -6]);
+        assert_eq!(config.agent, "artel-agent");
+        let explained = config.explain();
+        let source = |name: &str| {
+            explained
+                .iter()
+                .find(|setting| setting.name == name)
+                .unwrap()
+                .source
+                .clone()
+        };
+        assert!(
+            source("SPAWNER_MAX_WORKERS").ends_with(".env"),
+            "{}",
+            source("SPAWNER_MAX_WORKERS")
+        );
+        assert!(
+            source("ARTEL_PORTS").ends_with("artel.toml"),
+            "{}",
+            source("ARTEL_PORTS")
+        );
+        assert_eq!(source("ARTEL_AGENT"), "default");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place_and_without_secrets() {
+        for (toml, says) in [
+            ("spawner_max_workers = \"many\"", "from 1 to 64"),
+            ("spawner_max_wokers = 1", "spawner_max_wokers"),
+            ("artel_ports = [", "artel.toml"),
+            ("artel_agent = \"command\"", "ARTEL_AGENT_COMMAND"),
+            ("artel_mode = \"full\"", "DATABASE_URL"),
+            ("openai_base_url = \"ftp://x\"", "http://"),
+            ("database_url = \"mysql://me:hunter2@host\"", "postgres://"),
+        ] {
+            let error = load(&[(".env", "ARTEL_HOME=FOLDER/home\n"), ("artel.toml", toml)])
+                .err()
+                .map(|error| error.to_string());
+            let error = error.unwrap_or_else(|| panic!("{toml} is fine?"));
+            assert!(error.contains(says), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 }

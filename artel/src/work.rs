@@ -97,7 +97,10 @@ impl Work {
         let vault = app.vault.clone();
         work.part("secrets", |token| async move {
             // Another process may have stored one; the redactor has to know it.
-            while tokio::time::timeout(PATIENCE * 2, token.cancelled()).await.is_err() {
+            while tokio::time::timeout(PATIENCE * 2, token.cancelled())
+                .await
+                .is_err()
+            {
                 if let Err(error) = vault.refresh().await {
                     tracing::error!(%error, "new secrets cannot be read, so they are not redacted");
                 }

@@ -119,15 +119,9 @@ async fn the_demo_deploys_a_service_extends_it_and_says_how_to_stop_it() {
     assert_eq!(String::from_utf8_lossy(&log.stdout).lines().count(), 6);
 
     home.run(&["stop", "notes"]).await.success();
-    assert!(
-        ask(&format!("{url}health")).await.is_err(),
-        "it is stopped"
-    );
+    assert!(ask(&format!("{url}health")).await.is_err(), "it is stopped");
     home.run(&["start", "notes"]).await.success();
     assert_eq!(get(&format!("{url}health")).await.0, 200);
     home.run(&["remove", "notes", "--yes"]).await.success();
-    assert!(
-        ask(&format!("{url}health")).await.is_err(),
-        "it is removed"
-    );
+    assert!(ask(&format!("{url}health")).await.is_err(), "it is removed");
 }

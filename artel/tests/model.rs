@@ -146,7 +146,11 @@ async fn a_project_that_no_tape_has_heard_of_is_built_with_a_model() {
         .map(Asked::text)
         .collect();
     assert!(!agents.contains(KEY), "a worker saw the key of the model");
-    assert!(agents.contains("ARTEL_TASK_ID=") && agents.contains("WORKSPACE") || agents.contains("PWD=/workspace"), "the worker did look");
+    assert!(
+        agents.contains("ARTEL_TASK_ID=") && agents.contains("WORKSPACE")
+            || agents.contains("PWD=/workspace"),
+        "the worker did look"
+    );
     let found = std::process::Command::new("grep")
         .args(["-rlF", KEY])
         .arg(home.path())

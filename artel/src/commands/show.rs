@@ -276,11 +276,7 @@ fn thread_json(thread: &graph::ThreadInfo) -> serde_json::Value {
 /// `artel history`.
 pub(super) async fn history(context: &Context, thread: &str) -> anyhow::Result<u8> {
     let app = context.app().await?;
-    for checkpoint in app
-        .engine
-        .history(thread, HistoryFilter::default())
-        .await?
-    {
+    for checkpoint in app.engine.history(thread, HistoryFilter::default()).await? {
         if context.json {
             print_json(&checkpoint);
         } else {

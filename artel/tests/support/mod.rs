@@ -308,14 +308,19 @@ impl Running {
 pub async fn ask(url: &str) -> Result<(u16, String), reqwest::Error> {
     // Whichever test of a process is first.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(10))
+        .build()?;
     let answer = client.get(url).send().await?;
     Ok((answer.status().as_u16(), answer.text().await?))
 }
 
 /// The answer of a service: status and body.
 pub async fn get(url: &str) -> (u16, String) {
-    ask(url).await.unwrap_or_else(|error| panic!("{url}: {error}"))
+    ask(url)
+        .await
+        .unwrap_or_else(|error| panic!("{url}: {error}"))
 }
 
 /// Tries until it holds, within a bound.

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::{
     checkpoint::{Appended, Entry, JournalFilter, NewEvent},
-    engine::Shared,
     error::EngineError,
+    host::Shared,
     ids::Cursor,
 };
 

@@ -88,6 +88,7 @@ mod context;
 mod engine;
 mod error;
 mod follow;
+mod host;
 mod ids;
 mod journal;
 mod memo;

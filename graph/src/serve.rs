@@ -9,8 +9,9 @@ use tracing::Instrument;
 
 use crate::{
     checkpoint::{Claim, ClaimRequest, Commit, Lease, StorageError, Then},
-    engine::{Engine, Shared},
+    engine::Engine,
     error::EngineError,
+    host::Shared,
     run::Controls,
 };
 

@@ -17,8 +17,8 @@ use crate::{
     checkpoint::{
         Commit, Lease, Loaded, Parent, Priority, Receipt, SignalRecord, StorageError, Then, Write,
     },
-    engine::Shared,
     error::NodeError,
+    host::Shared,
     ids::ThreadId,
 };
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -14,8 +13,8 @@ use std::{
 use async_trait::async_trait;
 use graph::{
     Arrived, CompiledGraph, Context, Cursor, END, Engine, Entry, Goto, GraphBuilder, JournalFilter,
-    NodeError, NodeOptions, Observer, Point, RetryPolicy, START, Send, ServeOptions,
-    SqliteCheckpointer, StartOptions, ThreadId, ThreadInfo, ThreadStatus, WaitFor,
+    NodeError, NodeOptions, Observer, Point, RetryPolicy, START, Send, ServeOptions, StartOptions,
+    ThreadId, ThreadInfo, ThreadStatus, WaitFor,
     checkpoint::{
         Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, HistoryFilter, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
@@ -24,9 +23,12 @@ use graph::{
     },
 };
 
-use crate::lab::{
-    Lab, Notes, NotesUpdate, log, notes, options, promise, said, serve, start, state, thread,
-    until_status,
+use crate::{
+    lab::{
+        Lab, Notes, NotesUpdate, log, notes, options, promise, said, serve, start, state, thread,
+        until_status,
+    },
+    storage,
 };
 
 /// A graph with one of everything: parallel tasks, sends, durable steps, a retry, a child, signals, waits, events.
@@ -344,21 +346,19 @@ impl Observer for Executioner {
     }
 }
 
-/// Not a test by itself: the process that [`a_process_killed_at_any_point_is_made_up_for`] starts and kills.
+/// Not a test by itself: the process that the tests below start and kill.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn victim() {
-    let Ok(path) = std::env::var(VICTIM_DATABASE) else {
+    let Ok(database) = std::env::var(VICTIM_DATABASE) else {
         return;
     };
     let dies_at = std::env::var(VICTIM_DIES_AT)
         .ok()
         .and_then(|text| text.parse().ok())
         .expect("a number");
-    let store = SqliteCheckpointer::open(Path::new(&path))
-        .await
-        .expect("opens");
+    let store = open(&database).await;
     let (main, child) = everything();
-    let engine = Engine::builder(Arc::new(store))
+    let engine = Engine::builder(store)
         .graph(main.compile().expect("compiles"))
         .graph(child)
         .observer(Arc::new(Executioner {
@@ -384,7 +384,7 @@ fn killed_options() -> ServeOptions {
 }
 
 /// Starts a process that dies at a point; returns whether it did.
-fn kill_at(database: &Path, dies_at: u64) -> bool {
+fn kill_at(database: &str, dies_at: u64) -> bool {
     let status = Command::new(std::env::current_exe().expect("has a path"))
         .args(["--exact", "crashes::victim", "--nocapture"])
         .env(VICTIM_DATABASE, database)
@@ -399,24 +399,53 @@ fn kill_at(database: &Path, dies_at: u64) -> bool {
     !status.success()
 }
 
+/// A database by its path, or by its URL.
+async fn open(database: &str) -> Arc<dyn Checkpointer> {
+    if database.contains("://") {
+        Arc::new(storage::connect(database.to_owned()).await)
+    } else {
+        Arc::new(storage::sqlite(database.into()).await)
+    }
+}
+
+/// Kills a process at one point; the next one must make up for it. Returns whether there was such a point.
+async fn made_up_for(database: &str, dies_at: u64) -> bool {
+    let died = kill_at(database, dies_at);
+    let engine = engine_on(open(database).await).await;
+    let server = serve(&engine, killed_options());
+    // A process that dies early has not even started the thread.
+    start(&engine).await;
+    until_status(&engine, "t", ThreadStatus::Done).await;
+    until_status(&engine, "t/kid", ThreadStatus::Done).await;
+    server.drain().await;
+    expect_everything(&engine).await;
+    died
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_killed_at_any_point_is_made_up_for() {
+async fn a_process_killed_at_any_point_is_made_up_for_on_sqlite() {
     let mut dies_at = 1;
     loop {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("threads.db");
-        let died = kill_at(&path, dies_at);
-        let store = SqliteCheckpointer::open(&path).await.expect("opens");
-        let engine = engine_on(Arc::new(store)).await;
-        let server = serve(&engine, killed_options());
-        until_status(&engine, "t", ThreadStatus::Done).await;
-        until_status(&engine, "t/kid", ThreadStatus::Done).await;
-        server.drain().await;
-        expect_everything(&engine).await;
-        if !died {
+        let (path, _dir) = storage::sqlite_path();
+        if !made_up_for(path.to_str().expect("is text"), dies_at).await {
             break;
         }
         dies_at += 1;
+        assert!(dies_at < 200, "it never ends");
+    }
+    assert!(dies_at > 20, "there are points to die at: {dies_at}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_killed_at_any_point_is_made_up_for_on_postgres() {
+    let mut dies_at = 1;
+    loop {
+        let schema = storage::Schema::make().await;
+        if !made_up_for(&schema.url, dies_at).await {
+            break;
+        }
+        // Every third point: the others are tried on SQLite, and a server takes its time.
+        dies_at += 3;
         assert!(dies_at < 200, "it never ends");
     }
     assert!(dies_at > 20, "there are points to die at: {dies_at}");

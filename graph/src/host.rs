@@ -1,0 +1,234 @@
+//! What all clones of an engine share, and what the engine knows of a graph without knowing its state's type.
+
+use std::{
+    any::TypeId,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::{
+    builder::Compiled,
+    checkpoint::{
+        Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError, ThreadStatus,
+    },
+    error::EngineError,
+    follow::Bus,
+    ids::ThreadId,
+    observer::{Observer, Point},
+    run::{Controls, Run, RunShared, Unfit, end_thread, forked},
+    shape::Shape,
+    state::{ChannelError, State, Update, rebuild},
+};
+
+/// After so many runs of a thread have died without committing anything, it fails instead of killing the next process.
+const MAX_TAKEOVERS: u32 = 20;
+
+/// A graph, whatever its state.
+pub(crate) trait AnyGraph: Send + Sync {
+    fn name(&self) -> &str;
+    fn shape(&self) -> &Shape;
+    fn state_type(&self) -> TypeId;
+    fn check_input(&self, input: &Value) -> Result<(), ChannelError>;
+    fn values(&self, input: &Value, rows: StateRows) -> Result<Value, ChannelError>;
+    fn fork(
+        &self,
+        thread: &ThreadId,
+        input: &Value,
+        rows: StateRows,
+        as_node: Option<&str>,
+        update: Value,
+    ) -> Result<NewCheckpoint, EngineError>;
+    fn run(
+        self: Arc<Self>,
+        engine: Arc<Shared>,
+        claim: Claim,
+        controls: Controls,
+        grace: Duration,
+    ) -> BoxFuture<'static, Result<(), StorageError>>;
+}
+
+impl<S: State> AnyGraph for Compiled<S> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    fn state_type(&self) -> TypeId {
+        TypeId::of::<S>()
+    }
+
+    fn check_input(&self, input: &Value) -> Result<(), ChannelError> {
+        S::Update::from_json(input.clone()).map(|_| ())
+    }
+
+    fn values(&self, input: &Value, rows: StateRows) -> Result<Value, ChannelError> {
+        let state: S = rebuild(input, rows.rows)?;
+        Ok(Value::Object(state.channels()?))
+    }
+
+    fn fork(
+        &self,
+        thread: &ThreadId,
+        input: &Value,
+        rows: StateRows,
+        as_node: Option<&str>,
+        update: Value,
+    ) -> Result<NewCheckpoint, EngineError> {
+        forked(self, thread, input, rows, as_node, update)
+    }
+
+    fn run(
+        self: Arc<Self>,
+        engine: Arc<Shared>,
+        claim: Claim,
+        controls: Controls,
+        grace: Duration,
+    ) -> BoxFuture<'static, Result<(), StorageError>> {
+        Box::pin(async move {
+            let mut loaded = engine.store.load(&claim.lease).await?;
+            let cancel = loaded.thread.cancel.clone();
+            let shared = RunShared::new(engine, claim.lease, controls.clone(), &mut loaded);
+            let shared = Arc::new(shared);
+            if let Some(reason) = cancel {
+                controls.request_cancel(reason);
+            }
+            let fault = if claim.takeovers >= MAX_TAKEOVERS {
+                Some(format!(
+                    "{} runs in a row have died before they could commit anything; find out why before you retry it",
+                    claim.takeovers
+                ))
+            } else {
+                match Run::new(self, shared.clone(), loaded, grace) {
+                    Ok(mut run) => {
+                        // Broken runs say why below.
+                        let _ = run.go().await;
+                        None
+                    }
+                    Err(Unfit(fault)) => Some(fault),
+                }
+            };
+            let fault = match (fault, shared.take_trouble()) {
+                (Some(fault), _) => fault,
+                // No run could do better: what the node handed back is at fault, not the database.
+                (None, Some(error @ StorageError::Unstorable { .. })) => error.to_string(),
+                (None, Some(trouble)) => return Err(trouble),
+                (None, None) => return Ok(()),
+            };
+            tracing::error!(thread = %shared.thread, graph = %shared.graph, error = %fault, "thread failed");
+            let mut commit = Commit::on(shared.base());
+            let status = ThreadStatus::Failed;
+            end_thread(
+                &shared,
+                &mut commit,
+                status,
+                Some(&fault),
+                Value::Null,
+                None,
+            );
+            // What goes wrong now is told below.
+            let _ = shared.commit(commit).await;
+            match shared.take_trouble() {
+                Some(trouble) => Err(trouble),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+/// Behind all clones of an [`Engine`].
+pub(crate) struct Shared {
+    pub store: Arc<dyn Checkpointer>,
+    pub graphs: BTreeMap<String, Arc<dyn AnyGraph>>,
+    pub bus: Bus,
+    observer: Option<Arc<dyn Observer>>,
+    live: Mutex<HashMap<ThreadId, (u64, Controls)>>,
+    wakes: watch::Sender<u64>,
+    journal: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub fn new(
+        store: Arc<dyn Checkpointer>,
+        graphs: BTreeMap<String, Arc<dyn AnyGraph>>,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Self {
+        Self {
+            store,
+            graphs,
+            bus: Bus::default(),
+            observer,
+            live: Mutex::default(),
+            wakes: watch::Sender::new(0),
+            journal: watch::Sender::new(0),
+        }
+    }
+
+    pub fn graph(&self, name: &str) -> Result<&Arc<dyn AnyGraph>, EngineError> {
+        self.graphs
+            .get(name)
+            .ok_or_else(|| EngineError::UnknownGraph {
+                graph: name.to_owned(),
+                known: self
+                    .graphs
+                    .keys()
+                    .map(|name| format!("`{name}`"))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
+    }
+
+    pub fn observe(&self, point: &Point<'_>) {
+        if let Some(observer) = &self.observer {
+            observer.on(point);
+        }
+    }
+
+    /// Something may be due: whoever serves should look.
+    pub fn wake(&self) {
+        self.wakes.send_modify(|count| *count += 1);
+    }
+
+    pub fn wakes(&self) -> watch::Receiver<u64> {
+        self.wakes.subscribe()
+    }
+
+    /// The journal has new entries.
+    pub fn journal_grew(&self) {
+        self.journal.send_modify(|count| *count += 1);
+    }
+
+    pub fn journal_growth(&self) -> watch::Receiver<u64> {
+        self.journal.subscribe()
+    }
+
+    /// Reaches a run in this process at once; those elsewhere hear of it when they renew their lease.
+    pub fn cancel_here(&self, thread: &ThreadId, reason: &str) {
+        if let Some((_, controls)) = self.live.lock().get(thread) {
+            controls.request_cancel(reason.to_owned());
+        }
+    }
+
+    pub fn enter(&self, thread: ThreadId, token: u64, controls: Controls) {
+        self.live.lock().insert(thread, (token, controls));
+    }
+
+    pub fn leave(&self, thread: &ThreadId, token: u64) {
+        let mut live = self.live.lock();
+        // A newer run of the thread may have taken the place.
+        if live
+            .get(thread)
+            .is_some_and(|(present, _)| *present == token)
+        {
+            live.remove(thread);
+        }
+    }
+}

@@ -308,27 +308,20 @@ impl Watch {
         if !self.heard {
             return None;
         }
-        if let (Some(ended), true) = (
-            &self.ended,
-            quiet || matches!(self.until, Until::Message(_)),
-        ) {
-            if self.jobs == 0 && quiet {
-                return Some(ended.clone());
-            }
+        if quiet && self.jobs == 0 && self.ended.is_some() {
+            return self.ended.clone();
         }
-        let about_owner = self
-            .open
-            .iter()
-            .find(|wait| wait.audience == Audience::Owner)
-            .or(self.open.first());
-        if let (Some(wait), true) = (about_owner, quiet) {
+        let for_owner = |wait: &&ports::OpenWait| wait.audience == Audience::Owner;
+        if let Some(wait) = self.open.iter().find(for_owner).or(self.open.first())
+            && quiet
+        {
             let mut end = End::new(Some(self.project.as_str()), EndStatus::Waiting);
             end.wait = Some(wait_record(wait));
             return Some(end);
         }
         let answered = match self.until {
-            // While a job of earlier runs, an answer is the end of this message.
-            Until::Message(_) => self.replied && (quiet || self.jobs == 0),
+            // While a job that was there before runs, an answer is all that comes of a message.
+            Until::Message(_) => self.replied && self.jobs == 0,
             Until::Idle => quiet && self.jobs == 0,
         };
         answered.then(|| End::new(Some(self.project.as_str()), EndStatus::Answered))

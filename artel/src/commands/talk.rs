@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use graph::Cursor;
+use nodes::person;
 use ports::{Answered, FrontDesk, Incoming, ProjectId, TaskId, WaitId};
 
 use crate::app::App;
@@ -139,8 +140,8 @@ pub(super) enum Decision {
 }
 
 /// The values of options that mean yes and no, in the order in which they are looked for.
-const YES: &[&str] = &["approve", "yes", "raise", "retry", "deploy", "merge"];
-const NO: &[&str] = &["reject", "no", "cancel", "give_up"];
+const YES: &[&str] = &[person::APPROVE, person::RAISE, person::RETRY, person::CHECK];
+const NO: &[&str] = &[person::CANCEL, person::GIVE_UP];
 
 /// `artel approve`, `reject` and `answer`.
 pub(super) async fn decide(

@@ -70,8 +70,9 @@ pub(crate) async fn export(repository: &Path, sha: &Sha, tree: &Path) -> Result<
     }
     .await;
     if let Err(said) = exported {
+        let full = is_full(&staging, &said);
         let _ = remove_directory(&staging);
-        return Err(if said.contains("No space left on device") {
+        return Err(if full {
             failures::disk_full(&tree.display().to_string())
         } else {
             Failure::new(
@@ -85,6 +86,15 @@ pub(crate) async fn export(repository: &Path, sha: &Sha, tree: &Path) -> Result<
     }
     std::fs::rename(&fresh, tree).map_err(file)?;
     remove_directory(&staging).map_err(file)
+}
+
+/// Whether Git failed for want of space. It says so only sometimes; that it could not write on a
+/// disk that is nearly full says it too.
+fn is_full(at: &Path, said: &str) -> bool {
+    const NEARLY_BYTES: u64 = 64 << 20;
+    let left = rustix::fs::statvfs(at).map_or(u64::MAX, |disk| disk.f_bavail * disk.f_frsize);
+    said.contains("No space left on device")
+        || (said.contains("unable to write") && left < NEARLY_BYTES)
 }
 
 /// Forgets old releases, but never the live one nor the one to go back to.

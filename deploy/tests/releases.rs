@@ -374,6 +374,27 @@ async fn what_cannot_be_deployed_says_why() {
     assert_eq!(failure.kind, "bad_project");
 }
 
+#[test]
+fn a_full_disk_is_named() {
+    let world = World::new();
+    // Text that does not fit on a disk of two megabytes.
+    let sha = world.commit("large", &[("large", &"0123456789abcdef".repeat(200_000))]);
+    let order = serde_json::to_string(&world.order("k1", &sha, free_port())).expect("JSON");
+    let small = tempfile::tempdir().expect("directory");
+    let output = std::process::Command::new("bwrap")
+        .args(["--dev-bind", "/", "/"])
+        .args(["--size", "2000000", "--tmpfs"])
+        .arg(small.path())
+        .arg(env!("CARGO_BIN_EXE_deploy-process"))
+        .arg("order")
+        .arg(small.path())
+        .arg(&order)
+        .output()
+        .expect("bubblewrap runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("the disk is full"), "{said}");
+}
+
 #[tokio::test]
 async fn without_confinement_it_works_too() {
     let world = World::unconfined();

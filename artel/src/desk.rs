@@ -336,7 +336,21 @@ impl FrontDesk for Desk {
             Err(error @ FindProject::Ambiguous { .. }) => {
                 Err(Failure::new("ambiguous_project", error.to_string()))
             }
-            Err(_) => Err(no_project(name)),
+            Err(_) => {
+                // A project whose first message is stored but not yet worked on is in no projection.
+                let founded = ports::Slug::parse(name).is_ok()
+                    && self
+                        .engine
+                        .thread(name)
+                        .await
+                        .map_err(|error| engine_failure(&error))?
+                        .is_some();
+                if founded {
+                    Ok(ProjectId::new(name))
+                } else {
+                    Err(no_project(name))
+                }
+            }
         }
     }
 

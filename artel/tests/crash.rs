@@ -40,17 +40,13 @@ async fn a_job_with_a_kill_at_every_boundary(mut home: Home) -> Vec<String> {
             std::fs::read_to_string(&crashes)
         );
         starts += 1;
-        let projects = home.run(&["projects", "--json"]).await.success();
-        ran = match projects.json().first() {
-            Some(project) => {
-                home.run(&[
-                    "logs",
-                    project["id"].as_str().unwrap(),
-                    "--until-idle",
-                    "--json",
-                ])
-                .await
-            }
+        // A message that is stored founds its project by itself; one that is not was never heard.
+        let threads = home.run(&["threads", "--json"]).await.success().json();
+        let conversation = threads
+            .iter()
+            .find_map(|thread| thread["id"].as_str().filter(|id| !id.contains('/')));
+        ran = match conversation {
+            Some(project) => home.run(&["logs", project, "--until-idle", "--json"]).await,
             None => home.run(&["new", "Say hello", "--yes", "--json"]).await,
         };
     }

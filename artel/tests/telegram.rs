@@ -51,7 +51,11 @@ async fn from_start_through_the_buttons_to_the_url() {
     let approve = proposal
         .buttons
         .iter()
-        .find(|(label, _)| label.contains("Build") || label.contains("Do it") || label.to_lowercase().contains("approve"))
+        .find(|(label, _)| {
+            label.contains("Build")
+                || label.contains("Do it")
+                || label.to_lowercase().contains("approve")
+        })
         .expect("a button to approve");
 
     // A stranger's press does nothing; neither does a second one of the owner's.
@@ -114,7 +118,11 @@ async fn from_start_through_the_buttons_to_the_url() {
     let approve = proposal
         .buttons
         .iter()
-        .find(|(label, _)| label.contains("Build") || label.contains("Do it") || label.to_lowercase().contains("approve"))
+        .find(|(label, _)| {
+            label.contains("Build")
+                || label.contains("Do it")
+                || label.to_lowercase().contains("approve")
+        })
         .unwrap();
     telegram.press(OWNER, id, &approve.1).await;
     eventually("the change is live", WORK, || async {
@@ -216,7 +224,11 @@ async fn what_was_said_while_the_bot_was_down_or_slowed_down_still_arrives_once(
     let approve = proposal
         .buttons
         .iter()
-        .find(|(label, _)| label.contains("Build") || label.contains("Do it") || label.to_lowercase().contains("approve"))
+        .find(|(label, _)| {
+            label.contains("Build")
+                || label.contains("Do it")
+                || label.to_lowercase().contains("approve")
+        })
         .unwrap();
     telegram.press(OWNER, id, &approve.1).await;
     telegram

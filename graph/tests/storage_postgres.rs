@@ -267,37 +267,3 @@ async fn a_bad_step_does_not_take_its_neighbours_with_it() {
         }
     }
 }
-
-#[tokio::test]
-async fn a_caller_that_goes_away_takes_nobody_with_it() {
-    let (db, _schema) = fresh().await;
-    let leases = running(&db, 6).await;
-    for round in 0..10 {
-        let mut runs: Vec<_> = leases
-            .iter()
-            .cloned()
-            .map(|lease| {
-                let db = db.clone();
-                tokio::spawn(async move { db.commit(&lease, step(round, "x")).await })
-            })
-            .collect();
-        // The first to come is the one that would have written for the others.
-        tokio::task::yield_now().await;
-        let gone = runs.remove(0);
-        gone.abort();
-        let gone = gone.await;
-        for run in runs {
-            run.await.expect("does not panic").expect("commits");
-        }
-        // Whether or not its own step landed, the thread can go on.
-        if !matches!(gone, Ok(Ok(_))) {
-            let _ = db.commit(&leases[0], step(round, "again")).await;
-        }
-        let thread = db
-            .thread(&"t0".into())
-            .await
-            .expect("reads")
-            .expect("is there");
-        assert_eq!(thread.checkpoint, round + 1);
-    }
-}

@@ -709,3 +709,40 @@ pub async fn commits_of_one_stale_and_one_valid_lease_do_not_hurt_each_other(lab
         assert_eq!(lab.thread(&id).await.checkpoint, made, "{id}");
     }
 }
+
+/// Whoever stops waiting for its commit leaves the others' alone, and a thread that can go on: its own landed, or did not.
+pub async fn a_caller_that_goes_away_takes_nobody_with_it(lab: &Lab) {
+    let mut leases: Vec<Lease> = Vec::new();
+    for i in 0..5 {
+        leases.push(lab.running(&format!("t{i}")).await);
+    }
+    for round in 0..10 {
+        let commit = || Commit {
+            checkpoint: Some(checkpoint(round)),
+            ..Commit::on(round)
+        };
+        let mut runs: Vec<_> = leases
+            .iter()
+            .cloned()
+            .map(|lease| {
+                let (db, commit) = (lab.db.clone(), commit());
+                tokio::spawn(async move { db.commit(&lease, commit).await })
+            })
+            .collect();
+        // The first to come may be the one that writes for the others.
+        tokio::task::yield_now().await;
+        let gone = runs.remove(0);
+        gone.abort();
+        let gone = gone.await;
+        for run in runs {
+            run.await.expect("does not panic").expect("commits");
+        }
+        if !matches!(gone, Ok(Ok(_))) {
+            match lab.db.commit(&leases[0], commit()).await {
+                Ok(_) | Err(StorageError::NotTheTip { .. }) => {}
+                Err(error) => panic!("the thread cannot go on: {error}"),
+            }
+        }
+        assert_eq!(lab.thread("t0").await.checkpoint, round + 1);
+    }
+}

@@ -95,6 +95,7 @@ macro_rules! checkpointer_conformance {
             commits::threads_commit_at_the_same_time,
             commits::threads_that_signal_each_other_at_the_same_time_get_through,
             commits::commits_of_one_stale_and_one_valid_lease_do_not_hurt_each_other,
+            commits::a_caller_that_goes_away_takes_nobody_with_it,
             history::checkpoints_are_listed_newest_first,
             history::state_is_rebuilt_from_the_newest_snapshot,
             history::append_items_from_before_the_snapshot_are_kept,

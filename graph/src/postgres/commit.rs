@@ -12,7 +12,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     DEADLOCK_ATTEMPTS, document, is_transient,
@@ -217,57 +217,111 @@ impl std::fmt::Debug for Sharing {
 impl Sharing {
     async fn commit(self: &Arc<Self>, pool: &PgPool, step: Step) -> Result<Receipt, StorageError> {
         let operation = step.operation();
-        let (answer, answered) = oneshot::channel();
-        let start = {
+        let answered = {
             let mut queue = self.queue.lock();
-            queue.waiting.push_back(Waiting { step, answer });
-            let start = queue.writers < WRITERS;
-            queue.writers += usize::from(start);
-            start
+            let free = queue.writers < WRITERS;
+            queue.writers += usize::from(free);
+            if free && queue.waiting.is_empty() {
+                Err(step)
+            } else {
+                let (answer, answered) = oneshot::channel();
+                queue.waiting.push_back(Waiting { step, answer });
+                Ok((free, answered))
+            }
         };
-        if start {
-            // A task of its own: the caller may be dropped, and must not take the others' steps with it.
-            let writer = Writer(self.clone());
-            let pool = pool.clone();
-            tokio::spawn(async move { writer.run(&pool).await });
+        match answered {
+            Ok((start, answered)) => {
+                if start {
+                    self.writer(pool, false).start();
+                }
+                answered.await.unwrap_or_else(|gone| {
+                    Err(StorageError::Backend {
+                        operation,
+                        source: Box::new(gone),
+                    })
+                })
+            }
+            // Nobody else is there: no need to bother another task. What comes meanwhile is written after it, also when the
+            // caller is dropped.
+            Err(step) => {
+                let writer = self.writer(pool, false);
+                let result = write_one(pool, &step).await;
+                writer.pass_on();
+                result
+            }
         }
-        answered.await.unwrap_or_else(|gone| {
-            Err(StorageError::Backend {
-                operation,
-                source: Box::new(gone),
-            })
-        })
+    }
+
+    fn writer(self: &Arc<Self>, pool: &PgPool, last_resort: bool) -> Writer {
+        Writer {
+            sharing: self.clone(),
+            pool: pool.clone(),
+            given_back: false,
+            last_resort,
+        }
     }
 }
 
-/// The right to write shared transactions; given back when it is dropped, also by a panic.
-struct Writer(Arc<Sharing>);
+/// The right to write shared transactions. Whoever has it writes until nothing waits, or passes it on; when it is dropped
+/// (its task was ended, or its caller went away) another task goes on.
+struct Writer {
+    sharing: Arc<Sharing>,
+    pool: PgPool,
+    given_back: bool,
+    /// Was started by such a drop. When it is dropped as well, there is no runtime any more.
+    last_resort: bool,
+}
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let mut queue = self.0.queue.lock();
-        queue.writers -= 1;
-        if queue.writers == 0 && std::thread::panicking() {
-            // Whoever still waits is told so, by the end of its channel.
-            queue.waiting.clear();
+        if self.given_back || self.give_back() {
+            return;
+        }
+        match Handle::try_current() {
+            Ok(runtime) if !self.last_resort => {
+                let next = self.sharing.writer(&self.pool, true);
+                runtime.spawn(next.run());
+            }
+            _ => {
+                let mut queue = self.sharing.queue.lock();
+                queue.writers -= 1;
+                if queue.writers == 0 {
+                    // Whoever still waits is told so, by the end of its channel.
+                    queue.waiting.clear();
+                }
+            }
         }
     }
 }
 
 impl Writer {
-    async fn run(self, pool: &PgPool) {
-        loop {
-            let batch = {
-                let mut queue = self.0.queue.lock();
-                let batch = take(&mut queue.waiting);
-                if batch.is_empty() {
-                    // Under the lock: whoever comes next starts a writer.
-                    drop(queue);
-                    return;
-                }
-                batch
-            };
-            write(pool, batch).await;
+    /// Gives the right back if nothing waits. The look and the giving back are one: whoever comes later starts a writer.
+    fn give_back(&mut self) -> bool {
+        let mut queue = self.sharing.queue.lock();
+        if queue.waiting.is_empty() {
+            queue.writers -= 1;
+            self.given_back = true;
+        }
+        self.given_back
+    }
+
+    fn start(self) {
+        tokio::spawn(self.run());
+    }
+
+    fn pass_on(mut self) {
+        if !self.give_back() {
+            self.start();
+        }
+    }
+
+    async fn run(mut self) {
+        while !self.give_back() {
+            let batch = take(&mut self.sharing.queue.lock().waiting);
+            // Empty when the other writer was quicker.
+            if !batch.is_empty() {
+                write(&self.pool, batch).await;
+            }
         }
     }
 }
@@ -304,13 +358,7 @@ async fn write(pool: &PgPool, batch: Vec<Waiting>) {
         Err(Fault::Database(error)) if batch.len() > 1 && error.as_database_error().is_some() => {
             // The database said no, so nothing was written: one of them is at fault.
             for waiting in batch {
-                let result = write_steps(pool, &[&waiting.step]).await;
-                let receipt = match result {
-                    Ok(mut receipts) => receipts
-                        .pop()
-                        .unwrap_or_else(|| Err(waiting.step.refusal(false))),
-                    Err(fault) => Err(fault.during(&waiting.step.operation())),
-                };
+                let receipt = write_one(pool, &waiting.step).await;
                 let _ = waiting.answer.send(receipt);
             }
         }
@@ -325,6 +373,13 @@ async fn write(pool: &PgPool, batch: Vec<Waiting>) {
                 let _ = waiting.answer.send(Err(fault.during(&operation)));
             }
         }
+    }
+}
+
+async fn write_one(pool: &PgPool, step: &Step) -> Result<Receipt, StorageError> {
+    match write_steps(pool, &[step]).await {
+        Ok(mut receipts) => receipts.pop().unwrap_or_else(|| Err(step.refusal(false))),
+        Err(fault) => Err(fault.during(&step.operation())),
     }
 }
 

@@ -20,6 +20,8 @@ struct Own {
     branch: u32,
     checkpoint: u64,
     last_checkpoint: u64,
+    last_signal: u64,
+    cancel: Option<String>,
 }
 
 pub(super) async fn commit(
@@ -28,7 +30,7 @@ pub(super) async fn commit(
     commit: &Commit,
     now: i64,
 ) -> Result<Receipt, Fault> {
-    let own = fence(db, lease).await?;
+    let mut own = fence(db, lease).await?;
     let mut made = None;
     if let Some(new) = &commit.checkpoint {
         if new.branch != own.branch || new.parent != own.checkpoint {
@@ -41,10 +43,14 @@ pub(super) async fn commit(
         }
         let number = own.last_checkpoint + 1;
         history::insert(db, own.key, number, new.branch, new, now).await?;
-        sqlx::query("update graph_thread set checkpoint = ?2, last_checkpoint = ?2, step = ?3 where thread = ?1")
+        sqlx::query(
+            "update graph_thread set checkpoint = ?2, last_checkpoint = ?2, step = ?3, takeovers = 0, updated_at = ?4 \
+             where thread = ?1",
+        )
             .bind(own.key)
             .bind(int(number))
             .bind(int(new.step))
+            .bind(now)
             .execute(&mut *db)
             .await?;
         made = Some(number);
@@ -78,12 +84,19 @@ pub(super) async fn commit(
             .execute(&mut *db)
             .await?;
     }
-    let (mail, cancel, released) = then(db, own.key, &commit.then, made.is_some(), now).await?;
+    if !commit.signals.is_empty() || !commit.cancels.is_empty() {
+        // Some may have been to itself.
+        own = fence(db, lease).await?;
+    }
+    let released = then(db, &own, &commit.then, made.is_some(), now).await?;
     Ok(Receipt {
         checkpoint: made,
         released,
-        mail,
-        cancel,
+        mail: own.last_signal,
+        // An end forgets it.
+        cancel: own
+            .cancel
+            .filter(|_| !matches!(commit.then, Then::End { .. })),
         undelivered,
         now: time(now),
     })
@@ -92,7 +105,7 @@ pub(super) async fn commit(
 /// Refuses a lease that is not the newest one, or was given back. The write lock is held already, so it stays true.
 async fn fence(db: &mut SqliteConnection, lease: &Lease) -> Result<Own, Fault> {
     let row = sqlx::query(
-        "select thread, branch, checkpoint, last_checkpoint from graph_thread where id = ?1 and token = ?2 and owner is not null",
+        "select thread, branch, checkpoint, last_checkpoint, last_signal, cancel from graph_thread where id = ?1 and token = ?2 and owner is not null",
     )
     .bind(lease.thread.as_str())
     .bind(int(lease.token))
@@ -107,6 +120,8 @@ async fn fence(db: &mut SqliteConnection, lease: &Lease) -> Result<Own, Fault> {
         branch: small(row.try_get(1)?),
         checkpoint: number(row.try_get(2)?),
         last_checkpoint: number(row.try_get(3)?),
+        last_signal: number(row.try_get(4)?),
+        cancel: row.try_get(5)?,
     })
 }
 
@@ -165,21 +180,14 @@ async fn consume(db: &mut SqliteConnection, thread: i64, numbers: &[u64]) -> Res
     Ok(())
 }
 
-/// Settles the lease. Returns the number of the newest signal, the pending request to cancel, and whether the lease was
-/// given back.
+/// Settles the lease. Returns whether it was given back.
 async fn then(
     db: &mut SqliteConnection,
-    thread: i64,
+    own: &Own,
     then: &Then,
     progress: bool,
     now: i64,
-) -> Result<(u64, Option<String>, bool), Fault> {
-    let row = sqlx::query("select last_signal, cancel from graph_thread where thread = ?1")
-        .bind(thread)
-        .fetch_one(&mut *db)
-        .await?;
-    let mail = number(row.try_get(0)?);
-    let cancel: Option<String> = row.try_get(1)?;
+) -> Result<bool, Fault> {
     match then {
         Then::Keep => {}
         Then::Yield => {
@@ -187,31 +195,24 @@ async fn then(
                 "update graph_thread set status = 0, owner = null, due_at = ?2, wake_at = null, takeovers = 0, updated_at = ?2 \
                  where thread = ?1",
             )
-            .bind(thread)
+            .bind(own.key)
             .bind(now)
             .execute(db)
             .await?;
-            return Ok((mail, cancel, true));
+            return Ok(true);
         }
         Then::Wait { mail_seen, wake_at } => {
-            let news: bool = sqlx::query_scalar(
-                "select exists (select 1 from graph_signal where thread = ?1 and payload is not null and number > ?2)",
-            )
-            .bind(thread)
-            .bind(int(*mail_seen))
-            .fetch_one(&mut *db)
-            .await?;
-            if !news && cancel.is_none() {
+            if own.cancel.is_none() && !has_news(db, own, *mail_seen).await? {
                 sqlx::query(
                     "update graph_thread set status = 2, owner = null, due_at = ?2, wake_at = ?2, takeovers = 0, updated_at = ?3 \
                      where thread = ?1",
                 )
-                .bind(thread)
+                .bind(own.key)
                 .bind(wake_at.map(micros_after))
                 .bind(now)
                 .execute(db)
                 .await?;
-                return Ok((mail, cancel, true));
+                return Ok(true);
             }
         }
         Then::End {
@@ -223,23 +224,40 @@ async fn then(
                 "update graph_thread set status = ?2, error = ?3, output = ?4, waits = null, wake_at = null, cancel = null, \
                  owner = null, due_at = case when revivals > 0 then ?5 end, takeovers = 0, updated_at = ?5 where thread = ?1",
             )
-            .bind(thread)
+            .bind(own.key)
             .bind(i64::from(status_code(*status)))
             .bind(error)
             .bind(output.as_ref().map(json_text).transpose()?)
             .bind(now)
             .execute(db)
             .await?;
-            return Ok((mail, None, true));
+            return Ok(true);
         }
     }
-    sqlx::query(
-        "update graph_thread set takeovers = case when ?2 then 0 else takeovers end, updated_at = ?3 where thread = ?1",
+    if !progress {
+        sqlx::query("update graph_thread set updated_at = ?2 where thread = ?1")
+            .bind(own.key)
+            .bind(now)
+            .execute(db)
+            .await?;
+    }
+    Ok(false)
+}
+
+/// Whether the mailbox holds a signal that the run has not seen.
+async fn has_news(
+    db: &mut SqliteConnection,
+    own: &Own,
+    mail_seen: u64,
+) -> Result<bool, sqlx::Error> {
+    if own.last_signal <= mail_seen {
+        return Ok(false);
+    }
+    sqlx::query_scalar(
+        "select exists (select 1 from graph_signal where thread = ?1 and payload is not null and number > ?2)",
     )
-    .bind(thread)
-    .bind(progress)
-    .bind(now)
-    .execute(db)
-    .await?;
-    Ok((mail, cancel, false))
+    .bind(own.key)
+    .bind(int(mail_seen))
+    .fetch_one(db)
+    .await
 }

@@ -6,6 +6,7 @@
 //! - One writer: a gate in this process, `BEGIN IMMEDIATE` between processes, and a busy timeout. Several processes may share
 //!   the file, on one machine (write-ahead logging needs shared memory, so not over a network file system).
 //! - Readers never wait for the writer.
+//! - Commits that wait at the same time share a transaction (and the wait for the disk), each in a savepoint of its own.
 //!
 //! Order and leases go by this machine's clock, which is the only one there is: the processes share it with the file.
 
@@ -14,12 +15,14 @@ mod commit;
 mod history;
 mod journal;
 mod rows;
+mod sharing;
 mod threads;
 
 use std::{
     collections::BTreeMap,
     ops::{Deref, DerefMut},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -62,11 +65,35 @@ const MIGRATION_TABLE: &str = "graph_migrations";
 /// A [`Checkpointer`] in an SQLite file. Cloning is not needed: put it into an `Arc`.
 #[derive(Debug)]
 pub struct SqliteCheckpointer {
-    /// One connection that writes.
-    writer: SqlitePool,
+    writer: Arc<Writer>,
+    sharing: Arc<sharing::Sharing>,
     readers: SqlitePool,
+}
+
+/// What may write.
+#[derive(Debug)]
+struct Writer {
+    /// One connection, unless it is somebody else's pool.
+    pool: SqlitePool,
     /// Lets one task write at a time, in the order of arrival: SQLite's own waiting is a fight.
     gate: Mutex<()>,
+}
+
+impl Writer {
+    fn new(pool: SqlitePool) -> Arc<Self> {
+        Arc::new(Self {
+            pool,
+            gate: Mutex::new(()),
+        })
+    }
+
+    async fn write(&self) -> Result<Writing<'_>, Fault> {
+        let gate = self.gate.lock().await;
+        Ok(Writing {
+            transaction: self.pool.begin_with("begin immediate").await?,
+            _gate: gate,
+        })
+    }
 }
 
 /// A transaction that may write, and the right to do so.
@@ -132,9 +159,9 @@ impl SqliteCheckpointer {
             .acquire_timeout(BUSY_TIMEOUT * 2)
             .connect_lazy_with(options.pragma("query_only", "true"));
         Ok(Self {
-            writer,
+            writer: Writer::new(writer),
+            sharing: Arc::default(),
             readers,
-            gate: Mutex::new(()),
         })
     }
 
@@ -143,18 +170,14 @@ impl SqliteCheckpointer {
     #[must_use]
     pub fn from_pool(pool: Pool<Sqlite>) -> Self {
         Self {
-            writer: pool.clone(),
+            writer: Writer::new(pool.clone()),
+            sharing: Arc::default(),
             readers: pool,
-            gate: Mutex::new(()),
         }
     }
 
     async fn write(&self) -> Result<Writing<'_>, Fault> {
-        let gate = self.gate.lock().await;
-        Ok(Writing {
-            transaction: self.writer.begin_with("begin immediate").await?,
-            _gate: gate,
-        })
+        self.writer.write().await
     }
 
     /// A transaction that reads: what it sees does not change under it.
@@ -355,15 +378,7 @@ impl Checkpointer for SqliteCheckpointer {
     }
 
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
-        let run = async {
-            let mut writing = self.write().await?;
-            let receipt = commit::commit(&mut writing, lease, &commit, now()).await?;
-            writing.finish().await?;
-            Ok(receipt)
-        };
-        run.await.map_err(|fault: Fault| {
-            fault.during(&format!("committing a step of thread {}", lease.thread))
-        })
+        self.sharing.commit(&self.writer, lease, commit).await
     }
 
     async fn history(
@@ -471,7 +486,7 @@ impl SqliteCheckpointer {
     /// Closes the connections, so that the write-ahead log is folded into the file. Dropping does the same a little later.
     pub async fn close(&self) {
         self.readers.close().await;
-        self.writer.close().await;
+        self.writer.pool.close().await;
     }
 }
 
@@ -521,12 +536,12 @@ mod tests {
             .await
             .expect("opens");
         let synchronous: i64 = sqlx::query_scalar("pragma synchronous")
-            .fetch_one(&db.writer)
+            .fetch_one(&db.writer.pool)
             .await
             .expect("a value");
         assert_eq!(synchronous, 2, "2 is FULL");
         let mode: String = sqlx::query_scalar("pragma journal_mode")
-            .fetch_one(&db.writer)
+            .fetch_one(&db.writer.pool)
             .await
             .expect("a value");
         assert_eq!(mode, "wal");

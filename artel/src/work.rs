@@ -5,9 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use graph::ServeOptions;
-use protocol::Transport;
 use spawner::{Program, Spawner};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -90,6 +88,7 @@ impl Work {
             max_workers: app.config.max_workers,
             name: "local".to_owned(),
         })?;
+        let handle = spawner.handle();
         work.part(
             "spawner",
             |token| async move { Ok(spawner.run(token).await?) },
@@ -108,7 +107,9 @@ impl Work {
             Ok(())
         });
         if cfg!(debug_assertions) {
-            work.part("worker crash point", worker_crash_point(transport));
+            work.part("worker crash point", |token| {
+                worker_crash_point(handle, token)
+            });
         }
 
         for (project, found) in app.deployer.reconcile().await {
@@ -233,30 +234,22 @@ fn projections(
 }
 
 /// Dies while a worker runs, if this run is told to.
-fn worker_crash_point(
-    transport: Arc<protocol::LocalTransport>,
-) -> impl FnOnce(CancellationToken) -> std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>
-{
-    move |token| {
-        Box::pin(async move {
-            if std::env::var_os("ARTEL_CRASH_FILE").is_none() {
-                token.cancelled().await;
-                return Ok(());
-            }
-            let mut tick = tokio::time::interval(Duration::from_millis(20));
-            loop {
-                tokio::select! {
-                    () = token.cancelled() => return Ok(()),
-                    _ = tick.tick() => {}
-                }
-                let spawners = transport
-                    .spawners()
-                    .await
-                    .context("the spawners cannot be listed")?;
-                if spawners.iter().any(|spawner| spawner.running > 0) {
-                    crate::crash::at("worker-running", "/a-worker", "spawner");
-                }
-            }
-        })
+async fn worker_crash_point(
+    spawner: spawner::Handle,
+    token: CancellationToken,
+) -> anyhow::Result<()> {
+    if std::env::var_os("ARTEL_CRASH_FILE").is_none() {
+        token.cancelled().await;
+        return Ok(());
+    }
+    let mut tick = tokio::time::interval(Duration::from_millis(2));
+    loop {
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            _ = tick.tick() => {}
+        }
+        if spawner.running() > 0 {
+            crate::crash::at("worker-running", "/a-worker", "spawner");
+        }
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod openai;
+#[path = "../../../bot/tests/support/telegram.rs"]
 pub mod telegram;
 
 use std::path::{Path, PathBuf};

@@ -27,6 +27,7 @@
 
 pub mod claims;
 pub mod commits;
+pub mod concurrency;
 pub mod history;
 pub mod journal;
 mod lab;
@@ -92,10 +93,10 @@ macro_rules! checkpointer_conformance {
             commits::cancels_reach_the_living,
             commits::waits_are_replaced_and_cleared,
             commits::an_ended_thread_tells_how,
-            commits::threads_commit_at_the_same_time,
-            commits::threads_that_signal_each_other_at_the_same_time_get_through,
-            commits::commits_of_one_stale_and_one_valid_lease_do_not_hurt_each_other,
-            commits::a_caller_that_goes_away_takes_nobody_with_it,
+            concurrency::threads_commit_at_the_same_time,
+            concurrency::threads_that_signal_each_other_at_the_same_time_get_through,
+            concurrency::commits_of_one_stale_and_one_valid_lease_do_not_hurt_each_other,
+            concurrency::a_caller_that_goes_away_takes_nobody_with_it,
             history::checkpoints_are_listed_newest_first,
             history::state_is_rebuilt_from_the_newest_snapshot,
             history::append_items_from_before_the_snapshot_are_kept,
@@ -134,6 +135,7 @@ mod tests {
             ("signals", include_str!("signals.rs")),
             ("claims", include_str!("claims.rs")),
             ("commits", include_str!("commits.rs")),
+            ("concurrency", include_str!("concurrency.rs")),
             ("history", include_str!("history.rs")),
             ("journal", include_str!("journal.rs")),
         ] {

@@ -124,14 +124,14 @@ impl Turn {
 }
 
 async fn write(writer: &Writer, batch: Vec<Waiting>) {
-    if let [_, _, ..] = batch.as_slice() {
-        if let Ok(receipts) = together(writer, &batch).await {
-            for (waiting, receipt) in batch.into_iter().zip(receipts) {
-                // Nobody listens any more: the commit landed all the same.
-                let _ = waiting.answer.send(receipt);
-            }
-            return;
+    if batch.len() > 1
+        && let Ok(receipts) = together(writer, &batch).await
+    {
+        for (waiting, receipt) in batch.into_iter().zip(receipts) {
+            // Nobody listens any more: the commit landed all the same.
+            let _ = waiting.answer.send(receipt);
         }
+        return;
     }
     for waiting in batch {
         let receipt = alone(writer, &waiting)

@@ -29,7 +29,7 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    Pool, Sqlite, SqliteConnection, Transaction,
+    Connection as _, Pool, Sqlite, SqliteConnection, Transaction,
     migrate::{MigrateError, Migrator},
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -142,6 +142,12 @@ impl SqliteCheckpointer {
             let opened = SqlitePoolOptions::new()
                 .max_connections(1)
                 .acquire_timeout(BUSY_TIMEOUT * 2)
+                // When the disk is full SQLite takes a transaction back by itself; the driver goes on counting it, and the
+                // connection could begin no other. Such a connection is closed instead of being handed out.
+                .before_acquire(|connection, _| {
+                    let usable = !connection.is_in_transaction();
+                    Box::pin(async move { Ok(usable) })
+                })
                 .connect_with(options.clone())
                 .await;
             match opened {
@@ -527,6 +533,33 @@ mod tests {
             ),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn writing_goes_on_when_a_full_disk_has_room_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let db = SqliteCheckpointer::open(dir.path().join("graph.db"))
+            .await
+            .expect("opens");
+        db.migrate().await.expect("migrates");
+        let event = || NewEvent {
+            stream: "s".to_owned(),
+            name: "told".to_owned(),
+            payload: serde_json::json!("x".repeat(100_000)),
+            thread: None,
+        };
+        // It holds for this connection; the next one, which does not have it, is the disk with room.
+        sqlx::query("pragma max_page_count = 1")
+            .execute(&db.writer.pool)
+            .await
+            .expect("a limit");
+        let error = db.append("1", event()).await.expect_err("there is no room");
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        assert!(
+            cause.is_some_and(|cause| cause.contains("disk is full")),
+            "{error:?}"
+        );
+        db.append("2", event()).await.expect("there is room again");
     }
 
     #[tokio::test]

@@ -46,6 +46,7 @@ impl Work {
         let owner = format!("home:{}", app.home.path().display());
         // Whoever held leases under this name died without giving them back: the lock is ours.
         app.engine.checkpointer().break_leases(&owner).await?;
+        app.store.break_leases().await?;
 
         let engine = app.engine.clone();
         let options = ServeOptions {

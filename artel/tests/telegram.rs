@@ -64,7 +64,7 @@ async fn from_start_through_the_buttons_to_the_url() {
     telegram.press(OWNER, id, &approve.1).await;
     let (progress, _) = telegram
         .wait_for("a progress message", SOON, |seen| {
-            seen.text.contains("http") && seen.text.contains("storage")
+            seen.text.contains("Serve HTTP") && seen.text.contains("of 4 tasks")
         })
         .await;
 
@@ -232,7 +232,7 @@ async fn what_was_said_while_the_bot_was_down_or_slowed_down_still_arrives_once(
         .unwrap();
     telegram.press(OWNER, id, &approve.1).await;
     telegram
-        .wait_for("progress", SOON, |seen| seen.text.contains("storage"))
+        .wait_for("progress", SOON, |seen| seen.text.contains("of 4 tasks"))
         .await;
     telegram.write(OWNER, "/cancel").await;
     telegram

@@ -92,7 +92,10 @@ impl Home {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.path())
             .env("ARTEL_HOME", self.path())
-            .env("RUST_LOG", "warn")
+            .env(
+                "RUST_LOG",
+                std::env::var("TEST_LOG").unwrap_or_else(|_| "warn".to_owned()),
+            )
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .current_dir(self.path())
             .stdin(Stdio::null())
@@ -159,6 +162,10 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.file("test-stderr.log")).unwrap_or_default();
+            eprintln!("what the program logged:\n{log}");
+        }
         for pid in self.supervisors() {
             // Only what was started on this folder: its own supervisors, whose command line names it.
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -13,6 +13,7 @@ on_both!(
     an_errand_that_is_taken_back_stays_so,
     an_errand_given_back_is_not_counted,
     an_outcome_is_delivered_until_it_was,
+    what_a_dead_process_held_is_free_at_once,
 );
 
 const LEASE: Duration = Duration::from_mins(1);
@@ -221,4 +222,21 @@ async fn an_outcome_is_delivered_until_it_was(world: &World) {
     }
     store.errand_delivered("e1").await.unwrap();
     assert_eq!(store.undelivered_errands(10).await.unwrap(), []);
+}
+
+async fn what_a_dead_process_held_is_free_at_once(world: &World) {
+    let store = &world.store;
+    store.hand_over_errand(&errand("e1")).await.unwrap();
+    let dead = store.claim_errand(LEASE).await.unwrap().unwrap();
+    assert_eq!(store.claim_errand(LEASE).await.unwrap(), None);
+    store.break_leases().await.unwrap();
+    let next = store.claim_errand(LEASE).await.unwrap().unwrap();
+    assert_eq!(next.attempt, 2);
+    assert_eq!(
+        store
+            .finish_errand("e1", &dead.token, &failed())
+            .await
+            .unwrap(),
+        Finished::Refused
+    );
 }

@@ -1,0 +1,1 @@
+insert into one_row (thread, space, id, parent, state, about) values ('thread-' || floor(random() * 1000000)::int, '', gen_random_uuid(), null, '{"n": 1, "log": ["xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"]}'::jsonb, '{}'::jsonb);

@@ -272,7 +272,7 @@ impl App {
 }
 
 fn policy(config: &Config) -> anyhow::Result<Policy> {
-    let mut policy: Policy = config.table("policy")?;
+    let mut policy = config.policy()?;
     policy.agent.adapter.clone_from(&config.agent);
     policy.agent.command.clone_from(&config.agent_command);
     Ok(policy)

@@ -11,17 +11,18 @@ use figment::{Figment, Metadata, Profile, Provider};
 use ports::Plaintext;
 use serde::de::DeserializeOwned;
 
+use crate::place::{line_at, line_of, place};
 use crate::settings;
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file is not what its name says.
-    #[error("{file} cannot be read: {message}; mend it, or move it away to go on without it")]
+    #[error("{place} cannot be read: {message}; mend it, or move it away to go on without it")]
     File {
-        /// Which file.
-        file: String,
-        /// What is wrong, with the line.
+        /// Which file, and which line of it.
+        place: String,
+        /// What is wrong. It holds nothing of the file, which may have secrets in it.
         message: String,
     },
     /// A value does not fit its setting.
@@ -37,16 +38,22 @@ pub enum Error {
         expected: String,
     },
     /// A name in `artel.toml` that nobody knows.
-    #[error("artel.toml has {name:?}, which is no setting; `artel config check` lists them all")]
+    #[error("{place}: {name:?} is no setting{}", hint(advice))]
     Unknown {
+        /// Which file, and which line of it.
+        place: String,
         /// The name.
         name: String,
+        /// What could be meant.
+        advice: String,
     },
-    /// A table does not fit.
-    #[error("[{table}] in artel.toml: {message}")]
+    /// A value in a table does not fit.
+    #[error("{place}: {name} cannot be used: {message}; mend that line, or take it out to go by the default")]
     Table {
-        /// The table.
-        table: String,
+        /// Which file, and which line of it.
+        place: String,
+        /// The table and what is in it, with dots.
+        name: String,
         /// What is wrong.
         message: String,
     },
@@ -56,6 +63,14 @@ pub enum Error {
     /// There is no home folder to put the data in.
     #[error("neither ARTEL_HOME nor HOME is set: set ARTEL_HOME to a folder for Artel's data")]
     NoHome,
+}
+
+fn hint(advice: &str) -> String {
+    if advice.is_empty() {
+        "; `artel config check` lists them all".to_owned()
+    } else {
+        format!("; {advice}")
+    }
 }
 
 /// One process for everything, or a process for each part.
@@ -127,6 +142,8 @@ pub struct Config {
     pub log_filter: String,
     /// Whether logs are JSON.
     pub log_json: bool,
+    /// The files `artel.toml` that were read, the one that goes before the other first.
+    files: Vec<PathBuf>,
     figment: Figment,
 }
 
@@ -178,10 +195,7 @@ impl Layer {
         if !path.is_file() {
             return Ok(None);
         }
-        let file_error = |error: dotenvy::Error| Error::File {
-            file: path.display().to_string(),
-            message: error.to_string(),
-        };
+        let file_error = |error: dotenvy::Error| dotenv_error(path, &error);
         let mut values = BTreeMap::new();
         for pair in dotenvy::from_path_iter(path).map_err(file_error)? {
             let (name, value) = pair.map_err(file_error)?;
@@ -206,21 +220,54 @@ fn home_folder() -> Result<PathBuf, Error> {
         .ok_or(Error::NoHome)
 }
 
+/// What is wrong with a `.env`, without its text: that may be half a secret.
+fn dotenv_error(path: &Path, error: &dotenvy::Error) -> Error {
+    let mut place = path.display().to_string();
+    let message = match error {
+        dotenvy::Error::LineParse(line, _) => {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            if let Some(index) = text.lines().position(|other| other.trim() == line.trim()) {
+                place = format!("{place}, line {}", index + 1);
+            }
+            "a line like NAME=value is expected, with quotes around a value that has spaces"
+                .to_owned()
+        }
+        other => other.to_string(),
+    };
+    Error::File { place, message }
+}
+
 fn toml_layer(path: &Path) -> Result<Option<Figment>, Error> {
     if !path.is_file() {
         return Ok(None);
     }
-    let file_error = |message: String| Error::File {
-        file: path.display().to_string(),
-        message,
+    let file_error = |place: String, message: &str| Error::File {
+        place,
+        message: message.trim().replace('\n', " "),
     };
-    let text = std::fs::read_to_string(path).map_err(|error| file_error(error.to_string()))?;
-    let table: toml::Table = toml::from_str(&text)
-        .map_err(|error| file_error(error.to_string().trim().replace('\n', " ")))?;
-    for name in table.keys() {
-        let known = settings::all().any(|setting| setting.name.eq_ignore_ascii_case(name));
-        if !known && !TABLES.contains(&name.as_str()) {
-            return Err(Error::Unknown { name: name.clone() });
+    let name = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| file_error(name.to_string(), &error.to_string()))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map(|span| line_at(&text, span.start));
+        let place = line.map_or_else(|| name.to_string(), |line| format!("{name}, line {line}"));
+        file_error(place, error.message())
+    })?;
+    for key in table.keys() {
+        let known = |key: &str| {
+            TABLES.contains(&key) || settings::all().any(|setting| setting.name.to_lowercase() == key)
+        };
+        if !known(key) {
+            let advice = if known(&key.to_lowercase()) {
+                format!("write it in small letters here: {}", key.to_lowercase())
+            } else {
+                String::new()
+            };
+            return Err(Error::Unknown {
+                place: place(path, &[key]),
+                name: key.clone(),
+                advice,
+            });
         }
     }
     Ok(Some(Figment::from(Toml::file_exact(path))))
@@ -270,6 +317,11 @@ impl Config {
             figment = figment.merge(layer);
         }
         figment = figment.merge(environment);
+        let files = [folder, home.as_path()]
+            .map(|folder| folder.join("artel.toml"))
+            .into_iter()
+            .filter(|file| file.is_file())
+            .collect();
 
         let reader = Reader { figment: &figment };
         let config =
@@ -348,8 +400,11 @@ impl Config {
                     }
                 })?,
                 home,
+                files,
                 figment: figment.clone(),
             };
+        config.policy()?;
+        config.table::<models::Config>("models")?;
         if config.agent == "command" && config.agent_command.is_empty() {
             return Err(reader.error(
                 "ARTEL_AGENT",
@@ -373,15 +428,58 @@ impl Config {
 
     /// A table of `artel.toml`, or its default.
     pub fn table<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, Error> {
-        if self.figment.find_value(name).is_err() {
+        let Ok(value) = self.figment.find_value(name) else {
             return Ok(T::default());
+        };
+        value.deserialize().map_err(|error: figment::Error| {
+            let mut keys: Vec<&str> = std::iter::once(name)
+                .chain(error.path.iter().map(String::as_str))
+                .collect();
+            if let figment::error::Kind::UnknownField(field, _) = &error.kind
+                && keys.last() != Some(&field.as_str())
+            {
+                keys.push(field);
+            }
+            self.misfit(&keys, error.kind.to_string())
+        })
+    }
+
+    /// The table `[policy]`: what the crew may do. Names that nobody knows are refused, so that a slip of the pen does not
+    /// lift a cap.
+    pub fn policy(&self) -> Result<nodes::Policy, Error> {
+        let policy: nodes::Policy = self.table("policy")?;
+        let known = serde_json::to_value(nodes::Policy::default()).unwrap_or_default();
+        if let Ok(given) = self.figment.find_value("policy") {
+            let mut keys = vec!["policy"];
+            if stranger(&given, &known, &mut keys) {
+                let siblings = keys[1..keys.len() - 1]
+                    .iter()
+                    .fold(&known, |table, key| &table[*key]);
+                let names: Vec<_> = siblings
+                    .as_object()
+                    .into_iter()
+                    .flat_map(serde_json::Map::keys)
+                    .map(String::as_str)
+                    .collect();
+                return Err(self.misfit(
+                    &keys,
+                    format!("nobody knows that name; known are {}", names.join(", ")),
+                ));
+            }
         }
-        self.figment
-            .extract_inner(name)
-            .map_err(|error| Error::Table {
-                table: name.to_owned(),
-                message: error.to_string(),
-            })
+        Ok(policy)
+    }
+
+    fn misfit(&self, keys: &[&str], message: String) -> Error {
+        let found = self.files.iter().find_map(|file| {
+            let line = line_of(&std::fs::read_to_string(file).ok()?, keys)?;
+            Some(format!("{}, line {line}", file.display()))
+        });
+        Error::Table {
+            place: found.unwrap_or_else(|| "artel.toml".to_owned()),
+            name: keys.join("."),
+            message,
+        }
     }
 
     /// Every setting with its value (masked for secrets) and where it came from.
@@ -422,6 +520,24 @@ pub struct Explained {
     pub source: String,
     /// What it is for.
     pub about: &'static str,
+}
+
+/// Whether a table has a name that is not in `known`; `keys` then lead to it.
+fn stranger<'a>(given: &'a Value, known: &serde_json::Value, keys: &mut Vec<&'a str>) -> bool {
+    let (Value::Dict(_, given), serde_json::Value::Object(known)) = (given, known) else {
+        return false;
+    };
+    for (name, value) in given {
+        keys.push(name);
+        match known.get(name) {
+            None => return true,
+            Some(known) if stranger(value, known, keys) => return true,
+            Some(_) => {
+                keys.pop();
+            }
+        }
+    }
+    false
 }
 
 /// A value as text, whatever it was in TOML.
@@ -465,7 +581,7 @@ impl Reader<'_> {
             .map_or_else(
                 || "default".to_owned(),
                 |metadata| match &metadata.source {
-                    Some(figment::Source::File(path)) => path.display().to_string(),
+                    Some(figment::Source::File(path)) => place(path, &[&name.to_lowercase()]),
                     _ => metadata.name.to_string(),
                 },
             )
@@ -596,8 +712,26 @@ mod tests {
     fn what_is_wrong_is_said_with_its_place_and_without_secrets() {
         for (toml, says) in [
             ("spawner_max_workers = \"many\"", "from 1 to 64"),
-            ("spawner_max_wokers = 1", "spawner_max_wokers"),
-            ("artel_ports = [", "artel.toml"),
+            (
+                "\nspawner_max_wokers = 1",
+                "artel.toml, line 2: \"spawner_max_wokers\"",
+            ),
+            ("SPAWNER_MAX_WORKERS = 1", "small letters"),
+            (
+                "artel_mode = \"embedded\"\nspawner_max_workers = 0",
+                "artel.toml, line 2)",
+            ),
+            ("\n\nartel_ports = [", "artel.toml, line 3 cannot"),
+            ("openai_api_key = hunter2", "line 1"),
+            ("[policy]\nmax_atempts = 3", "line 2: policy.max_atempts"),
+            ("[policy]\nmax_attempts = \"three\"", "line 2: policy.max_attempts"),
+            ("[policy.limits]\nwall = 3", "line 2: policy.limits.wall"),
+            ("[policy.limits]\nwall_s = -3", "line 2: policy.limits.wall_s"),
+            ("[models]\n\nmodle = \"x\"", "line 3: models.modle"),
+            (
+                "[models.budget]\ntokens = \"many\"",
+                "line 2: models.budget.tokens",
+            ),
             ("artel_agent = \"command\"", "ARTEL_AGENT_COMMAND"),
             ("artel_mode = \"full\"", "DATABASE_URL"),
             ("openai_base_url = \"ftp://x\"", "http://"),
@@ -610,5 +744,15 @@ mod tests {
             assert!(error.contains(says), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_broken_dotenv_is_named_with_its_line_and_without_its_text() {
+        let error = load(&[(".env", "ARTEL_HOME=FOLDER/home\nOPENAI_API_KEY=hunter2 and more\n")])
+            .err()
+            .map(|error| error.to_string());
+        let error = error.expect("a value with spaces needs quotes");
+        assert!(error.contains(".env, line 2"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
 }

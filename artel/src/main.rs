@@ -12,6 +12,7 @@ mod errands;
 mod follow;
 mod home;
 mod lines;
+mod place;
 mod settings;
 mod work;
 

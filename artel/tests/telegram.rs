@@ -219,6 +219,13 @@ async fn what_was_said_while_the_bot_was_down_or_slowed_down_still_arrives_once(
             !seen.buttons.is_empty()
         })
         .await;
+    // Between Telegram's acceptance and our record a message may come twice; this test is about everything else.
+    eventually("the delivery is recorded", SOON, || async {
+        home.count("select count(*) from deliveries where status = 'sent'")
+            .await
+            .filter(|&sent| sent > 0)
+    })
+    .await;
     up.kill().await;
     let mut up = home.start(&["up"]);
     let approve = proposal

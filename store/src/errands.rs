@@ -10,8 +10,9 @@ use uuid::Uuid;
 use crate::db::{insert_new, json, val};
 use crate::{Result, Store};
 
-/// How often an errand is begun. One that never ends, because whoever does it dies, ends as failed.
-pub const MAX_ERRAND_ATTEMPTS: i64 = 5;
+/// How often an errand is begun. One that never ends, because whoever does it dies, ends as failed. A process that dies of
+/// something else counts as well, hence the generous number.
+pub const MAX_ERRAND_ATTEMPTS: i64 = 20;
 
 /// An errand that is ours to do until its lease ends.
 #[derive(Clone, Debug, PartialEq)]

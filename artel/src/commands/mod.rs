@@ -92,9 +92,22 @@ pub async fn run(context: &Context, cli: Cli) -> ExitCode {
             } else {
                 eprintln!("artel: {message}");
             }
-            ExitCode::FAILURE
+            if is_bad_use(&error) {
+                ExitCode::from(2)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
+}
+
+/// Whether the configuration has to be mended first.
+fn is_bad_use(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<crate::config::Error>()
+            || cause.is::<models::ConfigError>()
+            || cause.is::<models::TapeError>()
+    })
 }
 
 /// An error in a sentence, with its causes, and a stable name for it.

@@ -134,6 +134,20 @@ impl Home {
         }
     }
 
+    /// A number out of the SQLite database; `None` while it cannot be read.
+    pub async fn count(&self, query: &'static str) -> Option<i64> {
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(self.file("artel.db"))
+            .read_only(true);
+        let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect_with(&options)
+            .await
+            .ok()?;
+        sqlx::query_scalar(query)
+            .fetch_one(&mut connection)
+            .await
+            .ok()
+    }
+
     /// `artel status PROJECT --json`.
     pub async fn status(&self, project: &str) -> Value {
         let ran = self.run(&["status", project, "--json"]).await.success();

@@ -95,7 +95,9 @@ impl PostgresCheckpointer {
         Ok(Self::from_pool(pool))
     }
 
-    /// Uses somebody else's pool. It should have `test_before_acquire` off, which costs a round trip for each request.
+    /// Uses somebody else's pool, whose search path says where the tables live. It should have `test_before_acquire` off, which
+    /// costs a round trip for each request, and should set `enable_seqscan = off` on its connections: everything that is read
+    /// has an index, and a plan that was made while a table was small must not outlive its growth.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
         Self {

@@ -1,65 +1,44 @@
-//! Calls to a Bot API server: teloxide's requests for what we send, and a long poll of our own for what comes, because an
-//! update is kept as it came and teloxide would give us only what it understood.
+//! Calls to a Bot API server. What we send are teloxide's requests; the calls are made here, because the client of teloxide
+//! sleeps on a server's errors without being asked, hides the code of an error, and takes only answers that it understands
+//! to the last field. Every call has a bound, no error holds the token, and redirects are not followed, for the token is part
+//! of the address.
 
+mod refusal;
+
+use std::sync::Arc;
 use std::time::Duration;
 
+use ports::Plaintext;
+use reqwest::header::RETRY_AFTER;
+use serde::Serialize;
 use serde_json::value::RawValue;
-use teloxide::payloads::{AnswerCallbackQuerySetters, EditMessageTextSetters, SendMessageSetters};
-use teloxide::requests::Requester;
-use teloxide::types::{
-    CallbackQueryId, ChatId, InlineKeyboardButton, InlineKeyboardMarkup, LinkPreviewOptions,
-    MessageId, ParseMode,
+use teloxide::payloads::{
+    AnswerCallbackQuery, AnswerCallbackQuerySetters, DeleteMessage, EditMessageText,
+    EditMessageTextSetters, GetMe, SendMessage, SendMessageSetters, SetMyCommands,
 };
-use teloxide::{ApiError, RequestError};
+use teloxide::requests::Payload;
+use teloxide::types::{
+    BotCommand, CallbackQueryId, ChatId, InlineKeyboardButton, InlineKeyboardMarkup,
+    LinkPreviewOptions, MessageId, ParseMode,
+};
+
+pub use refusal::Error;
 
 /// How long the server may hold a poll open, in seconds; ours waits a little longer before it gives up on the connection.
 const POLL_S: u64 = 25;
-
-/// What a call came to instead of success.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The server asks for patience.
-    #[error("Telegram asks to wait {seconds} s")]
-    RetryAfter {
-        /// How long.
-        seconds: u64,
-    },
-    /// The server does not want this and never will: the chat is gone, the bot is blocked, the message was deleted.
-    #[error("Telegram refused it: {message}")]
-    Refused {
-        /// Its words.
-        message: String,
-    },
-    /// The formatting was not understood; the same text without it will be.
-    #[error("Telegram cannot read the formatting: {message}")]
-    Formatting {
-        /// Its words.
-        message: String,
-    },
-    /// The token is wrong or was revoked.
-    #[error("Telegram does not know this bot token: check TELEGRAM_BOT_TOKEN")]
-    Unauthorized,
-    /// Another program polls with the same token.
-    #[error("another program takes this bot's updates: stop it, or use a bot of your own")]
-    Conflict,
-    /// The server was not reached, or answered what nobody understands. It may have done what was asked.
-    #[error(
-        "the Bot API server at {server} did not answer as expected: {message}; check TELEGRAM_API_URL and the network"
-    )]
-    Unreachable {
-        /// The server, without the token.
-        server: String,
-        /// What happened.
-        message: String,
-    },
-}
+/// How long any other call may take. Four of them fit into the minute that a delivery is ours.
+const CALL: Duration = Duration::from_secs(12);
+/// Updates that are taken at once.
+const BATCH: u32 = 100;
 
 /// A bot on a server.
 #[derive(Clone)]
 pub struct Api {
-    bot: teloxide::Bot,
     http: reqwest::Client,
+    /// `https://host:port/path`, without user and password for showing.
+    shown: String,
     server: String,
+    token: Arc<Plaintext>,
 }
 
 /// An update as it came.
@@ -70,23 +49,22 @@ pub struct Update {
     pub raw: String,
 }
 
+/// A button: its label, and what comes back when it is pressed (at most 64 bytes).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Button {
+    /// What stands on it.
+    pub label: String,
+    /// What comes back.
+    pub token: String,
+}
+
 #[derive(serde::Deserialize)]
 struct Answer {
     ok: bool,
     #[serde(default)]
-    result: Option<Vec<Box<RawValue>>>,
-    #[serde(default)]
-    error_code: Option<u16>,
-    #[serde(default)]
-    description: String,
-    #[serde(default)]
-    parameters: Parameters,
-}
-
-#[derive(Default, serde::Deserialize)]
-struct Parameters {
-    #[serde(default)]
-    retry_after: Option<u64>,
+    result: Option<Box<RawValue>>,
+    #[serde(flatten)]
+    refusal: refusal::Words,
 }
 
 #[derive(serde::Deserialize)]
@@ -94,128 +72,123 @@ struct UpdateId {
     update_id: i64,
 }
 
+#[derive(serde::Deserialize)]
+struct Sent {
+    #[serde(default)]
+    message_id: i64,
+}
+
+#[derive(serde::Deserialize)]
+struct User {
+    #[serde(default)]
+    username: Option<String>,
+    #[serde(default)]
+    first_name: String,
+}
+
 impl Api {
     /// A bot with this token on this server, such as `https://api.telegram.org`.
     pub fn new(token: &str, server: &str) -> Result<Self, Error> {
-        let unreachable = |message: String| Error::Unreachable {
-            server: server.to_owned(),
+        let failed = |message: String| Error::Unreachable {
+            server: "TELEGRAM_API_URL".to_owned(),
             message,
         };
-        let url = url::Url::parse(server).map_err(|error| unreachable(error.to_string()))?;
+        let mut shown = url::Url::parse(server).map_err(|error| failed(error.to_string()))?;
+        // A server behind a password: that is nobody's to read either.
+        let _ = shown.set_username("");
+        let _ = shown.set_password(None);
+        shown.set_query(None);
         let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .timeout(Duration::from_secs(POLL_S + 15))
+            .connect_timeout(CALL)
+            .timeout(CALL)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
             .build()
-            .map_err(|error| unreachable(error.without_url().to_string()))?;
+            .map_err(|error| failed(error.without_url().to_string()))?;
         Ok(Self {
-            bot: teloxide::Bot::new(token).set_api_url(url),
             http,
+            shown: shown.as_str().trim_end_matches('/').to_owned(),
             server: server.trim_end_matches('/').to_owned(),
+            token: Arc::new(Plaintext::new(token.to_owned())),
         })
     }
 
-    /// Waits for updates from `offset` on, which tells the server that all before it are safe with us.
+    /// The bot's own id, which its token begins with.
+    pub fn id(&self) -> Option<i64> {
+        self.token.expose().split(':').next()?.parse().ok()
+    }
+
+    /// Waits for updates from `offset` on, which tells the server that all before it are safe with us. 0: from the first one
+    /// that the server still has.
     pub async fn updates(&self, offset: i64) -> Result<Vec<Update>, Error> {
-        let unreachable = |message: String| Error::Unreachable {
-            server: self.server.clone(),
-            message,
-        };
-        let url = format!("{}/bot{}/getUpdates", self.server, self.bot.token());
         let body = serde_json::json!({
             "offset": offset,
-            "limit": 100,
+            "limit": BATCH,
             "timeout": POLL_S,
-            "allowed_updates": ["message", "callback_query"],
+            "allowed_updates": ["message", "edited_message", "callback_query"],
         });
-        let answer = self
-            .http
-            .post(url)
-            .json(&body)
-            .send()
-            .await
-            .map_err(|error| unreachable(error.without_url().to_string()))?;
-        let answer: Answer = answer
-            .json()
-            .await
-            .map_err(|error| unreachable(error.without_url().to_string()))?;
-        if !answer.ok {
-            return Err(match (answer.error_code, answer.parameters.retry_after) {
-                (_, Some(seconds)) => Error::RetryAfter { seconds },
-                (Some(401 | 404), _) => Error::Unauthorized,
-                (Some(409), _) => Error::Conflict,
-                _ => unreachable(answer.description),
-            });
-        }
+        let patience = Duration::from_secs(POLL_S + 15);
+        let result = match self.post("getUpdates", &body, patience).await {
+            Err(Error::Refused { code: 404, .. }) => return Err(Error::Unauthorized),
+            other => other?,
+        };
+        let all: Vec<Box<RawValue>> = self.read(&result)?;
         let mut updates = Vec::new();
-        for raw in answer.result.unwrap_or_default() {
+        for raw in &all {
             // One that has no id could be neither stored nor acknowledged: it can only be said.
             match serde_json::from_str::<UpdateId>(raw.get()) {
-                Ok(UpdateId { update_id }) => {
-                    updates.push(Update {
-                        id: update_id,
-                        raw: raw.get().to_owned(),
-                    });
-                }
+                Ok(UpdateId { update_id }) => updates.push(Update {
+                    id: update_id,
+                    raw: raw.get().to_owned(),
+                }),
                 Err(error) => tracing::warn!(%error, "an update without an id was left out"),
             }
+        }
+        if updates.is_empty() && !all.is_empty() {
+            return Err(self.unreachable("its updates have no ids"));
         }
         Ok(updates)
     }
 
     /// The bot's user name: shows that server and token work.
     pub async fn name(&self) -> Result<String, Error> {
-        let me = self
-            .bot
-            .get_me()
-            .await
-            .map_err(|error| self.error(&error))?;
-        Ok(me
-            .user
-            .username
-            .clone()
-            .unwrap_or_else(|| me.user.first_name.clone()))
+        let result = match self.call(&GetMe::new()).await {
+            Err(Error::Refused { code: 404, .. }) => return Err(Error::Unauthorized),
+            other => other?,
+        };
+        let user: User = self.read(&result)?;
+        Ok(user.username.unwrap_or(user.first_name))
     }
 
     /// Sends HTML, or the same words plain when the server refuses the formatting. Gives the message's id.
     pub async fn send(&self, chat: i64, html: &str, buttons: &[Vec<Button>]) -> Result<i64, Error> {
-        match self.send_once(chat, html, true, buttons).await {
-            Err(Error::Formatting { .. }) => {
-                self.send_once(chat, &crate::markdown::plain(html), false, buttons)
-                    .await
-            }
+        match self.send_html(chat, html, buttons).await {
+            // The group became a supergroup, which goes by another id.
+            Err(Error::Moved { chat }) => self.send_html(chat, html, buttons).await,
             other => other,
         }
     }
 
-    async fn send_once(
+    async fn send_html(
         &self,
         chat: i64,
-        text: &str,
-        html: bool,
+        html: &str,
         buttons: &[Vec<Button>],
     ) -> Result<i64, Error> {
-        let mut request = self
-            .bot
-            .send_message(ChatId(chat), text)
-            .link_preview_options(no_preview());
-        if html {
-            request = request.parse_mode(ParseMode::Html);
-        }
+        let mut request = SendMessage::new(ChatId(chat), html).link_preview_options(no_preview());
         if !buttons.is_empty() {
             request = request.reply_markup(keyboard(buttons));
         }
-        match request.await {
-            Ok(message) => Ok(i64::from(message.id.0)),
-            Err(error) => {
-                // It may have been sent, and only the server's description of it be of a kind that the client does not know.
-                if let RequestError::InvalidJson { raw, .. } = &error
-                    && let Some(id) = sent_id(raw)
-                {
-                    return Ok(id);
-                }
-                Err(self.error(&error))
+        let formatted = request.clone().parse_mode(ParseMode::Html);
+        let result = match self.call(&formatted).await {
+            Err(Error::Formatting { .. }) => {
+                request.text = crate::markdown::plain(html);
+                self.call(&request).await?
             }
-        }
+            other => other?,
+        };
+        // It was sent, whatever the server says about it; an id that we cannot read is one that cannot be edited.
+        Ok(serde_json::from_str::<Sent>(result.get()).map_or(0, |sent| sent.message_id))
     }
 
     /// Replaces the text and the buttons of a message.
@@ -226,117 +199,117 @@ impl Api {
         html: &str,
         buttons: &[Vec<Button>],
     ) -> Result<(), Error> {
-        match self.edit_once(chat, message, html, true, buttons).await {
-            Err(Error::Formatting { .. }) => {
-                self.edit_once(chat, message, &crate::markdown::plain(html), false, buttons)
-                    .await
-            }
+        match self.edit_html(chat, message, html, buttons).await {
+            Err(Error::Moved { chat }) => self.edit_html(chat, message, html, buttons).await,
             other => other,
         }
     }
 
-    async fn edit_once(
+    async fn edit_html(
         &self,
         chat: i64,
         message: i64,
-        text: &str,
-        html: bool,
+        html: &str,
         buttons: &[Vec<Button>],
     ) -> Result<(), Error> {
-        let mut request = self
-            .bot
-            .edit_message_text(ChatId(chat), message_id(message)?, text)
+        let mut request = EditMessageText::new(ChatId(chat), message_id(message)?, html)
             .link_preview_options(no_preview())
             .reply_markup(keyboard(buttons));
-        if html {
-            request = request.parse_mode(ParseMode::Html);
-        }
-        match request.await {
-            Ok(_) | Err(RequestError::Api(ApiError::MessageNotModified)) => Ok(()),
-            Err(RequestError::InvalidJson { raw, .. }) if sent_id(&raw).is_some() => Ok(()),
-            Err(error) => Err(self.error(&error)),
+        let formatted = request.clone().parse_mode(ParseMode::Html);
+        let answer = match self.call(&formatted).await {
+            Err(Error::Formatting { .. }) => {
+                request.text = crate::markdown::plain(html);
+                self.call(&request).await
+            }
+            other => other,
+        };
+        match answer {
+            Ok(_) | Err(Error::NotModified) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Deletes a message; one that is gone is deleted.
     pub async fn delete(&self, chat: i64, message: i64) -> Result<(), Error> {
-        match self
-            .bot
-            .delete_message(ChatId(chat), message_id(message)?)
-            .await
-        {
-            Ok(_) | Err(RequestError::Api(ApiError::MessageToDeleteNotFound)) => Ok(()),
-            Err(error) => Err(self.error(&error)),
+        let request = DeleteMessage::new(ChatId(chat), message_id(message)?);
+        match self.call(&request).await {
+            Ok(_) | Err(Error::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Ends the little clock on a button, with a word about what came of it.
     pub async fn acknowledge(&self, callback: &str, text: &str) -> Result<(), Error> {
-        self.bot
-            .answer_callback_query(CallbackQueryId(callback.to_owned()))
-            .text(text.chars().take(190).collect::<String>())
-            .await
-            .map(|_| ())
-            .map_err(|error| self.error(&error))
+        let request = AnswerCallbackQuery::new(CallbackQueryId(callback.to_owned()))
+            .text(text.chars().take(190).collect::<String>());
+        self.call(&request).await.map(|_| ())
     }
 
     /// Puts the commands into the client's menu: an optional nicety that some servers do not have.
     pub async fn offer_commands(&self, commands: &[(&str, &str)]) -> Result<(), Error> {
-        let commands: Vec<_> = commands
+        let commands = commands
             .iter()
-            .map(|(name, about)| teloxide::types::BotCommand::new(*name, *about))
-            .collect();
-        self.bot
-            .set_my_commands(commands)
-            .await
-            .map(|_| ())
-            .map_err(|error| self.error(&error))
+            .map(|(name, about)| BotCommand::new(*name, *about));
+        self.call(&SetMyCommands::new(commands)).await.map(|_| ())
     }
 
-    fn error(&self, error: &RequestError) -> Error {
-        let unreachable = |message: String| Error::Unreachable {
-            server: self.server.clone(),
-            message,
-        };
-        match error {
-            RequestError::RetryAfter(seconds) => Error::RetryAfter {
-                seconds: u64::from(seconds.seconds()),
-            },
-            RequestError::Api(ApiError::InvalidToken) => Error::Unauthorized,
-            RequestError::Api(ApiError::CantParseEntities(message)) => Error::Formatting {
-                message: message.clone(),
-            },
-            RequestError::Api(error) => Error::Refused {
-                message: error.to_string(),
-            },
-            RequestError::MigrateToChatId(chat) => Error::Refused {
-                message: format!("the group became the supergroup {chat}"),
-            },
-            RequestError::InvalidJson { raw, .. } => unreachable(raw.chars().take(200).collect()),
-            // Its text holds the address, and the address holds the token.
-            RequestError::Network(error) => unreachable(innermost(error.as_ref())),
-            RequestError::Io(error) => unreachable(error.to_string()),
+    async fn call<P: Payload + Serialize>(&self, request: &P) -> Result<Box<RawValue>, Error> {
+        // Servers differ in whether they care: the documentation writes `sendMessage`.
+        let (first, rest) = P::NAME.split_at(1);
+        let method = first.to_lowercase() + rest;
+        self.post(&method, request, CALL).await
+    }
+
+    async fn post<B: Serialize>(
+        &self,
+        method: &str,
+        body: &B,
+        patience: Duration,
+    ) -> Result<Box<RawValue>, Error> {
+        let url = format!("{}/bot{}/{method}", self.server, self.token.expose());
+        let network = |error: reqwest::Error| self.unreachable(&innermost(&error.without_url()));
+        let response = self
+            .http
+            .post(url)
+            .timeout(patience)
+            .json(body)
+            .send()
+            .await
+            .map_err(network)?;
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let body = response.bytes().await.map_err(network)?;
+        match serde_json::from_slice::<Answer>(&body) {
+            Ok(Answer {
+                ok: true, result, ..
+            }) => Ok(result.unwrap_or_default()),
+            Ok(answer) => Err(answer.refusal.into_error(&self.shown, status, retry_after)),
+            Err(_) => Err(refusal::unreadable(&self.shown, status, retry_after, &body)),
+        }
+    }
+
+    fn read<'a, T: serde::Deserialize<'a>>(&self, result: &'a RawValue) -> Result<T, Error> {
+        serde_json::from_str(result.get()).map_err(|error| self.unreachable(&error.to_string()))
+    }
+
+    fn unreachable(&self, message: &str) -> Error {
+        Error::Unreachable {
+            server: self.shown.clone(),
+            message: message.to_owned(),
         }
     }
 }
 
+/// The cause below all others: what is above repeats it, or tells the address.
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let Some(mut cause) = error.source() else {
-        return "no connection".to_owned();
-    };
+    let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
     cause.to_string()
-}
-
-/// A button: its label, and what comes back when it is pressed (at most 64 bytes).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Button {
-    /// What stands on it.
-    pub label: String,
-    /// What comes back.
-    pub token: String,
 }
 
 fn keyboard(rows: &[Vec<Button>]) -> InlineKeyboardMarkup {
@@ -361,15 +334,10 @@ fn no_preview() -> LinkPreviewOptions {
 
 fn message_id(message: i64) -> Result<MessageId, Error> {
     i32::try_from(message)
+        .ok()
+        .filter(|id| *id > 0)
         .map(MessageId)
-        .map_err(|_| Error::Refused {
+        .ok_or_else(|| Error::Gone {
             message: format!("{message} is no message id"),
         })
-}
-
-fn sent_id(raw: &str) -> Option<i64> {
-    let answer: serde_json::Value = serde_json::from_str(raw).ok()?;
-    (answer["ok"] == true)
-        .then(|| answer["result"]["message_id"].as_i64())
-        .flatten()
 }

@@ -1,9 +1,13 @@
 //! Markdown, as the crew writes it, into the HTML that Telegram understands, in pieces that it accepts.
 
+use std::fmt::Write as _;
+
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
-/// Telegram's limit for the text of a message, in UTF-16 code units; counted in characters with room to spare.
-const PIECE_CHARS: usize = 3500;
+/// How long a message may be, in UTF-16 code units with all its markup. Telegram's limit is 4096 without.
+const PIECE_UNITS: usize = 3800;
+/// How many messages one text may become.
+const PIECES: usize = 8;
 
 /// Escapes what has a meaning in Telegram's HTML.
 pub fn escape(text: &str) -> String {
@@ -12,35 +16,82 @@ pub fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-/// One piece of HTML for each message that the text needs, at least one. Every piece is complete HTML by itself.
+/// One piece of HTML for each message that the text needs, at least one and at most eight; what goes beyond is cut, and the
+/// last one says so. Every piece is complete HTML by itself.
 pub fn to_messages(markdown: &str) -> Vec<String> {
     let mut pieces = Vec::new();
     let mut piece = String::new();
     for block in blocks(markdown) {
-        if !piece.is_empty() && piece.chars().count() + block.chars().count() > PIECE_CHARS {
+        if !piece.is_empty() && units(&piece) + 1 + units(&block) > PIECE_UNITS {
             pieces.push(std::mem::take(&mut piece));
+        }
+        if units(&block) > PIECE_UNITS {
+            // A block that fits in no message loses its formatting, not its words; code stays code.
+            let code = block.starts_with("<pre>");
+            for part in parts(&plain(&block)) {
+                pieces.push(if code {
+                    format!("<pre>{part}</pre>")
+                } else {
+                    part
+                });
+            }
+            continue;
         }
         if !piece.is_empty() {
             piece.push('\n');
         }
-        if block.chars().count() > PIECE_CHARS {
-            // A block that fits in no message loses its formatting, not its words.
-            let letters: Vec<char> = plain(&block).chars().collect();
-            for part in letters.chunks(PIECE_CHARS) {
-                pieces.push(escape(&part.iter().collect::<String>()));
-            }
-        } else {
-            piece.push_str(&block);
-        }
+        piece.push_str(&block);
     }
-    if !piece.is_empty() || pieces.is_empty() {
-        pieces.push(if piece.is_empty() {
-            "…".to_owned()
-        } else {
-            piece
-        });
+    if !piece.trim().is_empty() {
+        pieces.push(piece);
+    }
+    pieces.retain(|piece| !plain(piece).trim().is_empty());
+    if pieces.is_empty() {
+        pieces.push("…".to_owned());
+    }
+    if pieces.len() > PIECES {
+        let cut = pieces.split_off(PIECES - 1);
+        let letters: usize = cut.iter().map(|piece| plain(piece).chars().count()).sum();
+        pieces.push(format!("… {letters} more characters are cut here."));
     }
     pieces
+}
+
+fn units(text: &str) -> usize {
+    text.encode_utf16().count()
+}
+
+/// A long text, escaped, in parts that fit; divided at the end of a line or of a word where there is one.
+fn parts(text: &str) -> Vec<String> {
+    let room = PIECE_UNITS - "<pre></pre>".len();
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (mut end, mut size, mut line, mut word) = (rest.len(), 0, None, None);
+        for (at, c) in rest.char_indices() {
+            size += match c {
+                '&' => 5,
+                '<' | '>' => 4,
+                c => c.len_utf16(),
+            };
+            if size > room {
+                end = line.or(word).unwrap_or(at);
+                break;
+            }
+            // Not so early that the part is hardly begun.
+            if size > room / 2 {
+                match c {
+                    '\n' => line = Some(at + 1),
+                    ' ' => word = Some(at + 1),
+                    _ => {}
+                }
+            }
+        }
+        let (part, tail) = rest.split_at(end);
+        parts.push(escape(part));
+        rest = tail;
+    }
+    parts
 }
 
 /// HTML of ours back into words, for servers that refuse the formatting.
@@ -81,7 +132,7 @@ fn blocks(markdown: &str) -> Vec<String> {
                                 .chars()
                                 .filter(char::is_ascii_alphanumeric)
                                 .collect();
-                            block.push_str(&format!("<pre><code class=\"language-{word}\">"));
+                            let _ = write!(block, "<pre><code class=\"language-{word}\">");
                         }
                         _ => block.push_str("<pre><code>"),
                     },
@@ -95,7 +146,7 @@ fn blocks(markdown: &str) -> Vec<String> {
                         block.push_str(&"  ".repeat(lists.len().saturating_sub(1)));
                         match lists.last_mut() {
                             Some(Some(number)) => {
-                                block.push_str(&format!("{number}. "));
+                                let _ = write!(block, "{number}. ");
                                 *number += 1;
                             }
                             _ => block.push_str("• "),
@@ -103,7 +154,7 @@ fn blocks(markdown: &str) -> Vec<String> {
                     }
                     Tag::Link { dest_url, .. } => {
                         let url = escape(&dest_url).replace('"', "&quot;");
-                        block.push_str(&format!("<a href=\"{url}\">"));
+                        let _ = write!(block, "<a href=\"{url}\">");
                     }
                     _ => {}
                 }
@@ -120,12 +171,8 @@ fn blocks(markdown: &str) -> Vec<String> {
                     TagEnd::List(_) => {
                         lists.pop();
                     }
-                    TagEnd::Item => {
-                        if !block.ends_with('\n') {
-                            block.push('\n');
-                        }
-                    }
-                    TagEnd::Paragraph => block.push('\n'),
+                    TagEnd::Item if block.ends_with('\n') => {}
+                    TagEnd::Item | TagEnd::Paragraph => block.push('\n'),
                     TagEnd::Link => block.push_str("</a>"),
                     _ => {}
                 }
@@ -134,9 +181,11 @@ fn blocks(markdown: &str) -> Vec<String> {
                 }
             }
             Event::Text(text) | Event::Html(text) | Event::InlineHtml(text) => {
-                block.push_str(&escape(&text))
+                block.push_str(&escape(&text));
             }
-            Event::Code(text) => block.push_str(&format!("<code>{}</code>", escape(&text))),
+            Event::Code(text) => {
+                let _ = write!(block, "<code>{}</code>", escape(&text));
+            }
             Event::SoftBreak | Event::HardBreak => block.push('\n'),
             Event::Rule => out.push("———\n".to_owned()),
             _ => {}
@@ -182,20 +231,47 @@ mod tests {
         let long = text
             .chunks(20)
             .map(|words| words.join(" "))
-            .collect::<Vec<_>>()
-            .join("\n\n");
-        let pieces = to_messages(&long);
-        assert!(pieces.len() > 1 && pieces.iter().all(|piece| piece.chars().count() <= 4096));
-        let words: Vec<String> = plain(&pieces.join("\n"))
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect();
-        assert_eq!(words, text);
+            .collect::<Vec<_>>();
+        for long in [long.join("\n\n"), long.join(" ")] {
+            let pieces = to_messages(&long);
+            assert!(pieces.len() > 1 && pieces.iter().all(|piece| units(piece) <= 4096));
+            let words: Vec<String> = plain(&pieces.join("\n"))
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect();
+            assert_eq!(words, text);
+        }
+    }
+
+    #[test]
+    fn letters_that_count_twice_and_markup_that_grows_stay_within_the_limit() {
+        for letter in ["x", "&", "🦀", "`&`"] {
+            let pieces = to_messages(&letter.repeat(9_000));
+            assert!(pieces.len() > 1);
+            assert!(
+                pieces.iter().all(|piece| units(piece) <= 4096),
+                "{letter}: {:?}",
+                pieces.iter().map(|p| units(p)).collect::<Vec<_>>()
+            );
+        }
+        let code = format!("```\n{}```\n", "let x = 1;\n".repeat(1000));
         assert!(
-            to_messages(&"x".repeat(10_000))
+            to_messages(&code)
                 .iter()
-                .all(|piece| piece.chars().count() <= 4096)
+                .all(|piece| piece.starts_with("<pre>") && piece.ends_with("</pre>"))
+        );
+    }
+
+    #[test]
+    fn a_text_without_end_is_cut_and_says_so() {
+        let pieces = to_messages(&"word ".repeat(100_000));
+        assert_eq!(pieces.len(), PIECES);
+        assert!(
+            pieces[PIECES - 1].contains("are cut"),
+            "{}",
+            pieces[PIECES - 1]
         );
         assert_eq!(to_messages(""), ["…"]);
+        assert_eq!(to_messages("\n \n"), ["…"]);
     }
 }

@@ -1,128 +1,202 @@
 //! Delivers the outbox. What is to be said is a projection of the journal; what was delivered is kept apart, so that nothing
 //! is said twice. Telegram has no idempotency key: should we die between its acceptance and our record of it, that one
 //! message comes twice.
+//!
+//! A text that needs several messages is recorded after each of them: the delivery's message id is a list of them, divided by
+//! commas, and an edit changes each one in its place.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use ports::{Audience, PersonId};
 use store::{Delivery, IntentKind, NewButton};
+use tokio::task::JoinSet;
 
 use crate::api::{self, Button};
-use crate::{Error, FRONT, PATIENCE, Shared, backoff, markdown};
+use crate::{Error, FRONT, GRACE, Shared, handlers, markdown};
 
-/// Deliveries that are taken together.
-const BATCH: usize = 20;
+/// Deliveries that are under way at the same time, each in a chat of its own.
+const AT_ONCE: usize = 20;
 /// How long a button can be pressed: longer than anybody thinks about a question.
 const BUTTON_LIFE: SignedDuration = SignedDuration::from_hours(24 * 30);
 /// How many buttons stand beside each other.
 const ROW: usize = 2;
+/// How often the record of a delivery is tried: without it the message is sent once more.
+const RECORD_TRIES: u32 = 4;
+/// The longest pause that a server gets when it asks for patience.
+const LONGEST: Duration = Duration::from_hours(1);
+/// Questions whose buttons are remembered until they are shown.
+const REMEMBERED: usize = 200;
 
 /// Delivers until the end.
 pub(crate) async fn run(shared: &Shared) -> Result<(), Error> {
+    let mut under_way = JoinSet::new();
     let mut failures = 0;
     while !shared.shutdown.is_cancelled() {
-        match shared.store.next_deliveries(FRONT, BATCH).await {
-            Ok(deliveries) if deliveries.is_empty() => {
-                failures = 0;
-                tokio::select! {
-                    () = shared.shutdown.cancelled() => {}
-                    () = shared.outbox.notified() => {}
-                    () = tokio::time::sleep(PATIENCE) => {}
-                }
-            }
-            Ok(deliveries) => {
-                for delivery in deliveries {
-                    if let Err(error) = deliver(shared, &delivery).await {
-                        tracing::error!(intent = delivery.intent, %error, "a delivery could not be recorded");
-                        failures += 1;
-                        shared.pause(backoff(failures)).await;
+        let free = AT_ONCE.saturating_sub(under_way.len());
+        if free > 0 {
+            match shared.store.next_deliveries(FRONT, free).await {
+                Ok(deliveries) => {
+                    failures = 0;
+                    for delivery in deliveries {
+                        let shared = shared.clone();
+                        under_way.spawn(async move { deliver(&shared, &delivery).await });
                     }
                 }
-            }
-            Err(error) => {
-                tracing::error!(%error, "the outbox cannot be read");
-                failures += 1;
-                shared.pause(backoff(failures)).await;
+                Err(error) => {
+                    tracing::error!(%error, "the outbox cannot be read");
+                    failures += 1;
+                    shared.pause(shared.backoff(failures)).await;
+                }
             }
         }
+        tokio::select! {
+            () = shared.shutdown.cancelled() => {}
+            () = shared.outbox.notified() => {}
+            Some(_) = under_way.join_next() => {}
+            () = tokio::time::sleep(shared.patience) => {}
+        }
     }
+    // What is on its way gets the time to be recorded.
+    let rest = async { while under_way.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(GRACE, rest).await;
     Ok(())
 }
 
-async fn deliver(shared: &Shared, delivery: &Delivery) -> Result<(), store::Error> {
-    let Ok(chat) = delivery.chat.parse::<i64>() else {
-        return shared
-            .store
-            .delivery_failed(delivery, "the chat's id is no number")
-            .await;
+async fn deliver(shared: &Shared, delivery: &Delivery) {
+    let outcome = match delivery.chat.parse::<i64>() {
+        Ok(chat) => match buttons(shared, delivery).await {
+            Ok(buttons) => transmit(shared, chat, delivery, &buttons).await,
+            Err(error) => {
+                // The delivery is ours for a minute; then it is taken anew.
+                tracing::error!(intent = delivery.intent, %error, "the buttons of a question could not be stored");
+                return;
+            }
+        },
+        Err(_) => Err(api::Error::Refused {
+            code: 400,
+            message: "the chat's id is no number".to_owned(),
+        }),
     };
-    let buttons = buttons(shared, delivery).await?;
-    match transmit(shared, chat, delivery, &buttons).await {
-        Ok(message) => {
-            shared
-                .store
-                .delivery_sent(delivery, &message.to_string())
-                .await
+    if outcome.is_ok() {
+        shared.buttons.lock().remove(&key_of(delivery));
+    }
+    let mut tries = 0;
+    while let Err(error) = record(shared, delivery, &outcome).await {
+        tracing::error!(intent = delivery.intent, %error, "a delivery could not be recorded");
+        tries += 1;
+        if tries == RECORD_TRIES || !shared.pause(shared.backoff(tries)).await {
+            return;
         }
-        Err(api::Error::RetryAfter { seconds }) => {
-            let pause = Duration::from_secs(seconds.clamp(1, 3600));
-            shared
-                .store
-                .retry_delivery(delivery, pause, "the server asked to wait")
-                .await
-        }
-        Err(
-            error @ (api::Error::Unreachable { .. }
-            | api::Error::Conflict
-            | api::Error::Unauthorized),
-        ) => {
-            tracing::warn!(chat, %error, "a message waits for the server");
-            shared
-                .store
-                .retry_delivery(delivery, backoff(delivery.attempts), &error.to_string())
-                .await
-        }
-        Err(error) => {
+    }
+    if let Err(error) = &outcome
+        && is_final(error)
+        && delivery.audience == Audience::Owner
+    {
+        let text = format!(
+            "Telegram does not take messages for the chat {}, so its people do not hear of the project {}: {error}",
+            delivery.chat, delivery.project
+        );
+        let fingerprint = format!("telegram.refused:{}", delivery.chat);
+        shared.notice(&fingerprint, &text).await;
+    }
+}
+
+fn is_final(error: &api::Error) -> bool {
+    !matches!(
+        error,
+        api::Error::RetryAfter { .. }
+            | api::Error::Unreachable { .. }
+            | api::Error::Conflict { .. }
+            | api::Error::Unauthorized
+    )
+}
+
+/// Records what became of a delivery.
+async fn record(
+    shared: &Shared,
+    delivery: &Delivery,
+    outcome: &Result<String, api::Error>,
+) -> Result<(), store::Error> {
+    let chat = &delivery.chat;
+    match outcome {
+        Ok(messages) => shared.store.delivery_sent(delivery, messages).await,
+        Err(error) if is_final(error) => {
             tracing::warn!(chat, intent = delivery.intent, %error, "a message was refused");
             shared
                 .store
                 .delivery_failed(delivery, &error.to_string())
                 .await
         }
+        Err(error) => {
+            let pause = match error {
+                api::Error::RetryAfter { seconds } => {
+                    Duration::from_secs((*seconds).max(1)).min(LONGEST)
+                }
+                _ => shared.backoff(delivery.attempts),
+            };
+            tracing::warn!(chat, %error, "a message waits for the server");
+            shared
+                .store
+                .retry_delivery(delivery, pause, &error.to_string())
+                .await
+        }
     }
 }
 
-/// Sends or edits; the id of the message that now shows it.
+/// Sends or edits; the ids of the messages that show it now.
 async fn transmit(
     shared: &Shared,
     chat: i64,
     delivery: &Delivery,
     buttons: &[Vec<Button>],
-) -> Result<i64, api::Error> {
-    let mut pieces = markdown::to_messages(&text(delivery));
-    let last = pieces.pop().unwrap_or_default();
-    if let Some(message) = delivery
-        .message_id
-        .as_ref()
-        .and_then(|id| id.parse::<i64>().ok())
-    {
-        match shared.api.edit(chat, message, &last, buttons).await {
-            Ok(()) => return Ok(message),
-            // Somebody deleted it, or it is too old to be edited: say it anew.
-            Err(api::Error::Refused { .. }) => {}
-            Err(error) => return Err(error),
+) -> Result<String, api::Error> {
+    let pieces = markdown::to_messages(&text(delivery));
+    let shown = delivery.message_id.as_deref().unwrap_or_default();
+    let mut shown: Vec<i64> = shown.split(',').filter_map(|id| id.parse().ok()).collect();
+    let last = pieces.len() - 1;
+    for (at, piece) in pieces.iter().enumerate() {
+        let buttons = if at == last { buttons } else { &[] };
+        if let Some(message) = shown.get(at) {
+            match shared.api.edit(chat, *message, piece, buttons).await {
+                Ok(()) => continue,
+                // Somebody deleted it, or it is too old to be edited: say it anew.
+                Err(api::Error::Gone { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let message = shared.api.send(chat, piece, buttons).await?;
+        match shown.get_mut(at) {
+            Some(gone) => *gone = message,
+            None => shown.push(message),
+        }
+        if at < last
+            && let Err(error) = shared
+                .store
+                .delivery_progress(delivery, &joined(&shown))
+                .await
+        {
+            tracing::error!(intent = delivery.intent, %error, "a part of a delivery could not be recorded");
         }
     }
-    for piece in pieces {
-        shared.api.send(chat, &piece, &[]).await?;
+    // The text became shorter.
+    for message in shown.drain(pieces.len()..) {
+        if let Err(error) = shared.api.delete(chat, message).await {
+            tracing::debug!(chat, %error, "the end of an old text stays");
+        }
     }
-    shared.api.send(chat, &last, buttons).await
+    Ok(joined(&shown))
+}
+
+fn joined(messages: &[i64]) -> String {
+    let ids: Vec<String> = messages.iter().map(ToString::to_string).collect();
+    ids.join(",")
 }
 
 fn text(delivery: &Delivery) -> String {
     let mut text = delivery.text.clone();
-    match (&delivery.kind, &delivery.wait) {
+    let _ = match (&delivery.kind, &delivery.wait) {
         (IntentKind::Question, Some(wait)) if !wait.open => {
             let answer = match &wait.answer {
                 Some(answer) => wait
@@ -132,31 +206,33 @@ fn text(delivery: &Delivery) -> String {
                     .map_or(answer.as_str(), |option| option.label.as_str()),
                 None => "withdrawn",
             };
-            text.push_str(&format!("\n\n**→ {answer}**"));
+            write!(text, "\n\n**→ {answer}**")
         }
         (IntentKind::Notice, _) if delivery.times > 1 => {
-            text.push_str(&format!("\n\n({} times)", delivery.times));
+            write!(text, "\n\n({} times)", delivery.times)
         }
-        _ => {}
-    }
+        _ => Ok(()),
+    };
     text
 }
 
-/// The buttons of a question that is still open, stored before they are shown.
+fn key_of(delivery: &Delivery) -> (String, i64) {
+    (delivery.intent.clone(), delivery.revision)
+}
+
+/// The buttons of a question that is still open, stored before they are shown. A question that is tried again shows the same.
 async fn buttons(shared: &Shared, delivery: &Delivery) -> Result<Vec<Vec<Button>>, store::Error> {
     let Some(wait) = delivery.wait.as_ref().filter(|wait| wait.open) else {
         return Ok(Vec::new());
     };
-    let owner = match wait.audience {
-        Audience::Owner => shared
-            .store
-            .project(&wait.project)
-            .await?
-            .and_then(|project| project.owner),
+    let made = shared.buttons.lock().get(&key_of(delivery)).cloned();
+    if let Some(made) = made {
+        return Ok(made);
+    }
+    let owner: Option<PersonId> = match wait.audience {
+        Audience::Owner => handlers::owner(shared, &wait.project).await?,
         Audience::Admins => None,
     };
-    // Somebody who founded it elsewhere has no name here; then whoever may talk to the bot may press.
-    let owner: Option<PersonId> = owner.filter(|owner| owner.as_str().starts_with("telegram:"));
     let mut buttons = Vec::with_capacity(wait.options.len());
     for option in &wait.options {
         let stored = shared
@@ -175,5 +251,11 @@ async fn buttons(shared: &Shared, delivery: &Delivery) -> Result<Vec<Vec<Button>
             token: stored.token,
         });
     }
-    Ok(buttons.chunks(ROW).map(<[Button]>::to_vec).collect())
+    let rows: Vec<Vec<Button>> = buttons.chunks(ROW).map(<[Button]>::to_vec).collect();
+    let mut remembered = shared.buttons.lock();
+    if remembered.len() >= REMEMBERED {
+        remembered.clear();
+    }
+    remembered.insert(key_of(delivery), rows.clone());
+    Ok(rows)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use ports::{ProjectRecord, StatusReport};
+use ports::{Failure, ProjectRecord, StatusReport};
 
 /// The commands, as the menu and `/help` show them.
 pub(crate) const COMMANDS: &[(&str, &str)] = &[
@@ -46,6 +46,26 @@ pub(crate) fn help() -> String {
             let _ = writeln!(text, "- /{name}: {about}");
             text
         })
+}
+
+/// What the front desk could not do, in the words of this front end.
+pub(crate) fn failure(failure: &Failure) -> String {
+    sentence(&failure.message.replace("`artel projects`", "/projects"))
+}
+
+/// A text with a capital letter and a full stop.
+pub(crate) fn sentence(text: &str) -> String {
+    let text = text.trim();
+    let mut chars = text.chars();
+    let Some(first) = chars.next() else {
+        return "Something went wrong.".to_owned();
+    };
+    let stop = if text.ends_with(['.', '!', '?', ':', '…']) {
+        ""
+    } else {
+        "."
+    };
+    format!("{}{}{stop}", first.to_uppercase(), chars.as_str())
 }
 
 /// `/projects`.

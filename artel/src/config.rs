@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use figment::providers::{Format, Toml};
+use figment::providers::{Format, Serialized, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use ports::Plaintext;
@@ -48,7 +48,9 @@ pub enum Error {
         advice: String,
     },
     /// A value in a table does not fit.
-    #[error("{place}: {name} cannot be used: {message}; mend that line, or take it out to go by the default")]
+    #[error(
+        "{place}: {name} cannot be used: {message}; mend that line, or take it out to go by the default"
+    )]
     Table {
         /// Which file, and which line of it.
         place: String,
@@ -226,7 +228,7 @@ fn dotenv_error(path: &Path, error: &dotenvy::Error) -> Error {
     let message = match error {
         dotenvy::Error::LineParse(line, _) => {
             let text = std::fs::read_to_string(path).unwrap_or_default();
-            if let Some(index) = text.lines().position(|other| other.trim() == line.trim()) {
+            if let Some(index) = text.lines().position(|other| other.contains(line.trim())) {
                 place = format!("{place}, line {}", index + 1);
             }
             "a line like NAME=value is expected, with quotes around a value that has spaces"
@@ -255,7 +257,8 @@ fn toml_layer(path: &Path) -> Result<Option<Figment>, Error> {
     })?;
     for key in table.keys() {
         let known = |key: &str| {
-            TABLES.contains(&key) || settings::all().any(|setting| setting.name.to_lowercase() == key)
+            TABLES.contains(&key)
+                || settings::all().any(|setting| setting.name.to_lowercase() == key)
         };
         if !known(key) {
             let advice = if known(&key.to_lowercase()) {
@@ -428,9 +431,13 @@ impl Config {
 
     /// A table of `artel.toml`, or its default.
     pub fn table<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, Error> {
-        let Ok(value) = self.figment.find_value(name) else {
-            return Ok(T::default());
-        };
+        match self.figment.find_value(name) {
+            Ok(value) => self.typed(name, &value),
+            Err(_) => Ok(T::default()),
+        }
+    }
+
+    fn typed<T: DeserializeOwned>(&self, name: &str, value: &Value) -> Result<T, Error> {
         value.deserialize().map_err(|error: figment::Error| {
             let mut keys: Vec<&str> = std::iter::once(name)
                 .chain(error.path.iter().map(String::as_str))
@@ -447,7 +454,14 @@ impl Config {
     /// The table `[policy]`: what the crew may do. Names that nobody knows are refused, so that a slip of the pen does not
     /// lift a cap.
     pub fn policy(&self) -> Result<nodes::Policy, Error> {
-        let policy: nodes::Policy = self.table("policy")?;
+        // Over the defaults, so that one limit can be named without the others.
+        let value = Figment::from(Serialized::default("policy", nodes::Policy::default()))
+            .merge(&self.figment)
+            .find_value("policy");
+        let policy = match value {
+            Ok(value) => self.typed("policy", &value)?,
+            Err(_) => nodes::Policy::default(),
+        };
         let known = serde_json::to_value(nodes::Policy::default()).unwrap_or_default();
         if let Ok(given) = self.figment.find_value("policy") {
             let mut keys = vec!["policy"];
@@ -724,9 +738,15 @@ mod tests {
             ("\n\nartel_ports = [", "artel.toml, line 3 cannot"),
             ("openai_api_key = hunter2", "line 1"),
             ("[policy]\nmax_atempts = 3", "line 2: policy.max_atempts"),
-            ("[policy]\nmax_attempts = \"three\"", "line 2: policy.max_attempts"),
+            (
+                "[policy]\nmax_attempts = \"three\"",
+                "line 2: policy.max_attempts",
+            ),
             ("[policy.limits]\nwall = 3", "line 2: policy.limits.wall"),
-            ("[policy.limits]\nwall_s = -3", "line 2: policy.limits.wall_s"),
+            (
+                "[policy.limits]\nwall_s = -3",
+                "line 2: policy.limits.wall_s",
+            ),
             ("[models]\n\nmodle = \"x\"", "line 3: models.modle"),
             (
                 "[models.budget]\ntokens = \"many\"",
@@ -747,10 +767,28 @@ mod tests {
     }
 
     #[test]
+    fn one_limit_can_be_set_without_the_others() {
+        let toml = "[policy]\nmax_attempts = 1\n[policy.limits]\nwall_s = 5\n";
+        let policy = load(&[HOME, ("artel.toml", toml)])
+            .unwrap()
+            .policy()
+            .unwrap();
+        let mut expected = nodes::Policy {
+            max_attempts: 1,
+            ..nodes::Policy::default()
+        };
+        expected.limits.wall_s = 5;
+        assert_eq!(policy, expected);
+    }
+
+    #[test]
     fn a_broken_dotenv_is_named_with_its_line_and_without_its_text() {
-        let error = load(&[(".env", "ARTEL_HOME=FOLDER/home\nOPENAI_API_KEY=hunter2 and more\n")])
-            .err()
-            .map(|error| error.to_string());
+        let error = load(&[(
+            ".env",
+            "ARTEL_HOME=FOLDER/home\nOPENAI_API_KEY=hunter2 and more\n",
+        )])
+        .err()
+        .map(|error| error.to_string());
         let error = error.expect("a value with spaces needs quotes");
         assert!(error.contains(".env, line 2"), "{error}");
         assert!(!error.contains("hunter2"), "{error}");

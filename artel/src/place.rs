@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn a_key_is_found_in_its_line() {
-        let text = "a = 1\n\n[policy]\nmax = 3\nagent = { adapter = 'x' }\n[policy.limits]\nwall_s = 3\n";
+        let text =
+            "a = 1\n\n[policy]\nmax = 3\nagent = { adapter = 'x' }\n[policy.limits]\nwall_s = 3\n";
         assert_eq!(line_of(text, &["a"]), Some(1));
         assert_eq!(line_of(text, &["policy", "max"]), Some(4));
         assert_eq!(line_of(text, &["policy", "agent", "adapter"]), Some(5));

@@ -97,16 +97,13 @@ fn answering(
         None => None,
     };
     let shipped = config.tape.as_deref().is_none_or(|tape| tape == "demo") && tape.is_some();
-    let (crew, workers): (Arc<dyn Models>, Arc<dyn WorkerModels>) = match tape {
-        Some(tape) => {
-            let player = Arc::new(Player::new(tape, ledger, models.budget));
-            (player.clone(), player)
-        }
-        None => {
-            models.validate()?;
-            let provider = Arc::new(Provider::new(&models, ledger)?);
-            (provider.clone(), provider)
-        }
+    let (crew, workers): (Arc<dyn Models>, Arc<dyn WorkerModels>) = if let Some(tape) = tape {
+        let player = Arc::new(Player::new(tape, ledger, models.budget));
+        (player.clone(), player)
+    } else {
+        models.validate()?;
+        let provider = Arc::new(Provider::new(&models, ledger)?);
+        (provider.clone(), provider)
     };
     let Some(file) = record else {
         return Ok(Answering {
@@ -197,10 +194,10 @@ impl App {
         let program = std::env::current_exe().context("this program's own file cannot be found")?;
         let words = |name: &str| vec!["internal".to_owned(), name.to_owned()];
 
-        let forge = Arc::new(forge::LocalForge::new(
-            home.join("repos"),
-            Some(sandbox.clone()),
-        ));
+        let policy = policy(&config)?;
+        let mut hosting = forge::Options::new(home.join("repos"), Some(sandbox.clone()));
+        hosting.check_limits.wall_s = Some(policy.checks_wall_s);
+        let forge = Arc::new(forge::LocalForge::with(hosting));
         let deployer = deploy::LocalDeployer::new(deploy::Options {
             home: home.path().to_owned(),
             sandbox: sandbox.clone(),
@@ -208,7 +205,7 @@ impl App {
             supervise_args: words("supervise"),
             launch_args: words("launch"),
             secrets: Arc::new(vault.clone()),
-            ready_s: 60,
+            ready_s: policy.service_ready_s,
         });
         let bus = Bus::default();
         let errands = ErrandDesk::new(store.clone());
@@ -221,7 +218,7 @@ impl App {
             errands: Arc::new(errands.clone()),
             record: Arc::new(store.clone()),
             ledger: Arc::new(books.clone()),
-            policy: policy(&config)?,
+            policy,
             traceparent: Arc::new(telemetry::current_traceparent),
         };
         let (conversation, job, task) = nodes::graphs(&crew)?;

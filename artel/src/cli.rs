@@ -81,7 +81,7 @@ pub enum Command {
     /// Branch a thread off at a checkpoint, with a change to its state.
     Fork(ForkArgs),
     /// Bring the database up to this version.
-    Migrate,
+    Migrate(MigrateArgs),
     /// Look whether everything that Artel needs is here and works.
     Doctor,
     /// The configuration.
@@ -327,6 +327,15 @@ pub struct ForkArgs {
     /// Make the new branch the head, so that the thread goes on from it.
     #[arg(long)]
     pub head: bool,
+}
+
+/// `artel migrate`.
+#[derive(Args, Debug)]
+pub struct MigrateArgs {
+    /// Throw away what is made from the journal (the record, the ledger, the intents of the outbox) and make it again; nothing
+    /// is sent twice.
+    #[arg(long)]
+    pub rebuild_projections: bool,
 }
 
 /// `artel config …`.

@@ -710,7 +710,7 @@ mod tests {
                 .clone()
         };
         assert!(
-            source("SPAWNER_MAX_WORKERS").ends_with(".env"),
+            source("SPAWNER_MAX_WORKERS").contains("/.env"),
             "{}",
             source("SPAWNER_MAX_WORKERS")
         );

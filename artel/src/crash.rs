@@ -30,10 +30,10 @@ pub fn observer() -> Option<Arc<dyn Observer>> {
             );
         }
         Point::BeforeCommit { thread, nodes } => {
-            at("before-commit", thread.as_str(), &nodes.join("+"))
+            at("before-commit", thread.as_str(), &nodes.join("+"));
         }
         Point::AfterCommit { thread, nodes } => {
-            at("after-commit", thread.as_str(), &nodes.join("+"))
+            at("after-commit", thread.as_str(), &nodes.join("+"));
         }
         _ => {}
     };

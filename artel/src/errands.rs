@@ -123,7 +123,7 @@ impl Runner {
                     Ok(true) => {}
                     Ok(false) => return,
                     Err(error) => {
-                        tracing::warn!(errand = %key, %error, "an errand's lease was not renewed")
+                        tracing::warn!(errand = %key, %error, "an errand's lease was not renewed");
                     }
                 }
             }
@@ -187,7 +187,7 @@ impl Runner {
                     }
                 }
                 Err(error) => {
-                    tracing::error!(errand = reply.key, %error, "an outcome was not sent; it is tried again")
+                    tracing::error!(errand = reply.key, %error, "an outcome was not sent; it is tried again");
                 }
             }
         }

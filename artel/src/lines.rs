@@ -225,7 +225,19 @@ pub fn for_people(recorded: &Recorded) -> Option<String> {
                 .iter()
                 .filter(|check| check.status == CheckStatus::Passed)
                 .count();
-            let checks = format!("{passed} of {} checks passed", deployment.checks.len());
+            let mut checks = format!("{passed} of {} checks passed", deployment.checks.len());
+            let failed = deployment
+                .checks
+                .iter()
+                .find(|check| check.status != CheckStatus::Passed);
+            if let Some(failed) = failed {
+                let why = failed.detail.lines().next().unwrap_or_default();
+                checks = format!(
+                    "{checks}; {}: {}",
+                    failed.name,
+                    why.trim_end_matches("; its last lines:")
+                );
+            }
             match deployment.status {
                 DeploymentStatus::Live => {
                     format!(

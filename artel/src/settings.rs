@@ -164,13 +164,14 @@ pub fn all() -> impl Iterator<Item = &'static Setting> {
 /// The text of `.env.example`.
 #[cfg(test)]
 fn env_example() -> String {
+    use std::fmt::Write as _;
     let mut out = String::from(
         "# Every variable that Artel knows. All are optional: with none, `make demo` works.\n\
          # Order: environment, then .env (here, then in ARTEL_HOME), then artel.toml (likewise), then the default.\n\
          # `artel config check` says for every value where it came from.\n",
     );
     for (heading, settings) in GROUPS {
-        out.push_str(&format!("\n## {heading}\n"));
+        let _ = writeln!(out, "\n## {heading}");
         for Setting {
             name,
             about,
@@ -178,7 +179,7 @@ fn env_example() -> String {
             ..
         } in *settings
         {
-            out.push_str(&format!("# {about}\n# {name}={default}\n"));
+            let _ = writeln!(out, "# {about}\n# {name}={default}");
         }
     }
     out

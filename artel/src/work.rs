@@ -116,10 +116,10 @@ impl Work {
         for (project, found) in app.deployer.reconcile().await {
             match found {
                 deploy::Reconciled::Started => {
-                    tracing::info!(%project, "a service that had died was started again")
+                    tracing::info!(%project, "a service that had died was started again");
                 }
                 deploy::Reconciled::Failed(failure) => {
-                    tracing::error!(%project, %failure, "a service could not be started again")
+                    tracing::error!(%project, %failure, "a service could not be started again");
                 }
                 _ => {}
             }

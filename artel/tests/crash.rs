@@ -30,7 +30,7 @@ async fn a_job_with_a_kill_at_every_boundary(mut home: Home) -> Vec<String> {
     home.set("ARTEL_CRASH_FILE", &crashes.display().to_string());
 
     // The first command may die at any moment; the message is durable or the same message can be sent again.
-    let until = Instant::now() + Duration::from_secs(240);
+    let until = Instant::now() + Duration::from_mins(4);
     let mut ran = home.run(&["new", "Say hello", "--yes", "--json"]).await;
     let mut starts = 1;
     while ran.code == -1 {
@@ -82,7 +82,7 @@ async fn a_job_with_a_kill_at_every_boundary(mut home: Home) -> Vec<String> {
             counts.get(&(name.to_owned(), task.to_owned())),
             Some(&1),
             "{name} {task}: {counts:#?}"
-        )
+        );
     };
     for name in [
         "job.started",

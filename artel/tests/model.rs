@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 /// What the model answers: by the form that is asked for, and for coding agents by the task and the turn.
 fn script(asked: &Asked, brainstorms: &AtomicUsize, drops: &AtomicUsize) -> Reply {
-    if asked.from_agent() {
+    if asked.is_from_agent() {
         return developer(asked);
     }
     let wanted = asked.text();
@@ -131,7 +131,7 @@ async fn a_project_that_no_tape_has_heard_of_is_built_with_a_model() {
     assert!(
         asked
             .iter()
-            .any(|asked| !asked.from_agent() && asked.text().contains("lovely counter")),
+            .any(|asked| !asked.is_from_agent() && asked.text().contains("lovely counter")),
         "the repair shows what was said"
     );
     assert!(
@@ -142,7 +142,7 @@ async fn a_project_that_no_tape_has_heard_of_is_built_with_a_model() {
     // Nothing that a worker could see or that was written down holds the key.
     let agents: String = asked
         .iter()
-        .filter(|asked| asked.from_agent())
+        .filter(|asked| asked.is_from_agent())
         .map(Asked::text)
         .collect();
     assert!(!agents.contains(KEY), "a worker saw the key of the model");

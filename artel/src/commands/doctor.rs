@@ -112,7 +112,7 @@ async fn model(context: &Context) -> Result<String, String> {
         return Ok(format!("answers come from the tape {tape}"));
     }
     match (&config.openai_base_url, &config.model) {
-        (Some(url), Some(model)) => try_model(url, config.openai_api_key.as_ref().map(|key| key.expose()), model).await,
+        (Some(url), Some(model)) => try_model(url, config.openai_api_key.as_ref().map(super::super::config::SecretValue::expose), model).await,
         _ => Ok("none is configured, so the demo tape answers (OPENAI_BASE_URL, OPENAI_API_KEY, ARTEL_MODEL)".to_owned()),
     }
 }

@@ -41,7 +41,10 @@ pub(super) async fn run(context: &Context, args: InitArgs) -> anyhow::Result<u8>
     let mut key = known(
         &values,
         "OPENAI_API_KEY",
-        config.openai_api_key.as_ref().map(|key| key.expose()),
+        config
+            .openai_api_key
+            .as_ref()
+            .map(super::super::config::SecretValue::expose),
     );
     let mut token = known(
         &values,
@@ -49,7 +52,7 @@ pub(super) async fn run(context: &Context, args: InitArgs) -> anyhow::Result<u8>
         config
             .telegram_bot_token
             .as_ref()
-            .map(|token| token.expose()),
+            .map(super::super::config::SecretValue::expose),
     );
     let ask = !args.no_input && std::io::stdin().is_terminal();
     if ask {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ports::{Event, FrontDesk, Recorded, ServiceOrder};
 
-use crate::cli::{CloneArgs, ProjectCommand, RemoveArgs, SecretsCommand};
+use crate::cli::{CloneArgs, MigrateArgs, ProjectCommand, RemoveArgs, SecretsCommand};
 use crate::follow::print_json;
 
 use super::{Context, me, project_of, terminal};
@@ -212,9 +212,13 @@ pub(super) async fn secrets(context: &Context, command: SecretsCommand) -> anyho
 }
 
 /// `artel migrate`.
-pub(super) async fn migrate(context: &Context) -> anyhow::Result<u8> {
+pub(super) async fn migrate(context: &Context, args: &MigrateArgs) -> anyhow::Result<u8> {
     // Opening does it; what it cannot do is an error that says why.
     let app = context.app().await?;
+    if args.rebuild_projections {
+        app.books.rebuild().await?;
+        println!("the projections were made again from the journal");
+    }
     app.books.catch_up().await?;
     println!("the database is up to date");
     Ok(0)

@@ -165,7 +165,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         Command::Clone(args) => manage::clone(context, args).await,
         Command::Project(command) => manage::project(context, command).await,
         Command::Secrets(command) => manage::secrets(context, command).await,
-        Command::Migrate => manage::migrate(context).await,
+        Command::Migrate(args) => manage::migrate(context, &args).await,
         Command::Service(_) => manage::install_service(context),
         Command::Doctor => doctor::run(context).await,
         Command::Config(ConfigCommand::Check) => Ok(show::config(context)),

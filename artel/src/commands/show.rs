@@ -164,14 +164,16 @@ pub(super) async fn logs(context: &Context, args: LogsArgs) -> anyhow::Result<u8
     for entry in &kept {
         printer.entry(entry);
     }
-    while args.follow {
+    loop {
+        if !args.follow {
+            return Ok(0);
+        }
         journal.changed(cursor, Duration::from_secs(1)).await?;
         for entry in journal.read(&filter, cursor, PAGE).await? {
             cursor = entry.cursor;
             printer.entry(&entry);
         }
     }
-    Ok(0)
 }
 
 async fn service_logs(

@@ -19,7 +19,7 @@ use super::Context;
 /// How often a process that waits to take over looks whether it can.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long a pairing code is good for.
-const PAIRING: Duration = Duration::from_secs(60 * 60);
+const PAIRING: Duration = Duration::from_hours(1);
 
 /// Runs until SIGINT or SIGTERM.
 pub(super) async fn run(context: &Context, args: UpArgs) -> anyhow::Result<u8> {

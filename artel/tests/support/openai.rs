@@ -63,7 +63,7 @@ impl Asked {
     }
 
     /// Whether it comes from a coding agent.
-    pub fn from_agent(&self) -> bool {
+    pub fn is_from_agent(&self) -> bool {
         self.body["tools"]
             .as_array()
             .is_some_and(|tools| !tools.is_empty())
@@ -201,10 +201,12 @@ async fn complete(State(server): State<OpenAi>, headers: HeaderMap, body: Bytes)
     }
     events.push(chunk(json!({}), json!(reason)));
     events.push(json!({"id": id, "object": "chat.completion.chunk", "created": 1, "model": "scripted", "choices": [], "usage": usage}));
-    let mut text: String = events
-        .iter()
-        .map(|event| format!("data: {event}\n\n"))
-        .collect();
+    let mut text = String::new();
+    for event in &events {
+        text.push_str("data: ");
+        text.push_str(&event.to_string());
+        text.push_str("\n\n");
+    }
     text.push_str("data: [DONE]\n\n");
     ([("content-type", "text/event-stream")], text).into_response()
 }

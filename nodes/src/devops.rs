@@ -198,12 +198,18 @@ fn release_failure(crew: &Crew, deployment: &Deployment) -> Failure {
         Some(release) => format!("release {release} answers as before"),
         None => "there was no earlier release to go back to".to_owned(),
     };
+    // The first thing that went wrong stands in the sentence; the rest, and the logs, are evidence.
+    let why = evidence
+        .first()
+        .and_then(|first| first.lines().next())
+        .map(|line| format!(": {}", line.trim_end_matches("; its last lines:")))
+        .unwrap_or_default();
     Failure::new(
         "release_failed",
-        format!(
-            "release {} (commit {}) did not pass its checks; {now}",
+        crew.vault.redact(&format!(
+            "release {} (commit {}) did not pass its checks{why}; {now}",
             deployment.release, deployment.sha
-        ),
+        )),
     )
     .evidence(crew.vault.redact(&evidence.join("\n")))
 }

@@ -41,6 +41,12 @@ pub struct Policy {
     pub docker: bool,
     /// How much longer than its wall-clock limit a worker's result is waited for, in seconds: queueing, clone and push.
     pub worker_margin_s: u64,
+    /// How long one run of a repository's checks may take, in seconds; then it is ended, and counts as not passed. It goes
+    /// for all jobs at once, with the next start of the program.
+    pub checks_wall_s: u64,
+    /// How long a new release may take until it answers its health check, in seconds. It goes for all jobs at once, with the
+    /// next start of the program.
+    pub service_ready_s: u64,
     /// How long the outcome of checks is waited for, in seconds.
     pub checks_wait_s: u64,
     /// How long the outcome of a deploy is waited for, in seconds.
@@ -79,6 +85,8 @@ impl Default for Policy {
             network_allow: Vec::new(),
             docker: false,
             worker_margin_s: 1800,
+            checks_wall_s: 300,
+            service_ready_s: 60,
             checks_wait_s: 1800,
             deploy_wait_s: 1800,
             budget_raise_usd: 5.0,

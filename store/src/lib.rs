@@ -33,7 +33,7 @@ pub use error::{Error, Result};
 pub use inbox::{InboxFailure, InboxRow, MAX_INBOX_ATTEMPTS, Stored};
 pub use ledger::{LedgerLine, LedgerSum};
 pub use open::{Location, Store};
-pub use outbox::{Delivery, IntentKind};
+pub use outbox::{Delivery, IntentKind, PROGRESS_PACE};
 pub use people::{MAX_PAIRING_ATTEMPTS, PairingCode, PairingRefusal, PersonRow, Standing};
 pub use projector::{Applied, Dump, JournalEntry, JournalSource, PROJECTION_TABLES, Projector};
 pub use record::{FindProject, MessageRow, ProjectDetails, WaitRow};

@@ -17,6 +17,9 @@ use crate::{Error, Result, Row, Store, Tx, WaitRow};
 /// How long a sender has for one message before somebody else may send it.
 const LEASE: Duration = Duration::from_mins(1);
 
+/// How long a progress message is left as it is after an edit.
+pub const PROGRESS_PACE: Duration = Duration::from_millis(1500);
+
 /// What kind of message an intent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntentKind {
@@ -239,6 +242,11 @@ fn worth_sending() -> Expr {
 /// Intents whose newest revision a chat has not seen, in the order in which they were said.
 async fn due(tx: &mut Tx, front: &str, limit: usize) -> Result<Vec<Row>> {
     let now = tx.now_ms();
+    // Progress is only worth its newest state, and servers count edits.
+    let not_too_soon = Expr::col(("i", "kind"))
+        .ne("progress")
+        .or(Expr::col(("d", "sent_ms")).is_null())
+        .or(Expr::col(("d", "sent_ms")).lte(now.clone().sub(int(PROGRESS_PACE.as_millis()))));
     let held = Query::select()
         .expr(Expr::val(1_i64))
         .from_as("deliveries", "h")
@@ -290,6 +298,7 @@ async fn due(tx: &mut Tx, front: &str, limit: usize) -> Result<Vec<Row>> {
         .and_where(for_them.or(for_admins))
         .and_where(unseen())
         .and_where(worth_sending())
+        .and_where(not_too_soon)
         .and_where(Expr::exists(held).not())
         .order_by(("i", "seq"), Order::Asc)
         .limit(

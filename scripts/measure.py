@@ -156,6 +156,16 @@ def demo(program):
     }
 
 
+# Peers on the same database belong into the engine's bench, between its rounds; their figures come the same way.
+PARTS = {
+    "version": lambda program, _: version(program),
+    "memory": lambda program, _: memory(program),
+    "crew": lambda _, benches: rust_bench(benches["overhead"], "crew"),
+    "engine": lambda _, benches: rust_bench(benches["chain"], "engine"),
+    "demo": lambda program, _: demo(program),
+}
+
+
 def output(*command):
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
@@ -175,20 +185,12 @@ def machine():
 
 
 def main(chosen):
+    unknown = set(chosen) - set(PARTS)
+    if unknown:
+        sys.exit(f"bench: there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     OUT.mkdir(parents=True, exist_ok=True)
     program = cargo_executables("-p", "artel")["artel"]
     benches = cargo_executables("-p", "graph", "-p", "nodes", "--bench", "chain", "--bench", "overhead")
-    # Peers on the same database belong into the engine's bench, between its rounds; their figures come the same way.
-    parts = {
-        "version": lambda: version(program),
-        "memory": lambda: memory(program),
-        "crew": lambda: rust_bench(benches["overhead"], "crew"),
-        "engine": lambda: rust_bench(benches["chain"], "engine"),
-        "demo": lambda: demo(program),
-    }
-    unknown = set(chosen) - parts.keys()
-    if unknown:
-        sys.exit(f"bench: there is no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     summary = {
         "at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "commit": output("git", "rev-parse", "HEAD"),
@@ -199,12 +201,12 @@ def main(chosen):
         "promises": [],
         "did_not_run": [],
     }
-    for name, part in parts.items():
+    for name, part in PARTS.items():
         if chosen and name not in chosen:
             continue
         print(f"measuring: {name}", file=sys.stderr, flush=True)
         try:
-            found = part()
+            found = part(program, benches)
         except (DoesNotRun, OSError, subprocess.SubprocessError) as error:
             summary["did_not_run"].append({"part": name, "why": str(error)})
             continue

@@ -101,6 +101,20 @@ impl Desk {
             .await
     }
 
+    async fn remove_workspaces(&self, project: &ProjectId) -> ports::Result<()> {
+        let (home, id) = (self.deployer.options().home.clone(), project.to_string());
+        tokio::task::spawn_blocking(move || spawner::remove_workspaces(&home, &id))
+            .await
+            .map_err(std::io::Error::other)
+            .and_then(|removed| removed)
+            .map_err(|error| {
+                Failure::new(
+                    "workspaces",
+                    format!("the workspaces of {project} cannot be removed: {error}"),
+                )
+            })
+    }
+
     async fn caught_up(&self) -> ports::Result<()> {
         self.books
             .catch_up()
@@ -260,8 +274,12 @@ impl FrontDesk for Desk {
                 "started"
             }
             ServiceOrder::Remove => {
-                self.cancel(project, by).await?;
+                let worked_on = self.cancel(project, by).await?;
                 self.deployer.remove(project).await?;
+                // What a worker still holds goes with the next removal.
+                if !worked_on {
+                    self.remove_workspaces(project).await?;
+                }
                 "removed"
             }
             ServiceOrder::Archive => {

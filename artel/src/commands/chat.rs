@@ -80,7 +80,7 @@ async fn heed(
     match (command, project.as_ref()) {
         ("/status", Some(id)) => {
             let report = app.desk.status(id).await?;
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            print!("{}", super::show::status_text(&report));
         }
         ("/cancel", Some(id)) => {
             if !app.desk.cancel(id, &me()).await? {

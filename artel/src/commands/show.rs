@@ -49,7 +49,7 @@ pub(super) async fn status(context: &Context, project: Option<&str>) -> anyhow::
 }
 
 /// The record of a project for people.
-fn status_text(report: &StatusReport) -> String {
+pub(super) fn status_text(report: &StatusReport) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
     let project = &report.project;

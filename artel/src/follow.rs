@@ -71,6 +71,9 @@ pub fn print_json(value: &impl serde::Serialize) {
     );
 }
 
+/// How the kinds of the engine's own signals begin, such as the end of a child.
+const ENGINES_OWN: &str = "graph.";
+
 /// What is being waited for.
 #[derive(Clone, Debug)]
 pub enum Until {
@@ -206,18 +209,31 @@ pub async fn is_quiet(app: &App, project: &ProjectId) -> anyhow::Result<bool> {
         .filter(|thread| !ended(thread))
         .filter_map(|thread| thread.parent.as_ref().map(|parent| parent.thread.clone()))
         .collect();
-    Ok(!all.iter().any(|thread| {
-        let running = matches!(thread.status, ThreadStatus::Ready | ThreadStatus::Running);
+    for thread in all.iter().filter(|thread| !ended(thread)) {
+        if matches!(thread.status, ThreadStatus::Ready | ThreadStatus::Running)
+            || thread.cancel.is_some()
+        {
+            return Ok(false);
+        }
         // A job or a task that waits neither for a child nor for a person waits for a worker, an errand or a clock:
         // something will come by itself.
-        let leaf = thread.parent.is_some() && !ended(thread) && !parents.contains(&thread.id);
-        let for_people = thread
-            .waits
+        let kinds: Vec<_> = thread.waits.iter().flat_map(|wait| &wait.signals).collect();
+        let for_people = kinds
             .iter()
-            .flat_map(|wait| &wait.signals)
             .any(|kind| kind.starts_with(nodes::signal::ANSWER_PREFIX));
-        running || (leaf && !for_people)
-    }))
+        if thread.parent.is_some() && !parents.contains(&thread.id) && !for_people {
+            return Ok(false);
+        }
+        // What it waits for may have come already, and nobody have looked yet.
+        let (mail, _) = app.engine.checkpointer().mailbox(&thread.id, 0).await?;
+        if mail
+            .iter()
+            .any(|signal| signal.kind.starts_with(ENGINES_OWN) || kinds.contains(&&signal.kind))
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What was seen so far.

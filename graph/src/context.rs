@@ -8,6 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     checkpoint::{
@@ -398,7 +399,13 @@ impl Context {
             ],
             16,
         ));
-        let result = effect(key).await.map_err(Into::into)?;
+        let span = tracing::debug_span!(
+            "step",
+            thread = %inner.run.thread,
+            node = %inner.node,
+            name,
+        );
+        let result = effect(key).instrument(span).await.map_err(Into::into)?;
         let value = serde_json::to_value(&result)?;
         let point = |name| (&inner.run.thread, &*inner.node, name);
         let (thread, node, step) = point(name);

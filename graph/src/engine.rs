@@ -22,6 +22,7 @@ use crate::{
     plan::Plan,
     shape::Shape,
     state::{State, rebuild},
+    traced::Traced,
     waits::{ANSWER, Answer, INPUT, RESERVED},
 };
 
@@ -134,7 +135,11 @@ impl EngineBuilder {
         }
         self.store.migrate().await?;
         Ok(Engine {
-            shared: Arc::new(Shared::new(self.store, graphs, self.observer)),
+            shared: Arc::new(Shared::new(
+                Arc::new(Traced(self.store)),
+                graphs,
+                self.observer,
+            )),
         })
     }
 }

@@ -104,6 +104,7 @@ pub mod sqlite;
 mod state;
 mod stored;
 mod svg;
+mod traced;
 mod waits;
 
 #[doc(hidden)]

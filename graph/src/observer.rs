@@ -6,6 +6,14 @@ use crate::ids::ThreadId;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Point<'a> {
+    /// A run of a thread begins.
+    RunStarted {
+        /// The thread.
+        thread: &'a ThreadId,
+        /// The run's span, which nobody has entered yet: whoever looks on may give it a parent, so that the runs of a thread,
+        /// between which it sleeps, are joined into one trace.
+        span: &'a tracing::Span,
+    },
     /// An attempt of a task begins.
     NodeStarted {
         /// The thread.

@@ -12,6 +12,7 @@ use crate::{
     engine::Engine,
     error::EngineError,
     host::Shared,
+    observer::Point,
     run::Controls,
 };
 
@@ -206,6 +207,10 @@ impl Server {
             graph = %claim.thread.graph,
             token = claim.lease.token,
         );
+        self.shared.observe(&Point::RunStarted {
+            thread: &claim.thread.id,
+            span: &span,
+        });
         let engine = self.shared.clone();
         let grace = self.options.cancel_grace;
         self.runs.spawn(

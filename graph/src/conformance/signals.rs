@@ -8,7 +8,7 @@ use serde_json::json;
 use super::lab::{LONG, Lab, signal};
 use crate::checkpoint::{
     CancelOutcome, CancelRequest, Commit, MAILBOX_LIMIT, NewSignal, SignalOutcome, Then,
-    ThreadStatus, WaitKind, WaitRecord,
+    ThreadFilter, ThreadStatus, WaitKind, WaitRecord,
 };
 
 fn sleep(mail_seen: u64) -> Then {
@@ -218,7 +218,15 @@ pub async fn a_signal_wakes_a_waiting_thread(lab: &Lab) {
     let thread = lab.thread("t").await;
     assert_eq!((thread.status, thread.lease), (ThreadStatus::Waiting, None));
     assert!(lab.idle("t").await);
+    let ready = ThreadFilter {
+        statuses: vec![ThreadStatus::Ready],
+        ..ThreadFilter::default()
+    };
+    assert_eq!(lab.db.threads(&ready).await.expect("lists"), []);
     lab.db.signal(signal("t", "k"), None).await.expect("sends");
+    // Whoever looks before it is claimed sees that it is not waiting any more.
+    assert_eq!(lab.thread("t").await.status, ThreadStatus::Ready);
+    assert_eq!(lab.db.threads(&ready).await.expect("lists").len(), 1);
     let claim = lab.claim("t").await;
     assert_eq!(claim.thread.status, ThreadStatus::Running);
     assert_eq!(claim.takeovers, 0);

@@ -79,6 +79,9 @@ impl Thread {
     fn wake(&mut self, now: Timestamp, revives: bool) {
         if self.record.lease.is_none() && (revives || !self.record.status.is_ended()) {
             self.due_at = Some(self.due_at.map_or(now, |due| due.min(now)));
+            if self.record.status == ThreadStatus::Waiting {
+                self.record.status = ThreadStatus::Ready;
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use sqlx::{PgConnection, Row};
 
 use super::{
     history,
-    rows::{self, select_threads},
+    rows::{self, select_threads, status_of_thread},
     threads,
     values::{Time, text},
 };

@@ -9,6 +9,14 @@ use crate::{
     stored::{Fault, number, small, status_from, time, write_kind},
 };
 
+/// The status of the thread `t`: one that waited and got something is ready, before anybody has claimed it.
+macro_rules! status_of_thread {
+    () => {
+        "case when t.status = 2 and t.owner is null and t.due_at is distinct from t.wake_at then 0::smallint else t.status end"
+    };
+}
+pub(super) use status_of_thread;
+
 /// Selects threads in the form that [`thread`] reads.
 macro_rules! select_threads {
     ($from:literal) => {
@@ -17,7 +25,9 @@ macro_rules! select_threads {
     ($with:literal, $from:literal) => {
         concat!(
             $with,
-            "select t.id, t.graph, t.parent, t.parent_name, t.priority, t.status, t.branch, t.checkpoint, t.step, ",
+            "select t.id, t.graph, t.parent, t.parent_name, t.priority, ",
+            status_of_thread!(),
+            ", t.branch, t.checkpoint, t.step, ",
             "t.token, t.owner, t.due_at, t.wake_at, t.created_at, t.updated_at, t.cancel, t.error, t.waits, t.output, ",
             "t.input, t.thread, t.takeovers, t.branches, now() ",
             $from

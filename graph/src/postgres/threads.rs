@@ -3,7 +3,7 @@
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::{
-    rows::{self, Thread, select_threads},
+    rows::{self, Thread, select_threads, status_of_thread},
     values::{Jsonb, text},
 };
 use crate::{
@@ -76,7 +76,7 @@ pub(super) async fn list(
     if !filter.statuses.is_empty() {
         let codes: Vec<i16> = filter.statuses.iter().map(|s| status_code(*s)).collect();
         query
-            .push(" and t.status = any (")
+            .push(concat!(" and ", status_of_thread!(), " = any ("))
             .push_bind(codes)
             .push(")");
     }

@@ -11,6 +11,7 @@ mod tasks;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
+use tracing::Instrument;
 
 use crate::{
     builder::Compiled,
@@ -133,7 +134,12 @@ impl<S: State> Run<S> {
                 self.shared.commit(commit).await?;
                 return Ok(());
             }
-            if let Flow::Released = self.superstep().await? {
+            let span = tracing::info_span!(
+                "superstep",
+                thread = %self.shared.thread,
+                step = self.step + 1,
+            );
+            if let Flow::Released = self.superstep().instrument(span).await? {
                 return Ok(());
             }
         }

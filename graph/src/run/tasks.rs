@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::{
     builder::Node,
@@ -186,11 +187,12 @@ impl<S: State> Run<S> {
         for index in ready {
             let job = self.job(&tasks[index], false);
             let slots = slots.clone();
-            running.spawn(async move {
+            let task = async move {
                 // Tasks take their turn in order; the semaphore is never closed.
                 let _slot = slots.acquire_owned().await;
                 (index, job.run().await)
-            });
+            };
+            running.spawn(task.in_current_span());
         }
         let mut overdue: Option<tokio::time::Instant> = None;
         while !running.is_empty() {

@@ -6,7 +6,7 @@ use sqlx::{Row, SqliteConnection};
 
 use super::{
     history,
-    rows::{self, Thread, select_threads},
+    rows::{self, Thread, select_threads, status_of_thread},
     threads,
 };
 use crate::{

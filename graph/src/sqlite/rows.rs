@@ -8,11 +8,21 @@ use crate::{
     stored::{Fault, from_json, number, small, status_from, time},
 };
 
+/// The status of the thread `t`: one that waited and got something is ready, before anybody has claimed it.
+macro_rules! status_of_thread {
+    () => {
+        "case when t.status = 2 and t.owner is null and t.due_at is not null and t.due_at is not t.wake_at then 0 else t.status end"
+    };
+}
+pub(super) use status_of_thread;
+
 /// Selects threads in the form that [`thread`] reads; `t` is the thread.
 macro_rules! select_threads {
     ($tail:literal) => {
         concat!(
-            "select t.id, t.graph, t.parent, t.parent_name, t.priority, t.status, t.branch, t.checkpoint, t.step, ",
+            "select t.id, t.graph, t.parent, t.parent_name, t.priority, ",
+            status_of_thread!(),
+            ", t.branch, t.checkpoint, t.step, ",
             "t.token, t.owner, t.due_at, t.wake_at, t.created_at, t.updated_at, t.cancel, t.error, t.waits, t.output, ",
             "i.input, t.thread, t.last_signal, t.takeovers, t.branches ",
             "from graph_thread t join graph_input i on i.thread = t.thread ",

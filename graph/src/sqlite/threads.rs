@@ -2,7 +2,7 @@
 
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::rows::{self, Thread, select_threads};
+use super::rows::{self, Thread, select_threads, status_of_thread};
 use crate::{
     checkpoint::{
         CancelOutcome, CancelRequest, Created, MAILBOX_LIMIT, NewSignal, NewThread, Reopened,
@@ -81,7 +81,7 @@ pub(super) async fn list(
         query.push(" and t.graph = ").push_bind(graph);
     }
     if !filter.statuses.is_empty() {
-        query.push(" and t.status in (");
+        query.push(concat!(" and ", status_of_thread!(), " in ("));
         let mut list = query.separated(", ");
         for status in &filter.statuses {
             list.push_bind(i64::from(status_code(*status)));

@@ -1,0 +1,161 @@
+//! A database whose every call is a span, at level debug: `db`, with the operation and, where there is one, the thread.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tracing::instrument;
+
+use crate::{
+    checkpoint::{
+        Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
+        Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
+        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
+        SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
+    },
+    ids::{Cursor, ThreadId},
+};
+
+/// Passes every call on.
+pub(crate) struct Traced(pub Arc<dyn Checkpointer>);
+
+#[async_trait]
+impl Checkpointer for Traced {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "migrate"))]
+    async fn migrate(&self) -> Result<(), StorageError> {
+        self.0.migrate().await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "create_thread", thread = %thread.id))]
+    async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
+        self.0.create_thread(thread).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "signal", thread = %signal.thread, signal = signal.kind, key = signal.key))]
+    async fn signal(
+        &self,
+        signal: NewSignal,
+        answers: Option<&str>,
+    ) -> Result<SignalOutcome, StorageError> {
+        self.0.signal(signal, answers).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "cancel", thread = %request.thread))]
+    async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
+        self.0.cancel(request).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "reopen", %thread))]
+    async fn reopen(&self, thread: &ThreadId) -> Result<Reopened, StorageError> {
+        self.0.reopen(thread).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "thread", %thread))]
+    async fn thread(&self, thread: &ThreadId) -> Result<Option<ThreadRecord>, StorageError> {
+        self.0.thread(thread).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "threads"))]
+    async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadRecord>, StorageError> {
+        self.0.threads(filter).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "delete_thread", %thread))]
+    async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
+        self.0.delete_thread(thread).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "claim"))]
+    async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
+        self.0.claim(request).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "renew"))]
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
+        self.0.renew(leases, lease).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "break_leases"))]
+    async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
+        self.0.break_leases(owner).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "load", thread = %lease.thread))]
+    async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
+        self.0.load(lease).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "mailbox", %thread))]
+    async fn mailbox(
+        &self,
+        thread: &ThreadId,
+        after: u64,
+    ) -> Result<(Vec<SignalRecord>, u64), StorageError> {
+        self.0.mailbox(thread, after).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "commit", thread = %lease.thread))]
+    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
+        self.0.commit(lease, commit).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "history", %thread))]
+    async fn history(
+        &self,
+        thread: &ThreadId,
+        filter: &HistoryFilter,
+    ) -> Result<Vec<CheckpointRecord>, StorageError> {
+        self.0.history(thread, filter).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "state_rows", %thread))]
+    async fn state_rows(
+        &self,
+        thread: &ThreadId,
+        checkpoint: Option<u64>,
+    ) -> Result<StateRows, StorageError> {
+        self.0.state_rows(thread, checkpoint).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "fork", %thread))]
+    async fn fork(
+        &self,
+        thread: &ThreadId,
+        checkpoint: NewCheckpoint,
+    ) -> Result<(u32, u64), StorageError> {
+        self.0.fork(thread, checkpoint).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "set_head", %thread))]
+    async fn set_head(&self, thread: &ThreadId, branch: u32) -> Result<(), StorageError> {
+        self.0.set_head(thread, branch).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "branches", %thread))]
+    async fn branches(&self, thread: &ThreadId) -> Result<BTreeMap<u32, u64>, StorageError> {
+        self.0.branches(thread).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "journal"))]
+    async fn journal(
+        &self,
+        filter: &JournalFilter,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.0.journal(filter, after, limit).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "journal_end"))]
+    async fn journal_end(&self) -> Result<Cursor, StorageError> {
+        self.0.journal_end().await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "append", id))]
+    async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
+        self.0.append(id, event).await
+    }
+}

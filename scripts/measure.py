@@ -194,7 +194,7 @@ def main(chosen):
         return 0
     OUT.mkdir(parents=True, exist_ok=True)
     program = cargo_executables("-p", "artel")["artel"]
-    benches = cargo_executables("-p", "graph", "-p", "nodes", "--bench", "chain", "--bench", "overhead")
+    benches = cargo_executables("-p", "artel", "-p", "graph", "-p", "nodes", "--bench", "chain", "--bench", "overhead")
     summary = {
         "at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "commit": output("git", "rev-parse", "HEAD"),

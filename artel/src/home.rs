@@ -35,8 +35,8 @@ pub enum Error {
     Newer {
         /// The folder.
         path: PathBuf,
-        /// Its format.
-        found: u32,
+        /// Its format, as it is written there.
+        found: String,
         /// This program's version.
         version: &'static str,
     },
@@ -92,11 +92,11 @@ impl Home {
             format.rewind().map_err(unusable(&file))?;
             writeln!(format, "{FORMAT}").map_err(unusable(&file))?;
         } else {
-            let found = text.trim().parse().unwrap_or(u32::MAX);
-            if found > FORMAT {
+            let found = text.trim();
+            if !found.parse().is_ok_and(|found: u32| found <= FORMAT) {
                 return Err(Error::Newer {
                     path,
-                    found,
+                    found: found.chars().take(40).collect(),
                     version: env!("CARGO_PKG_VERSION"),
                 });
             }

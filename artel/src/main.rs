@@ -8,6 +8,7 @@ mod commands;
 mod config;
 mod crash;
 mod desk;
+mod disk;
 mod errands;
 mod follow;
 mod home;

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use graph::ServeOptions;
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Work {
     shutdown: CancellationToken,
     parts: JoinSet<(&'static str, anyhow::Result<()>)>,
+    /// Whether this goes on until it is told to stop, and not only until one command has what it wants.
+    lasting: Arc<AtomicBool>,
     /// Given back last.
     held: Held,
 }
@@ -39,6 +42,7 @@ impl Work {
         let mut work = Self {
             shutdown: shutdown.clone(),
             parts: JoinSet::new(),
+            lasting: Arc::default(),
             held,
         };
 
@@ -60,6 +64,8 @@ impl Work {
             Ok(engine.serve(options, token).await?)
         });
         work.part("projections", projections(app.clone()));
+        let (home, lasting) = (app.home.path().to_owned(), work.lasting.clone());
+        work.part("disk", |token| crate::disk::watch(home, lasting, token));
         let errands = Runner {
             desk: app.errands.clone(),
             forge: app.forge.clone(),
@@ -127,6 +133,11 @@ impl Work {
         Ok(work)
     }
 
+    /// From now on this goes on until it is told to stop: what a command would give up is waited for.
+    pub fn lasts(&self) {
+        self.lasting.store(true, Ordering::Relaxed);
+    }
+
     /// Starts one more part.
     pub fn part<F, Fut>(&mut self, name: &'static str, run: F)
     where
@@ -164,6 +175,8 @@ impl Work {
     pub async fn broken(&mut self) -> anyhow::Error {
         match self.parts.join_next().await {
             Some(Ok((name, Ok(())))) => anyhow::anyhow!("the part {name} ended by itself"),
+            // It says all there is to say.
+            Some(Ok(("disk", Err(error)))) => error,
             Some(Ok((name, Err(error)))) => error.context(format!("the part {name} ended")),
             Some(Err(error)) => anyhow::anyhow!(error).context("a part of the program panicked"),
             None => anyhow::anyhow!("nothing is left to do"),

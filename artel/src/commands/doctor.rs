@@ -39,7 +39,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
             ));
             findings.push(finding(
                 "disk",
-                super::up::free_disk(&app)
+                crate::disk::enough(app.home.path())
                     .map(|()| "enough room".to_owned())
                     .map_err(|error| error.to_string()),
             ));

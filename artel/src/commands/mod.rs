@@ -80,7 +80,11 @@ pub async fn run(context: &Context, cli: Cli) -> ExitCode {
     match dispatch(context, cli.command).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let (kind, message) = describe(&error);
+            let (kind, mut message) = describe(&error);
+            if message.contains("disk is full") && !message.contains("make room") {
+                let home = context.config.home.display();
+                message = format!("{message}; make room on the disk of {home}, then try again");
+            }
             if context.json && long {
                 let mut end = End::new(None, EndStatus::Failed);
                 end.error = Some(EndError {

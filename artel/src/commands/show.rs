@@ -183,6 +183,11 @@ async fn service_logs(
     args: &LogsArgs,
 ) -> anyhow::Result<u8> {
     use ports::Deployer;
+    anyhow::ensure!(
+        app.deployer.state(project).await?.release.is_some(),
+        "nothing of {} is deployed, so there is no service with logs; `artel status {0}` shows where it stands",
+        args.project
+    );
     let mut shown: Vec<String> = Vec::new();
     loop {
         let lines = app.deployer.logs(project, args.lines).await?;

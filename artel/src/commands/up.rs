@@ -47,6 +47,7 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> anyhow::Result<u8> {
         return Ok(0);
     };
     let mut work = Work::start(&app, held).await?;
+    work.lasts();
     let ready = health(&app, &mut work).await?;
     println!(
         "artel {} is up on {}, health at {ready}/health",
@@ -129,7 +130,7 @@ async fn readiness(State(app): State<App>) -> (StatusCode, axum::Json<serde_json
         .end()
         .await
         .map_err(|error| error.to_string());
-    let disk = free_disk(&app).map_err(|error| error.to_string());
+    let disk = crate::disk::enough(app.home.path()).map_err(|error| error.to_string());
     let fine = database.is_ok() && disk.is_ok();
     let status = if fine {
         StatusCode::OK
@@ -143,20 +144,4 @@ async fn readiness(State(app): State<App>) -> (StatusCode, axum::Json<serde_json
         "disk": word(disk),
     });
     (status, axum::Json(body))
-}
-
-/// Less than this is not enough for a clone, a release and a database that grows, in bytes.
-const LEAST_DISK: u64 = 64 * 1024 * 1024;
-
-/// Whether there is room in the data folder.
-pub(super) fn free_disk(app: &App) -> anyhow::Result<()> {
-    let found = rustix::fs::statvfs(app.home.path())?;
-    let free = found.f_bavail.saturating_mul(found.f_frsize);
-    anyhow::ensure!(
-        free >= LEAST_DISK,
-        "only {} MiB are free in {}: make room",
-        free / 1024 / 1024,
-        app.home.path().display()
-    );
-    Ok(())
 }

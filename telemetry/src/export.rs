@@ -4,13 +4,14 @@
 //! while the runtime ends.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use opentelemetry::trace::{Status, TracerProvider};
 use opentelemetry::{Array, KeyValue, StringValue, Value};
 use opentelemetry_otlp::{Protocol, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, SpanData, SpanExporter, Tracer,
 };
@@ -61,9 +62,10 @@ pub(crate) fn provider(
         .with_max_export_batch_size(BATCH)
         .with_scheduled_delay(EVERY)
         .build();
-    let processor = BatchSpanProcessor::builder(Redacted {
+    let processor = BatchSpanProcessor::builder(Outgoing {
         inner: exporter,
         redact,
+        outage: Outage::new(address_host(endpoint)),
     })
     .with_batch_config(batches)
     .build();
@@ -124,26 +126,31 @@ where
         .with_tracked_inactivity(false)
 }
 
-/// Takes secrets out of spans before they leave.
-struct Redacted<E> {
+/// Takes secrets out of spans before they leave, and says when they cannot leave.
+struct Outgoing<E> {
     inner: E,
     redact: Redact,
+    outage: Outage,
 }
 
-impl<E: std::fmt::Debug> std::fmt::Debug for Redacted<E> {
+impl<E: std::fmt::Debug> std::fmt::Debug for Outgoing<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Redacted")
+        f.debug_struct("Outgoing")
             .field("inner", &self.inner)
             .finish_non_exhaustive()
     }
 }
 
-impl<E: SpanExporter> SpanExporter for Redacted<E> {
+impl<E: SpanExporter> SpanExporter for Outgoing<E> {
     async fn export(&self, mut batch: Vec<SpanData>) -> OTelSdkResult {
         for span in &mut batch {
             self.redact_span(span);
         }
-        self.inner.export(batch).await
+        let spans = batch.len();
+        let sent = self.inner.export(batch).await;
+        self.outage.note(spans, sent.as_ref().err());
+        // What went wrong is said; the SDK would say it again for every batch.
+        Ok(())
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
@@ -159,7 +166,7 @@ impl<E: SpanExporter> SpanExporter for Redacted<E> {
     }
 }
 
-impl<E> Redacted<E> {
+impl<E> Outgoing<E> {
     fn redact_span(&self, span: &mut SpanData) {
         self.redact_text(&mut span.name);
         self.redact_attributes(&mut span.attributes);
@@ -195,6 +202,59 @@ impl<E> Redacted<E> {
 
     fn clean(&self, text: &StringValue) -> StringValue {
         (self.redact)(text.as_str()).into()
+    }
+}
+
+/// Keeps count of what a collector did not take, and says so: at once, then every few minutes, and when it is over.
+struct Outage {
+    /// Nothing else of its address, which may hold a password.
+    host: String,
+    missed: Mutex<Option<Missed>>,
+}
+
+/// What was missed since the collector took something.
+struct Missed {
+    spans: usize,
+    said: Instant,
+}
+
+impl Outage {
+    /// How often an outage that goes on is said again.
+    const REMINDER: Duration = Duration::from_mins(5);
+
+    fn new(host: String) -> Self {
+        Self {
+            host,
+            missed: Mutex::new(None),
+        }
+    }
+
+    fn note(&self, spans: usize, error: Option<&OTelSdkError>) {
+        let host = self.host.as_str();
+        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(error) = error else {
+            if let Some(missed) = missed.take() {
+                let lost = missed.spans;
+                tracing::info!(host, lost, "the collector takes spans again");
+            }
+            return;
+        };
+        let first = missed.is_none();
+        let missed = missed.get_or_insert_with(|| Missed {
+            spans: 0,
+            said: Instant::now(),
+        });
+        missed.spans += spans;
+        if first || missed.said.elapsed() >= Self::REMINDER {
+            missed.said = Instant::now();
+            tracing::warn!(
+                host,
+                lost = missed.spans,
+                %error,
+                "spans do not reach the collector and are lost; check that it runs and that OTEL_EXPORTER_OTLP_ENDPOINT \
+                 is its address for OTLP over HTTP"
+            );
+        }
     }
 }
 

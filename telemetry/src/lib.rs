@@ -2,7 +2,9 @@
 //!
 //! A log line goes to standard error, as JSON or as text; a span goes to an OpenTelemetry collector when an endpoint is given.
 //! Both pass a redactor on their way out, in case a secret slips into a message. What logs and spans call the things of the
-//! crew is in [`fields`]; how a trace goes on in another process is in [`current_traceparent`] and [`set_parent`].
+//! crew is in [`fields`]; how a trace goes on in another process is in [`current_traceparent`], [`set_parent`] and [`join_trace`].
+//!
+//! Logs follow `RUST_LOG`; what is exported does not depend on it (see [`Options::otlp_endpoint`]).
 //!
 //! What is never logged: prompts and answers of models, values of secrets, bodies of requests, and what a person wrote.
 //!
@@ -21,11 +23,11 @@ use std::time::Duration;
 
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Dispatch, Level};
-use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::filter::{DynFilterFn, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-pub use context::{current_traceparent, set_parent};
+pub use context::{current_traceparent, join_trace, set_parent};
 use writer::Redacting;
 
 /// Takes secrets out of a text. It is called for every log line and every exported span, on whatever thread writes it,
@@ -75,6 +77,9 @@ pub struct Options {
     /// Where log lines go.
     pub output: Output,
     /// The collector's address, as in `OTEL_EXPORTER_OTLP_ENDPOINT`, without `/v1/traces`; `None`: no traces.
+    ///
+    /// Exported is, whatever `filter` says: what is of level info or above; and of our own crates the spans of level debug
+    /// (database calls, Git commands) that are part of another span, so that looking for work every second leaves no trace.
     pub otlp_endpoint: Option<String>,
     /// Takes secrets out of what is logged and exported.
     pub redact: Redact,
@@ -157,11 +162,7 @@ pub fn init(options: &Options) -> Result<Guard, Error> {
 
 /// Makes what [`init`] sets up, for a part of a process only.
 pub fn build(options: &Options) -> Result<(Dispatch, Guard), Error> {
-    let filter = options.filter.as_deref().unwrap_or(DEFAULT_FILTER);
-    let filter = EnvFilter::try_new(filter).map_err(|source| Error::Filter {
-        filter: filter.to_owned(),
-        source,
-    })?;
+    let filter = filter(options.filter.as_deref())?;
     let provider = match options.otlp_endpoint.as_deref().map(str::trim) {
         None | Some("") => None,
         Some(endpoint) => Some(export::provider(
@@ -171,9 +172,15 @@ pub fn build(options: &Options) -> Result<(Dispatch, Guard), Error> {
         )?),
     };
     let traces = provider.as_ref().map(|provider| {
-        export::layer(provider).with_filter(FilterFn::new(|metadata| {
-            *metadata.level() <= Level::INFO && !is_of_the_exporter(metadata.target())
-        }))
+        let exported = DynFilterFn::new(|metadata, context| {
+            let (level, target) = (*metadata.level(), metadata.target());
+            let detail = level == Level::DEBUG
+                && metadata.is_span()
+                && is_one_of(target, &OURS)
+                && context.lookup_current().is_some();
+            (level <= Level::INFO || detail) && !is_one_of(target, &EXPORTERS)
+        });
+        export::layer(provider).with_filter(exported.with_max_level_hint(LevelFilter::DEBUG))
     });
     let writer = Redacting::new(
         options.output.clone(),
@@ -197,23 +204,53 @@ pub fn build(options: &Options) -> Result<(Dispatch, Guard), Error> {
     Ok((Dispatch::new(subscriber), Guard { provider }))
 }
 
-/// Warnings of everybody, and what our own crates say.
-const DEFAULT_FILTER: &str = "warn,artel=info,bot=info,deploy=info,forge=info,graph=info,models=info,nodes=info,\
-                              protocol=info,sandbox=info,secrets=info,spawner=info,store=info,telemetry=info,worker=info";
+/// Our own crates.
+const OURS: [&str; 14] = [
+    "artel",
+    "bot",
+    "deploy",
+    "forge",
+    "graph",
+    "models",
+    "nodes",
+    "protocol",
+    "sandbox",
+    "secrets",
+    "spawner",
+    "store",
+    "telemetry",
+    "worker",
+];
 
 /// The exporter's own HTTP calls would be traced, exported, and traced again.
-fn is_of_the_exporter(target: &str) -> bool {
-    [
-        "h2",
-        "hyper",
-        "hyper_util",
-        "opentelemetry",
-        "reqwest",
-        "rustls",
-        "tower",
-    ]
-    .iter()
-    .any(|name| {
+const EXPORTERS: [&str; 7] = [
+    "h2",
+    "hyper",
+    "hyper_util",
+    "opentelemetry",
+    "reqwest",
+    "rustls",
+    "tower",
+];
+
+/// The filter of log lines. By default: warnings of everybody, and what our own crates say.
+fn filter(given: Option<&str>) -> Result<EnvFilter, Error> {
+    let filter = given.map_or_else(
+        || format!("warn,{}=info", OURS.join("=info,")),
+        str::to_owned,
+    );
+    // It complains about every batch that does not arrive; [`export`] says it once.
+    let full = if filter.contains("opentelemetry") {
+        filter.clone()
+    } else {
+        format!("{filter},opentelemetry_otlp=off")
+    };
+    EnvFilter::try_new(full).map_err(|source| Error::Filter { filter, source })
+}
+
+/// Whether a target is one of these crates, or a module in one.
+fn is_one_of(target: &str, crates: &[&str]) -> bool {
+    crates.iter().any(|name| {
         target
             .strip_prefix(name)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '_', '-']))

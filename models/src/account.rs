@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use ports::{ModelCall, Role, Spend, Usage, WorkerCall};
+use ports::{ModelCall, Role, Spend, Usage, WorkerCall, threads};
 use tracing::{Span, debug, field::Empty, info_span};
 
 use crate::wire::{self, Tokens};
@@ -95,13 +95,22 @@ pub(crate) fn call_span(call: &ModelCall) -> Span {
         project = %call.project,
         job = call.job.as_ref().map(ports::JobId::as_str),
         task = call.task.as_ref().map(ports::TaskId::as_str),
-        thread = call.thread,
+        thread = crew_thread(call),
         turn = call.turn,
         model = Empty,
         input_tokens = Empty,
         output_tokens = Empty,
         cost_usd = Empty,
     )
+}
+
+/// The full name of the thread that asks, as the engine's spans have it.
+fn crew_thread(call: &ModelCall) -> String {
+    match (&call.job, &call.task) {
+        (Some(job), Some(task)) => threads::task(&call.project, job, task),
+        (Some(job), None) => threads::job(&call.project, job),
+        _ => threads::conversation(&call.project),
+    }
 }
 
 /// The span of a worker's call.
@@ -113,7 +122,7 @@ pub(crate) fn worker_span(call: &WorkerCall) -> Span {
         job = call.job.as_str(),
         task = call.task.as_str(),
         request = call.request.as_str(),
-        thread = call.thread,
+        thread = threads::task(&call.project, &call.job, &call.task),
         turn = wire::assistant_messages(&call.body),
         model = Empty,
         input_tokens = Empty,

@@ -152,6 +152,7 @@ impl LocalDeployer {
     }
 
     /// Has the supervisor run a release, and starts the supervisor first if there is none.
+    #[tracing::instrument(name = "deploy_step", skip_all, fields(step = "start", project = %layout.project(), release = release.number, purpose))]
     pub(crate) async fn run(
         &self,
         layout: &Layout,
@@ -165,7 +166,7 @@ impl LocalDeployer {
             let value = self.options.secrets.resolve(handle, &purpose).await?;
             secrets.insert(handle.name.clone(), value.expose().to_owned());
         }
-        self.awake(layout, &release_project(layout), port).await?;
+        self.awake(layout, &layout.project(), port).await?;
         control::tell(layout, &Order::Listen { port }).await?;
         let start = Start {
             release: release.number,
@@ -273,6 +274,7 @@ impl LocalDeployer {
 
 #[async_trait]
 impl Deployer for LocalDeployer {
+    #[tracing::instrument(skip_all, fields(project = %request.project, sha = %request.sha, key = request.key))]
     async fn deploy(&self, request: &DeployRequest) -> Result<Deployment> {
         let layout = self.layout(&request.project)?;
         layout.create()?;
@@ -297,6 +299,7 @@ impl Deployer for LocalDeployer {
         rollout.carry_out(&mut state).await
     }
 
+    #[tracing::instrument(skip_all, fields(%project, key))]
     async fn rollback(&self, project: &ProjectId, key: &str) -> Result<Deployment> {
         let (layout, lock, mut state) = self.open(project).await?;
         if let Some(deployment) = state.answer(key) {
@@ -331,6 +334,7 @@ impl Deployer for LocalDeployer {
         rollout.carry_out(&mut state).await
     }
 
+    #[tracing::instrument(name = "stop_service", skip_all, fields(%project))]
     async fn stop(&self, project: &ProjectId) -> Result<()> {
         let (layout, _lock, mut state) = self.open(project).await?;
         state.stopped = true;
@@ -343,6 +347,7 @@ impl Deployer for LocalDeployer {
         end(&layout).await
     }
 
+    #[tracing::instrument(name = "start_service", skip_all, fields(%project))]
     async fn start(&self, project: &ProjectId) -> Result<Deployment> {
         let (layout, lock, mut state) = self.open(project).await?;
         let live = state.live().cloned().ok_or_else(|| {
@@ -380,6 +385,7 @@ impl Deployer for LocalDeployer {
         })
     }
 
+    #[tracing::instrument(name = "remove_service", skip_all, fields(%project))]
     async fn remove(&self, project: &ProjectId) -> Result<()> {
         let layout = self.layout(project)?;
         if !layout.root().exists() {
@@ -447,6 +453,7 @@ impl Deployer for LocalDeployer {
 
 impl LocalDeployer {
     /// Takes a number, puts the files in their place, and writes down that it has begun.
+    #[tracing::instrument(name = "deploy_step", skip_all, fields(step = "unpack", project = %request.project))]
     async fn begin(
         &self,
         layout: &Layout,
@@ -486,11 +493,6 @@ impl LocalDeployer {
 
 pub(crate) fn switch(release: u64, port: u16) -> Order {
     Order::Switch { release, port }
-}
-
-fn release_project(layout: &Layout) -> ProjectId {
-    let name = layout.root().file_name().unwrap_or_default();
-    ProjectId::new(name.to_string_lossy())
 }
 
 /// Ends the supervisor and with it all that it runs.

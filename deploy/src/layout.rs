@@ -44,6 +44,12 @@ impl Layout {
         home.join("deploy")
     }
 
+    /// Whose it is.
+    pub(crate) fn project(&self) -> ProjectId {
+        let name = self.0.file_name().unwrap_or_default();
+        ProjectId::new(name.to_string_lossy())
+    }
+
     pub(crate) fn root(&self) -> &Path {
         &self.0
     }

@@ -80,7 +80,7 @@ impl Rollout<'_> {
             state.save(self.layout)?;
         }
         candidate.keep();
-        control::tell(self.layout, &switch(release.number, self.port)).await?;
+        self.switch(release.number).await?;
         let live = self.examine_live(&release).await;
         let good = passed(&live);
         pending.checks.extend(live);
@@ -114,7 +114,15 @@ impl Rollout<'_> {
         Ok(deployment)
     }
 
+    /// From now on the release answers at the public port.
+    #[tracing::instrument(name = "deploy_step", skip_all, fields(step = "switch", project = %self.layout.project(), release))]
+    async fn switch(&self, release: u64) -> Result<()> {
+        control::tell(self.layout, &switch(release, self.port)).await?;
+        Ok(())
+    }
+
     /// Health and acceptance at the release's own door.
+    #[tracing::instrument(name = "deploy_step", skip_all, fields(step = "check", project = %self.layout.project(), release = release.number))]
     async fn examine(&self, release: &Release) -> Vec<CheckResult> {
         let ready = self.ready(release).await;
         let mut results = vec![ready];
@@ -194,6 +202,7 @@ impl Rollout<'_> {
     }
 
     /// The same at the public port.
+    #[tracing::instrument(name = "deploy_step", skip_all, fields(step = "check live", project = %self.layout.project(), release = release.number))]
     async fn examine_live(&self, release: &Release) -> Vec<CheckResult> {
         let path = &release.service.health;
         let seen = health(&Place::Port(self.port), path, TRY).await;
@@ -243,6 +252,7 @@ impl Rollout<'_> {
     }
 
     /// Makes sure that the release from before answers, on its port, and ends the failed one.
+    #[tracing::instrument(name = "deploy_step", skip_all, fields(step = "go back", project = %self.layout.project(), release = failed.number))]
     async fn answer_with(
         &self,
         state: &State,

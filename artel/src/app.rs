@@ -223,14 +223,13 @@ impl App {
         };
         let (conversation, job, task) = nodes::graphs(&crew)?;
         let crew = Arc::new(crew);
-        let mut builder = Engine::builder(checkpointer)
+        let engine = Engine::builder(checkpointer)
             .graph(conversation)
             .graph(job)
-            .graph(task);
-        if let Some(observer) = crate::crash::observer() {
-            builder = builder.observer(observer);
-        }
-        let engine = builder.build().await?;
+            .graph(task)
+            .observer(crate::traces::observer(crate::crash::observer()))
+            .build()
+            .await?;
 
         let desk = Arc::new(Desk::new(
             engine.clone(),

@@ -11,6 +11,9 @@ use store::{ClaimedErrand, Store};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::traces;
 
 const LEASE: Duration = Duration::from_secs(30);
 const RENEWAL: Duration = Duration::from_millis(500);
@@ -87,11 +90,26 @@ impl Runner {
             match self.desk.store.claim_errand(LEASE).await {
                 Ok(Some(claimed)) => {
                     let (this, shutdown) = (self.clone(), shutdown.clone());
-                    tasks.spawn(async move {
+                    let errand = &claimed.errand;
+                    let (kind, project) = match &errand.work {
+                        ErrandWork::Checks { project, .. } => ("checks", project),
+                        ErrandWork::Deploy(request) => ("deploy", &request.project),
+                    };
+                    let span = tracing::info_span!(
+                        "errand",
+                        kind,
+                        %project,
+                        thread = errand.reply_to,
+                        key = errand.key,
+                        attempt = claimed.attempt,
+                    );
+                    traces::join(&span, &errand.reply_to);
+                    let attending = async move {
                         this.attend(claimed, &shutdown).await;
                         drop(permit);
                         this.desk.bell.notify_one();
-                    });
+                    };
+                    tasks.spawn(attending.instrument(span));
                 }
                 Ok(None) => self.rest(&shutdown).await,
                 Err(error) => {

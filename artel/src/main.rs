@@ -15,6 +15,7 @@ mod home;
 mod lines;
 mod place;
 mod settings;
+mod traces;
 mod work;
 
 use std::ffi::OsString;

@@ -94,6 +94,7 @@ impl Work {
             agent: program("agent"),
             max_workers: app.config.max_workers,
             name: "local".to_owned(),
+            continue_trace: telemetry::set_parent,
         })?;
         let handle = spawner.handle();
         work.part(

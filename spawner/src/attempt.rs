@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use protocol::{Check, CheckStatus, EventKind, ResultStatus, SpawnRequest, Usage, WorkerResult};
 use sandbox::Reason;
 use std::sync::Arc;
+use tracing::Instrument as _;
 
 /// Longest summary that goes into a result, in bytes.
 const SUMMARY_BYTES: usize = 48 * 1024;
@@ -65,7 +66,9 @@ impl Attempt<'_> {
         });
         self.events.phase("cloning");
         let prepare = workspace::prepare(&self.options.sandbox, self.places, &self.request);
-        self.unless_stopped(prepare).await?;
+        self.unless_stopped(prepare)
+            .instrument(self.span("clone"))
+            .await?;
 
         self.events.phase("starting");
         let broker = Broker::start(
@@ -91,7 +94,7 @@ impl Attempt<'_> {
                 self.events,
                 self.stop,
             );
-            Some(run.await)
+            Some(run.instrument(self.span("run")).await)
         } else {
             None
         };
@@ -116,7 +119,14 @@ impl Attempt<'_> {
         let bare = workspace::repository(&self.request)?;
         let repository = &self.request.repository;
         let take = collect::take_over(self.places, bare, &repository.base_sha, &repository.branch);
-        self.unless_stopped(take).await
+        self.unless_stopped(take)
+            .instrument(self.span("push"))
+            .await
+    }
+
+    /// The span of one step.
+    fn span(&self, step: &'static str) -> tracing::Span {
+        tracing::info_span!("worker_step", step, request = self.request.request_id)
     }
 
     async fn unless_stopped<T>(

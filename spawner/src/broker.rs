@@ -41,6 +41,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 /// Connections that a job may have at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -107,7 +108,8 @@ impl Broker {
             end: end.clone(),
             tasks: TaskTracker::new(),
         });
-        tokio::spawn(Arc::clone(&inner).listen(listener));
+        // What the worker asks for is part of its span.
+        tokio::spawn(Arc::clone(&inner).listen(listener).in_current_span());
         Ok(Self {
             socket,
             key,
@@ -189,14 +191,15 @@ impl Inner {
             match accepted {
                 (Ok(permit), Ok((stream, _))) => {
                     let inner = Arc::clone(&self);
-                    self.tasks.spawn(async move {
+                    let connection = async move {
                         let end = inner.end.clone();
                         tokio::select! {
                             () = end.cancelled() => {}
                             () = inner.connection(stream) => {}
                         }
                         drop(permit);
-                    });
+                    };
+                    self.tasks.spawn(connection.in_current_span());
                 }
                 (_, Err(error)) => {
                     tracing::warn!(%error, "a broker cannot accept a connection");

@@ -102,6 +102,7 @@ impl Git {
     }
 
     /// Runs a command with `input`, and gives what it printed.
+    #[tracing::instrument(name = "git", level = "debug", skip_all, fields(command = args.first(), repository = %self.folder.display()))]
     pub(crate) async fn bytes(
         &self,
         args: &[&str],

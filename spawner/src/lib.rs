@@ -60,11 +60,16 @@ pub struct Options {
     pub max_workers: usize,
     /// Name of this spawner in events and heartbeats.
     pub name: String,
+    /// Makes a worker's span a child of its request's trace context; see [`Continue`].
+    pub continue_trace: Continue,
 }
+
+/// Makes a span, which nobody has entered yet, a child of a W3C `traceparent`. Returns whether it is now.
+pub type Continue = fn(&tracing::Span, &str) -> bool;
 
 impl Options {
     /// The usual choices: `program` carries both `internal launch` and `internal agent`, four
-    /// workers at a time, named `local`.
+    /// workers at a time, named `local`, traces not continued.
     pub fn new(
         home: impl Into<PathBuf>,
         sandbox: Sandbox,
@@ -86,6 +91,7 @@ impl Options {
             agent: program("agent"),
             max_workers: 4,
             name: "local".to_owned(),
+            continue_trace: |_, _| false,
         }
     }
 }

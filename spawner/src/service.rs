@@ -154,8 +154,10 @@ impl Spawner {
                         job = request.job_id,
                         task = request.task_id,
                         attempt = request.attempt,
-                        trace_context = request.trace_context,
                     );
+                    if let Some(parent) = &request.trace_context {
+                        (shared.options.continue_trace)(&span, parent);
+                    }
                     tasks.spawn(
                         async move {
                             shared.handle(delivery, &shutdown).await;

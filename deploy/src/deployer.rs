@@ -238,6 +238,11 @@ impl LocalDeployer {
         port: u16,
     ) -> Result<tokio::process::Child> {
         let options = &self.options;
+        options.sandbox.check().map_err(|reason| {
+            failures::supervisor(&format!(
+                "a service only runs in a sandbox, and there is none: {reason}"
+            ))
+        })?;
         let path = layout.supervisor_log();
         let file = |error: std::io::Error| failures::file("writing", &path, &error);
         // Its own words are few: a fresh file for each supervisor is cap enough.

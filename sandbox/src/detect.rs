@@ -58,6 +58,7 @@ pub struct Sandbox {
 pub(crate) enum Kind {
     Bubblewrap(bubblewrap::Programs),
     Direct(direct::Programs),
+    Missing(Unavailable),
 }
 
 impl Sandbox {
@@ -106,9 +107,24 @@ impl Sandbox {
         }
     }
 
-    /// Whether commands are confined.
+    /// Runs nothing: every job is refused with this reason. For programs that are of use without it, too.
+    pub fn missing(reason: Unavailable) -> Self {
+        Self {
+            kind: Kind::Missing(reason),
+        }
+    }
+
+    /// Why no job can run, if none can.
+    pub fn check(&self) -> Result<(), Unavailable> {
+        match &self.kind {
+            Kind::Missing(reason) => Err(reason.clone()),
+            Kind::Bubblewrap(_) | Kind::Direct(_) => Ok(()),
+        }
+    }
+
+    /// Whether commands are confined: all that run are, unless this was made by [`Sandbox::unconfined`].
     pub fn is_confined(&self) -> bool {
-        matches!(self.kind, Kind::Bubblewrap(_))
+        !matches!(self.kind, Kind::Direct(_))
     }
 
     /// One sentence for people and logs.
@@ -116,6 +132,7 @@ impl Sandbox {
         match &self.kind {
             Kind::Bubblewrap(programs) => programs.describe(),
             Kind::Direct(programs) => programs.describe(),
+            Kind::Missing(reason) => format!("no commands run: {reason}"),
         }
     }
 
@@ -125,6 +142,7 @@ impl Sandbox {
         let prepared = match &self.kind {
             Kind::Bubblewrap(programs) => programs.prepare(job)?,
             Kind::Direct(programs) => programs.prepare(job)?,
+            Kind::Missing(reason) => return Err(reason.clone().into()),
         };
         Running::start(prepared, job)
     }

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 /// A job that could not be started or watched.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Commands cannot be confined here, so none runs.
+    #[error("commands only run in a sandbox, and there is none: {0}")]
+    Unavailable(#[from] crate::Unavailable),
     /// The job asks for something that makes no sense.
     #[error("the sandbox job is not usable: {0}")]
     Job(String),

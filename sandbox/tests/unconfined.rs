@@ -4,6 +4,25 @@ use std::time::Duration;
 
 use sandbox::{Job, Limits, Reason, Sandbox, Unconfined};
 
+#[tokio::test]
+async fn without_a_sandbox_nothing_runs_and_the_reason_is_said() {
+    let missing = Sandbox::missing(sandbox::Unavailable::MissingProgram {
+        program: "bwrap",
+        package: "bubblewrap",
+    });
+    assert!(missing.is_confined(), "nobody may take it for leave");
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("ran");
+    let job = Job::new(["touch", mark.to_str().unwrap()]);
+    let error = missing.run(&job).await.unwrap_err().to_string();
+    assert!(
+        error.contains("install the package `bubblewrap`"),
+        "{error}"
+    );
+    assert!(!mark.exists());
+    assert!(missing.check().is_err());
+}
+
 fn sandbox() -> Sandbox {
     Sandbox::unconfined(Unconfined::ShippedTape)
 }

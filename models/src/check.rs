@@ -62,6 +62,29 @@ pub async fn live_check(
     Ok(format!("{model} answers at {}{count}", endpoint.shown()))
 }
 
+/// The names of the models that an endpoint lists; `None` when it has no such list.
+pub async fn offered_models(
+    base_url: &str,
+    key: Option<&ApiKey>,
+    within: Duration,
+) -> Option<Vec<String>> {
+    let config = EndpointConfig {
+        base_url: base_url.to_owned(),
+        api_key_env: None,
+        api_key: key.cloned(),
+    };
+    let endpoint = Endpoint::new("list", &config, &TimeoutConfig::default())
+        .map(Arc::new)
+        .ok()?;
+    let list = endpoint.models(Instant::now() + within).await.ok()?;
+    let names = list.get("data")?.as_array()?.iter();
+    Some(
+        names
+            .filter_map(|model| model.get("id")?.as_str().map(str::to_owned))
+            .collect(),
+    )
+}
+
 async fn ask_for_one_token(
     endpoint: &Arc<Endpoint>,
     model: &str,

@@ -27,7 +27,7 @@ mod tape;
 mod wire;
 
 pub use budget::{Budgets, Estimate, Reservation};
-pub use check::live_check;
+pub use check::{live_check, offered_models};
 pub use config::{
     ApiKey, BudgetLimits, Config, ConfigError, EndpointConfig, ModelChoice, Price, RetryConfig,
     RoleConfig, TimeoutConfig,

@@ -5,7 +5,9 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use models::{Config, EndpointConfig, ModelChoice, Provider, RoleConfig, live_check};
+use models::{
+    Config, EndpointConfig, ModelChoice, Provider, RoleConfig, live_check, offered_models,
+};
 use ports::{ModelError, Models, Role, Schema};
 use serde_json::{Value, json};
 use support::{
@@ -409,6 +411,11 @@ async fn a_live_check_tells_a_working_endpoint_from_a_refused_key_and_a_wrong_ad
     let said = live_check(&server.base_url, Some(&key("good")), "m").await;
     assert!(said.unwrap().contains("(2 models there)"));
     assert_eq!(server.seen()[1].body["max_tokens"], 1);
+    let soon = Duration::from_secs(5);
+    let offered = offered_models(&server.base_url, Some(&key("good")), soon).await;
+    assert_eq!(offered.unwrap(), ["m", "n"]);
+    let refused = offered_models(&server.base_url, Some(&key("bad")), soon).await;
+    assert_eq!(refused, None);
     for (base_url, key_text, model, says) in [
         (server.base_url.clone(), "bad", "m", "refused the key"),
         (server.base_url.clone(), "good", "x", "does not exist"),

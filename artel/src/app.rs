@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use graph::checkpoint::Checkpointer;
@@ -9,14 +10,14 @@ use graph::{Engine, PostgresCheckpointer, SqliteCheckpointer};
 use models::{Player, Provider, Recorder, Tape};
 use nodes::{Crew, Policy};
 use ports::{Models, WorkerModels};
-use sandbox::{Sandbox, Unconfined};
+use sandbox::{Sandbox, Unavailable, Unconfined};
 use secrets::{Identity, IdentitySource, Redactor, Vault};
 use store::{Location, Ports, Store};
 use tokio::sync::Notify;
 
 use crate::books::Books;
 use crate::bus::Bus;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::desk::Desk;
 use crate::errands::ErrandDesk;
 use crate::home::Home;
@@ -52,11 +53,15 @@ pub struct App {
     pub tape: Option<String>,
     /// How commands are confined.
     pub sandbox: Sandbox,
+    /// Why they are not, when they run all the same.
+    pub unconfined: Option<Unavailable>,
     /// This program's file.
     pub program: PathBuf,
     /// Rung when projections moved on.
     pub moved: Arc<Notify>,
     crew: Arc<Crew>,
+    shipped: bool,
+    unclear: Option<String>,
 }
 
 /// The models, for the crew and for workers.
@@ -65,7 +70,18 @@ struct Answering {
     workers: Arc<dyn WorkerModels>,
     /// Whether only answers that ship with the program can come.
     shipped: bool,
+    /// Why nobody can be asked, when it is not known which model to ask.
+    unclear: Option<String>,
 }
+
+/// Left in the data folder as soon as work begins there whose answers do not ship with the program.
+const FOREIGN: &str = "foreign-code";
+/// How long an endpoint may take to list its models.
+const LISTING: Duration = Duration::from_secs(5);
+/// What an endpoint is asked for that lists no models: those that have one take any name.
+const ANY_MODEL: &str = "default";
+/// The most models that are named in a sentence.
+const NAMED: usize = 10;
 
 fn model_config(config: &Config) -> anyhow::Result<models::Config> {
     let mut models: models::Config = config.table("models")?;
@@ -82,14 +98,45 @@ fn model_config(config: &Config) -> anyhow::Result<models::Config> {
     Ok(models)
 }
 
-fn answering(
+/// The model of an endpoint for which none is named: the only one that it has. Otherwise a name that keeps the program going,
+/// and what to say before anybody is asked.
+async fn only_model(config: &Config, base_url: &str) -> (String, Option<String>) {
+    let key = config.openai_api_key.as_ref();
+    let key = key.map(|key| models::ApiKey::new(key.expose().to_owned()));
+    match models::offered_models(base_url, key.as_ref(), LISTING).await {
+        Some(mut offered) if offered.len() == 1 => (offered.remove(0), None),
+        Some(offered) if offered.len() > 1 => {
+            let more = if offered.len() > NAMED { ", …" } else { "" };
+            let names = offered[..offered.len().min(NAMED)].join(", ");
+            let unclear = format!(
+                "ARTEL_MODEL is not set, and {base_url} has {} models: set it to one of {names}{more}",
+                offered.len()
+            );
+            (ANY_MODEL.to_owned(), Some(unclear))
+        }
+        _ => (ANY_MODEL.to_owned(), None),
+    }
+}
+
+async fn answering(
     config: &Config,
     record: Option<&Path>,
     books: &Books,
     redactor: &Redactor,
 ) -> anyhow::Result<Answering> {
     let ledger = Arc::new(books.clone());
-    let models = model_config(config)?;
+    let mut models = model_config(config)?;
+    let mut unclear = None;
+    if let (None, None, false, Some(base_url)) = (
+        &config.tape,
+        &config.model,
+        models.is_complete(),
+        &config.openai_base_url,
+    ) {
+        let (model, reason) = only_model(config, base_url).await;
+        models.model = Some(model);
+        unclear = reason;
+    }
     let tape = match config.tape.as_deref() {
         Some("demo") => Some(Tape::demo()?),
         Some(file) => Some(Tape::load(Path::new(file))?),
@@ -110,6 +157,7 @@ fn answering(
             crew,
             workers,
             shipped,
+            unclear,
         });
     };
     let redactor = redactor.clone();
@@ -119,20 +167,19 @@ fn answering(
         crew: recorder.clone(),
         workers: recorder,
         shipped,
+        unclear,
     })
 }
 
-/// How commands are confined here; without bubblewrap, only what ships with the program may run.
-fn confinement(shipped: bool) -> anyhow::Result<Sandbox> {
+/// How commands are confined here. Without bubblewrap only what ships with the program may run, on a data folder that has seen
+/// nothing else; otherwise nothing runs.
+fn confinement(shipped: bool, home: &Home) -> (Sandbox, Option<Unavailable>) {
     match Sandbox::detect() {
-        Ok(sandbox) => Ok(sandbox),
-        Err(reason) if shipped => {
-            tracing::warn!(%reason, "commands run UNCONFINED: only the tape that ships with the program may run so");
-            Ok(Sandbox::unconfined(Unconfined::ShippedTape))
+        Ok(sandbox) => (sandbox, None),
+        Err(reason) if shipped && !home.join(FOREIGN).exists() => {
+            (Sandbox::unconfined(Unconfined::ShippedTape), Some(reason))
         }
-        Err(reason) => Err(anyhow::anyhow!(reason)).context(
-            "code from a model only runs in a sandbox, and there is none; without one, only the demo tape runs (ARTEL_TAPE=demo)",
-        ),
+        Err(reason) => (Sandbox::missing(reason), None),
     }
 }
 
@@ -188,9 +235,10 @@ impl App {
             crew: models,
             workers: worker_models,
             shipped,
-        } = answering(&config, record, &books, &redactor)?;
+            unclear,
+        } = answering(&config, record, &books, &redactor).await?;
         let tape = models.tape();
-        let sandbox = confinement(shipped)?;
+        let (sandbox, unconfined) = confinement(shipped, &home);
         let program = std::env::current_exe().context("this program's own file cannot be found")?;
         let words = |name: &str| vec!["internal".to_owned(), name.to_owned()];
 
@@ -253,14 +301,33 @@ impl App {
             worker_models,
             tape,
             sandbox,
+            unconfined,
             program,
             moved: Arc::default(),
             crew,
+            shipped,
+            unclear,
         })
     }
-}
 
-impl App {
+    /// Says what keeps work from being done here, before anything is taken on. From then on the data folder is known to hold
+    /// code from elsewhere, unless all answers ship with the program.
+    pub fn ready_to_work(&self) -> anyhow::Result<()> {
+        self.sandbox.check().context(
+            "code from a model only runs in a sandbox, and there is none; without one, only the demo tape runs, on a data folder \
+             that has seen nothing else (`artel demo`)",
+        )?;
+        if let Some(unclear) = &self.unclear {
+            return Err(config::Error::Missing(unclear.clone()).into());
+        }
+        if !self.shipped {
+            let file = self.home.join(FOREIGN);
+            std::fs::write(&file, "Code in this folder only runs in a sandbox.\n")
+                .with_context(|| format!("{} cannot be written", file.display()))?;
+        }
+        Ok(())
+    }
+
     /// The crew's graphs, drawn.
     pub fn picture(&self) -> anyhow::Result<nodes::Picture> {
         Ok(nodes::picture(&self.crew)?)

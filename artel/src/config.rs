@@ -62,6 +62,9 @@ pub enum Error {
     /// `ARTEL_MODE=full` and something is missing or embedded.
     #[error("ARTEL_MODE=full, but {0}")]
     NotFull(String),
+    /// A setting that is needed now has no value.
+    #[error("{0}")]
+    Missing(String),
     /// There is no home folder to put the data in.
     #[error("neither ARTEL_HOME nor HOME is set: set ARTEL_HOME to a folder for Artel's data")]
     NoHome,

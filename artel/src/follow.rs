@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use graph::{Cursor, Entry, JournalFilter, ThreadFilter, ThreadStatus};
-use ports::{Audience, Event, JobStatus, ProjectId, Recorded, SaidKind, threads};
+use ports::{Audience, Event, FrontDesk, JobStatus, ProjectId, Recorded, SaidKind, threads};
 
 use crate::app::App;
 use crate::home::Held;
@@ -156,7 +156,15 @@ pub async fn follow(
                 }
             }
         }
-        if let Some(end) = watch.end(quiet) {
+        if let Some(mut end) = watch.end(quiet) {
+            if end.status == EndStatus::Answered && matches!(watch.until, Until::Idle) {
+                // What was asked before this began still waits.
+                let report = app.desk.status(project).await.ok();
+                if let Some(wait) = report.and_then(|report| report.waits.into_iter().next()) {
+                    end.status = EndStatus::Waiting;
+                    end.wait = Some(wait);
+                }
+            }
             return Ok(end);
         }
         if let Some(failure) = broken(app, project).await? {

@@ -38,6 +38,7 @@ pub struct Work {
 impl Work {
     /// Starts the work. `held` proves that nobody else does it.
     pub async fn start(app: &App, held: Held) -> anyhow::Result<Self> {
+        app.ready_to_work()?;
         let shutdown = CancellationToken::new();
         let mut work = Self {
             shutdown: shutdown.clone(),

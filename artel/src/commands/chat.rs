@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::app::App;
 use crate::cli::ChatArgs;
-use crate::follow::{Doing, Printer};
+use crate::follow::Doing;
 use crate::lines::typed_answer;
 
 use super::{Context, me, project_of, talk};
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// Talks until the end of input or `/quit`.
 pub(super) async fn run(context: &Context, args: ChatArgs) -> anyhow::Result<u8> {
     let app = context.app().await?;
-    talk::announce_tape(context, &app);
+    talk::begin(context, &app)?;
     let mut project = match &args.project {
         Some(name) => Some(project_of(&app, Some(name)).await?),
         None => None,
@@ -40,11 +40,13 @@ pub(super) async fn run(context: &Context, args: ChatArgs) -> anyhow::Result<u8>
             line = input.next_line(), if typing => match line? {
                 Some(line) if line.trim() == "/quit" => break,
                 Some(line) if line.trim().is_empty() => {}
-                Some(line) => heed(&app, &mut project, &line, &printer).await?,
+                Some(line) => heed(&app, &mut project, &line).await?,
                 None => typing = false,
             },
             () = tokio::time::sleep(PATIENCE) => {}
         }
+        // Looked at before the entries: when all was quiet then, they are all there is.
+        let over = !typing && idle(&app, project.as_ref()).await?;
         if let Some(project) = &project {
             let filter = JournalFilter::stream(project.as_str());
             for entry in app.engine.journal().read(&filter, cursor, PAGE).await? {
@@ -53,7 +55,7 @@ pub(super) async fn run(context: &Context, args: ChatArgs) -> anyhow::Result<u8>
             }
         }
         // After the end of input the crew still finishes what it has begun.
-        if !typing && idle(&app, project.as_ref()).await? {
+        if over {
             break;
         }
         doing.keep().await?;
@@ -69,12 +71,7 @@ async fn idle(app: &App, project: Option<&ProjectId>) -> anyhow::Result<bool> {
     }
 }
 
-async fn heed(
-    app: &App,
-    project: &mut Option<ProjectId>,
-    line: &str,
-    printer: &Printer,
-) -> anyhow::Result<()> {
+async fn heed(app: &App, project: &mut Option<ProjectId>, line: &str) -> anyhow::Result<()> {
     let line = line.trim();
     let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     match (command, project.as_ref()) {
@@ -90,16 +87,9 @@ async fn heed(
         ("/answer", _) => {
             let (wait, text) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
             let id = ports::WaitId::new(wait);
-            let choice = app.store.wait(&id).await?.and_then(|row| {
-                row.options
-                    .into_iter()
-                    .find(|option| {
-                        option.value.eq_ignore_ascii_case(text)
-                            || option.label.eq_ignore_ascii_case(text)
-                    })
-                    .map(|option| option.value)
-            });
-            let answer = typed_answer(choice.as_deref(), text, &me());
+            let row = app.store.wait(&id).await?;
+            let choice = row.and_then(|row| talk::chosen(&row, text));
+            let answer = typed_answer(choice.as_deref(), text.trim(), &me());
             if app.desk.answer(&id, answer).await? != Answered::Accepted {
                 println!("nothing waits for that any more");
             }
@@ -108,7 +98,7 @@ async fn heed(
         (word, _) if word.starts_with('/') => println!("{HELP}"),
         _ => {
             let incoming = Incoming {
-                key: format!("cli:{}", uuid::Uuid::now_v7()),
+                key: talk::key(),
                 project: project.clone(),
                 from: me(),
                 text: line.to_owned(),
@@ -120,6 +110,5 @@ async fn heed(
             }
         }
     }
-    let _ = printer;
     Ok(())
 }

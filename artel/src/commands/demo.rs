@@ -15,7 +15,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
     let mut config = context.config.clone();
     config.tape = Some("demo".to_owned());
     let app = App::open(config, context.redactor.clone(), None).await?;
-    talk::announce_tape(context, &app);
+    talk::begin(context, &app)?;
 
     let mut project: Option<ProjectId> = None;
     let mut end = End::new(None, EndStatus::Answered);

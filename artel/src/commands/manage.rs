@@ -6,24 +6,22 @@ use std::path::PathBuf;
 use ports::{Event, FrontDesk, Recorded, ServiceOrder};
 
 use crate::cli::{CloneArgs, MigrateArgs, ProjectCommand, RemoveArgs, SecretsCommand};
-use crate::follow::print_json;
+use crate::follow::{Until, print_json};
 
-use super::{Context, me, project_of, terminal};
+use super::{Context, me, project_of, talk, terminal};
 
 /// `artel rollback`.
 pub(super) async fn rollback(context: &Context, project: &str) -> anyhow::Result<u8> {
     let app = context.app().await?;
     let project = project_of(&app, Some(project)).await?;
-    let key = format!("cli:{}", uuid::Uuid::now_v7());
-    let deployment = app.desk.rollback(&project, &me(), &key).await?;
-    if context.json {
-        print_json(&deployment);
-    } else {
-        println!(
+    let deployment = app.desk.rollback(&project, &me(), &talk::key()).await?;
+    context.say(
+        &deployment,
+        &format!(
             "release {} is live again at {}",
             deployment.release, deployment.url
-        );
-    }
+        ),
+    );
     Ok(0)
 }
 
@@ -96,19 +94,7 @@ pub(super) async fn cancel(context: &Context, project: &str) -> anyhow::Result<u
         app.desk.cancel(&id, &me()).await?,
         "no job of {project} is running"
     );
-    let printer = context.printer();
-    let mut doing = crate::follow::Doing::begin(&app).await?;
-    let end = crate::follow::follow(
-        &app,
-        &mut doing,
-        &id,
-        after,
-        crate::follow::Until::Idle,
-        &printer,
-    )
-    .await;
-    doing.finish().await;
-    printer.end(&end?);
+    talk::finish(context, &app, &id, after, Until::Idle).await?;
     // What was asked for was done.
     Ok(0)
 }
@@ -123,11 +109,10 @@ pub(super) async fn clone(context: &Context, args: CloneArgs) -> anyhow::Result<
     };
     let dir = std::env::current_dir()?.join(dir);
     forge::LocalForge::clone_into(&app.forge, &project, &dir).await?;
-    if context.json {
-        print_json(&serde_json::json!({"project": project, "dir": dir}));
-    } else {
-        println!("cloned into {}", dir.display());
-    }
+    context.say(
+        &serde_json::json!({"project": project, "dir": dir}),
+        &format!("cloned into {}", dir.display()),
+    );
     Ok(0)
 }
 
@@ -183,8 +168,10 @@ pub(super) async fn secrets(context: &Context, command: SecretsCommand) -> anyho
             secrets::check_name(&name)?;
             let value = terminal::ask_secret(&format!("Value of {name}"))?;
             app.desk.set_secret(&project, &name, value, &me()).await?;
-            println!(
-                "{name} is stored, encrypted; the crew sees only secret://project/{project}/{name}"
+            let handle = format!("secret://project/{project}/{name}");
+            context.say(
+                &serde_json::json!({"name": name, "handle": handle}),
+                &format!("{name} is stored, encrypted; the crew sees only {handle}"),
             );
         }
         SecretsCommand::List { project } => {
@@ -205,7 +192,10 @@ pub(super) async fn secrets(context: &Context, command: SecretsCommand) -> anyho
                 app.vault.delete(&project, &name).await?,
                 "there is no secret {name}"
             );
-            println!("{name} is deleted; a running service has it until it is deployed again");
+            context.say(
+                &serde_json::json!({"name": name, "handle": null}),
+                &format!("{name} is deleted; a running service has it until it is deployed again"),
+            );
         }
     }
     Ok(0)
@@ -217,10 +207,17 @@ pub(super) async fn migrate(context: &Context, args: &MigrateArgs) -> anyhow::Re
     let app = context.app().await?;
     if args.rebuild_projections {
         app.books.rebuild().await?;
-        println!("the projections were made again from the journal");
     }
     app.books.catch_up().await?;
-    println!("the database is up to date");
+    let rebuilt = if args.rebuild_projections {
+        "; the projections were made again from the journal"
+    } else {
+        ""
+    };
+    context.say(
+        &serde_json::json!({"database": "up to date", "rebuilt": args.rebuild_projections}),
+        &format!("the database is up to date{rebuilt}"),
+    );
     Ok(0)
 }
 
@@ -238,9 +235,14 @@ pub(super) fn install_service(context: &Context) -> anyhow::Result<u8> {
             anyhow::anyhow!("neither XDG_CONFIG_HOME nor HOME is set: nobody knows where units go")
         })?;
     let installed = unit.install(&configuration)?;
-    println!("written to {}; now run:", installed.file.display());
-    for command in installed.commands {
-        println!("  {command}");
+    let mut text = format!("written to {}; now run:", installed.file.display());
+    for command in &installed.commands {
+        text.push_str("\n  ");
+        text.push_str(command);
     }
+    context.say(
+        &serde_json::json!({"file": installed.file, "commands": installed.commands}),
+        &text,
+    );
     Ok(0)
 }

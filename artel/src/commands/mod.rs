@@ -36,6 +36,15 @@ impl Context {
         App::open(self.config.clone(), self.redactor.clone(), None).await
     }
 
+    /// Says what a command did: as an object for programs, in words for people.
+    fn say(&self, value: &impl serde::Serialize, words: &str) {
+        if self.json {
+            print_json(value);
+        } else {
+            println!("{words}");
+        }
+    }
+
     fn printer(&self) -> Printer {
         Printer { json: self.json }
     }

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use graph::Cursor;
 use nodes::person;
-use ports::{Answered, FrontDesk, Incoming, ProjectId, TaskId, WaitId};
+use ports::{Answered, Choice, FrontDesk, Incoming, ProjectId, TaskId, WaitId};
+use store::WaitRow;
 
 use crate::app::App;
 use crate::cli::{NewArgs, ProjectAndYes, RetryArgs, SayArgs};
 use crate::follow::{Doing, Until, follow};
-use crate::lines::{End, EndStatus, typed_answer};
+use crate::lines::{End, typed_answer};
 
 use super::{Context, me};
 
@@ -28,7 +29,7 @@ fn words(text: &str) -> anyhow::Result<String> {
 }
 
 /// A key for what is said here and now.
-fn key() -> String {
+pub(super) fn key() -> String {
     format!("cli:{}", uuid::Uuid::now_v7())
 }
 
@@ -54,7 +55,7 @@ pub(super) async fn tell(
 }
 
 /// Follows a project to the end of what was begun.
-async fn finish(
+pub(super) async fn finish(
     context: &Context,
     app: &App,
     project: &ProjectId,
@@ -72,17 +73,33 @@ async fn finish(
 
 async fn open(context: &Context, record: Option<&Path>) -> anyhow::Result<App> {
     let app = App::open(context.config.clone(), context.redactor.clone(), record).await?;
-    announce_tape(context, &app);
+    begin(context, &app)?;
     Ok(app)
 }
 
-/// A run from a tape says so.
-pub(super) fn announce_tape(context: &Context, app: &App) {
-    if let Some(tape) = &app.tape
-        && !context.json
-    {
-        println!("Answers come from the {tape} tape, not from a model; everything else is real.");
+/// Before work is taken on: what keeps it from being done ends the command, and what people should know is said. A run from
+/// a tape says so, and so does one without a sandbox.
+pub(super) fn begin(context: &Context, app: &App) -> anyhow::Result<()> {
+    app.ready_to_work()?;
+    let mut news = Vec::new();
+    if let Some(tape) = &app.tape {
+        news.push(format!(
+            "Answers come from the {tape} tape, not from a model; everything else is real."
+        ));
     }
+    if let Some(reason) = &app.unconfined {
+        news.push(format!(
+            "Commands run UNCONFINED, with all your rights: {reason}. Only the tape that ships with Artel may do so."
+        ));
+    }
+    for line in news {
+        if context.json {
+            eprintln!("artel: {line}");
+        } else {
+            println!("{line}");
+        }
+    }
+    Ok(())
 }
 
 /// `artel new`.
@@ -143,6 +160,16 @@ pub(super) enum Decision {
 const YES: &[&str] = &[person::APPROVE, person::RAISE, person::RETRY, person::CHECK];
 const NO: &[&str] = &[person::CANCEL, person::GIVE_UP];
 
+/// The option that a text names, if it names one.
+pub(super) fn chosen(wait: &WaitRow, text: &str) -> Option<String> {
+    let text = text.trim();
+    let is_named = |option: &&Choice| {
+        option.value.eq_ignore_ascii_case(text) || option.label.eq_ignore_ascii_case(text)
+    };
+    let option = wait.options.iter().find(is_named)?;
+    Some(option.value.clone())
+}
+
 /// `artel approve`, `reject` and `answer`.
 pub(super) async fn decide(
     context: &Context,
@@ -169,15 +196,9 @@ pub(super) async fn decide(
     let (choice, text) = match decision {
         Decision::Yes => (among(YES), String::new()),
         Decision::No => (among(NO), String::new()),
-        Decision::Words(text) => {
-            let chosen = row.options.iter().find(|option| {
-                option.value.eq_ignore_ascii_case(text.trim())
-                    || option.label.eq_ignore_ascii_case(text.trim())
-            });
-            (chosen.map(|option| option.value.clone()), text)
-        }
+        Decision::Words(text) => (chosen(&row, &text), text),
     };
-    if choice.is_none() && (text.is_empty() || !row.free_text) {
+    if choice.is_none() && (text.trim().is_empty() || !row.free_text) {
         anyhow::bail!(
             "this question is answered with one of: {}; write `artel answer {wait} ONE_OF_THEM`",
             offered.join(", ")
@@ -195,7 +216,7 @@ pub(super) async fn decide(
             anyhow::bail!("this question was withdrawn; `artel status` shows what waits now")
         }
     }
-    let end = finish(context, &app, &row.project, after, Until::Idle).await?;
-    debug_assert!(end.status != EndStatus::Answered || end.wait.is_none());
-    Ok(end.exit_code())
+    Ok(finish(context, &app, &row.project, after, Until::Idle)
+        .await?
+        .exit_code())
 }

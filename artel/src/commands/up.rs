@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> anyhow::Result<u8> {
         env!("CARGO_PKG_VERSION"),
         app.home.path().display()
     );
-    super::talk::announce_tape(context, &app);
+    super::talk::begin(context, &app)?;
     if app.config.telegram_bot_token.is_some() {
         work.bot(&app).await?;
         if app.config.allowed_users.is_empty() {

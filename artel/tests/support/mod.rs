@@ -203,7 +203,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    fn new(args: &[&str], output: Output) -> Self {
+    pub fn new(args: &[&str], output: Output) -> Self {
         Self {
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             code: output.status.code().unwrap_or(-1),

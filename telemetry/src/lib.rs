@@ -243,7 +243,7 @@ fn filter(given: Option<&str>) -> Result<EnvFilter, Error> {
     let full = if filter.contains("opentelemetry") {
         filter.clone()
     } else {
-        format!("{filter},opentelemetry_otlp=off")
+        format!("{filter},opentelemetry-otlp=off")
     };
     EnvFilter::try_new(full).map_err(|source| Error::Filter { filter, source })
 }

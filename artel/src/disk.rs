@@ -43,7 +43,7 @@ fn is_full(home: &Path) -> bool {
         return false;
     }
     let trial = home.join("locks/room");
-    let tried = std::fs::File::create(&trial).and_then(|mut file| file.write_all(&[0; TRIAL]));
+    let tried = std::fs::File::create(&trial).and_then(|mut file| file.write_all(&vec![0; TRIAL]));
     let _ = std::fs::remove_file(&trial);
     tried.is_err_and(|error| {
         matches!(

@@ -70,5 +70,8 @@ async fn a_call_is_a_span_with_its_tokens_and_without_its_words() {
         (&11.into(), &22.into())
     );
     assert_eq!(span["job"], "job-1");
+    // In full, as the engine's spans name it.
+    let thread = format!("{}/job-1", span["project"].as_str().unwrap());
+    assert_eq!(span["thread"], thread);
     assert!(text.contains("trying again"), "{text}");
 }

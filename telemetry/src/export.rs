@@ -260,7 +260,52 @@ impl Outage {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+
+    #[test]
+    fn an_outage_is_said_once_and_its_end_too() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (dispatch, _guard) = crate::build(&crate::Options {
+            output: crate::Output::Writer(lines.clone()),
+            ..crate::Options::new("test")
+        })
+        .unwrap();
+        let said = || String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+        let error = OTelSdkError::InternalFailure("refused".to_owned());
+        tracing::dispatcher::with_default(&dispatch, || {
+            let outage = Outage::new("collector.example".to_owned());
+            outage.note(5, None);
+            assert_eq!(said(), "");
+            for _ in 0..100 {
+                outage.note(5, Some(&error));
+            }
+            assert_eq!(said().lines().count(), 1, "{}", said());
+            assert!(
+                said().contains("refused") && said().contains("collector.example"),
+                "{}",
+                said()
+            );
+
+            // It goes on: said again after a while, with what was lost until then.
+            if let Some(missed) = outage.missed.lock().unwrap().as_mut() {
+                missed.said = Instant::now().checked_sub(Outage::REMINDER).unwrap();
+            }
+            outage.note(5, Some(&error));
+            outage.note(5, Some(&error));
+            assert_eq!(said().lines().count(), 2, "{}", said());
+            assert!(said().contains("lost=505"), "{}", said());
+
+            outage.note(5, None);
+            outage.note(5, None);
+            assert_eq!(said().lines().count(), 3, "{}", said());
+            assert!(said().contains("again") && said().contains("lost=510"));
+            // The next one is said at once.
+            outage.note(5, Some(&error));
+            assert_eq!(said().lines().count(), 4, "{}", said());
+        });
+    }
 
     #[test]
     fn the_host_of_an_address_is_found() {

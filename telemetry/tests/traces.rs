@@ -123,6 +123,64 @@ async fn a_trace_goes_on_where_its_context_is_carried() {
     assert!(resource.contains("artel-test"), "{resource}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_name_is_the_same_trace() {
+    let (endpoint, received) = collector().await;
+    for name in ["first", "second"] {
+        // Each by itself, as two processes would.
+        let (dispatch, guard) = telemetry::build(&options(&endpoint)).unwrap();
+        tracing::dispatcher::with_default(&dispatch, || {
+            let run = info_span!("run", name);
+            assert!(telemetry::join_trace(&run, "p/job-1"));
+            run.in_scope(|| ());
+            let other = info_span!("other");
+            assert!(telemetry::join_trace(&other, "p/job-2"));
+            other.in_scope(|| ());
+        });
+        tokio::task::spawn_blocking(move || drop(guard))
+            .await
+            .unwrap();
+    }
+    let spans = spans(&received);
+    let of = |name: &str| -> Vec<&Span> { spans.iter().filter(|span| span.name == name).collect() };
+    let (runs, others) = (of("run"), of("other"));
+    assert_eq!((runs.len(), others.len()), (2, 2));
+    assert_eq!(runs[0].trace_id, runs[1].trace_id);
+    assert_eq!(runs[0].parent_span_id, runs[1].parent_span_id);
+    assert_ne!(runs[0].span_id, runs[1].span_id);
+    assert_ne!(runs[0].trace_id, others[0].trace_id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn details_are_exported_as_parts_of_something_whatever_is_logged() {
+    let (endpoint, received) = collector().await;
+    let (dispatch, guard) = telemetry::build(&Options {
+        filter: Some("error".to_owned()),
+        ..options(&endpoint)
+    })
+    .unwrap();
+    tracing::dispatcher::with_default(&dispatch, || {
+        // Looking for work, every second.
+        tracing::debug_span!(target: "store::db", "idle").in_scope(|| ());
+        info_span!("run").in_scope(|| {
+            tracing::debug_span!(target: "store::db", "db").in_scope(|| {
+                tracing::debug!(target: "store::db", "a detail of a detail");
+            });
+            tracing::debug_span!(target: "sqlx::query", "theirs").in_scope(|| ());
+            tracing::debug_span!(target: "storefront", "not ours").in_scope(|| ());
+            info_span!(target: "hyper_util::client", "the exporter's").in_scope(|| ());
+        });
+    });
+    tokio::task::spawn_blocking(move || drop(guard))
+        .await
+        .unwrap();
+    let spans = spans(&received);
+    let mut names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["db", "run"]);
+    assert!(spans.iter().all(|span| span.events.is_empty()), "{spans:?}");
+}
+
 #[test]
 fn a_collector_that_is_away_holds_nobody_up_for_long() {
     // A port that accepts and never answers.

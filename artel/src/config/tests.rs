@@ -1,0 +1,123 @@
+//! What is read, in which order, and what is said about what is wrong.
+
+use super::*;
+
+fn load(files: &[(&str, &str)]) -> Result<Config, Error> {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(
+            folder.path().join(name),
+            text.replace("FOLDER", &folder.path().display().to_string()),
+        )
+        .unwrap();
+    }
+    Config::load(folder.path())
+}
+
+/// Tests run with whatever environment there is; these settings are hardly in it.
+const HOME: (&str, &str) = (".env", "ARTEL_HOME=FOLDER/home\nSPAWNER_MAX_WORKERS=3\n");
+
+#[test]
+fn dotenv_goes_before_the_file_and_the_file_before_the_default() {
+    let config = load(&[
+        HOME,
+        ("artel.toml", "spawner_max_workers = 7\nartel_ports = \"3000-3010\"\nadmin_chat_ids = [5, -6]\n[policy]\n"),
+    ])
+    .unwrap();
+    assert_eq!(config.max_workers, 3);
+    assert_eq!(config.ports, (3000, 3010));
+    assert_eq!(config.admin_chat_ids, [5, -6]);
+    assert_eq!(config.agent, "artel-agent");
+    let explained = config.explain();
+    let source = |name: &str| {
+        explained
+            .iter()
+            .find(|setting| setting.name == name)
+            .unwrap()
+            .source
+            .clone()
+    };
+    assert!(
+        source("SPAWNER_MAX_WORKERS").contains("/.env"),
+        "{}",
+        source("SPAWNER_MAX_WORKERS")
+    );
+    assert!(
+        source("ARTEL_PORTS").ends_with("artel.toml"),
+        "{}",
+        source("ARTEL_PORTS")
+    );
+    assert_eq!(source("ARTEL_AGENT"), "default");
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_place_and_without_secrets() {
+    for (toml, says) in [
+        ("spawner_max_workers = \"many\"", "from 1 to 64"),
+        (
+            "\nspawner_max_wokers = 1",
+            "artel.toml, line 2: \"spawner_max_wokers\"",
+        ),
+        ("SPAWNER_MAX_WORKERS = 1", "small letters"),
+        (
+            "artel_mode = \"embedded\"\nspawner_max_workers = 0",
+            "artel.toml, line 2)",
+        ),
+        ("\n\nartel_ports = [", "artel.toml, line 3 cannot"),
+        ("openai_api_key = hunter2", "line 1"),
+        ("[policy]\nmax_atempts = 3", "line 2: policy.max_atempts"),
+        (
+            "[policy]\nmax_attempts = \"three\"",
+            "line 2: policy.max_attempts",
+        ),
+        ("[policy.limits]\nwall = 3", "line 2: policy.limits.wall"),
+        (
+            "[policy.limits]\nwall_s = -3",
+            "line 2: policy.limits.wall_s",
+        ),
+        ("[models]\n\nmodle = \"x\"", "line 3: models.modle"),
+        (
+            "[models.budget]\ntokens = \"many\"",
+            "line 2: models.budget.tokens",
+        ),
+        ("artel_agent = \"command\"", "ARTEL_AGENT_COMMAND"),
+        ("artel_mode = \"full\"", "DATABASE_URL"),
+        ("openai_base_url = \"ftp://x\"", "http://"),
+        ("database_url = \"mysql://me:hunter2@host\"", "postgres://"),
+    ] {
+        let error = load(&[(".env", "ARTEL_HOME=FOLDER/home\n"), ("artel.toml", toml)])
+            .err()
+            .map(|error| error.to_string());
+        let error = error.unwrap_or_else(|| panic!("{toml} is fine?"));
+        assert!(error.contains(says), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+#[test]
+fn one_limit_can_be_set_without_the_others() {
+    let toml = "[policy]\nmax_attempts = 1\n[policy.limits]\nwall_s = 5\n";
+    let policy = load(&[HOME, ("artel.toml", toml)])
+        .unwrap()
+        .policy()
+        .unwrap();
+    let mut expected = nodes::Policy {
+        max_attempts: 1,
+        ..nodes::Policy::default()
+    };
+    expected.limits.wall_s = 5;
+    assert_eq!(policy, expected);
+}
+
+#[test]
+fn a_broken_dotenv_is_named_with_its_line_and_without_its_text() {
+    let error = load(&[(
+        ".env",
+        "ARTEL_HOME=FOLDER/home\nOPENAI_API_KEY=hunter2 and more\n",
+    )])
+    .err()
+    .map(|error| error.to_string());
+    let error = error.expect("a value with spaces needs quotes");
+    assert!(error.contains(".env, line 2"), "{error}");
+    assert!(!error.contains("hunter2"), "{error}");
+}

@@ -226,12 +226,19 @@ def main(chosen):
     return 1 if summary["did_not_run"] else 0
 
 
+def spread(figure):
+    rounds = figure.get("rounds", [])
+    return f" (rounds from {min(rounds):,.10g} to {max(rounds):,.10g})" if len(rounds) > 1 else ""
+
+
 def show(summary):
     about = summary["machine"]
     print(f"\n{about['cpu']}, {about['cores']} cores, {about['memory_mb']} MB, kernel {about['kernel']}; commit {summary['commit'][:12]}, {summary['profile']}")
+    if about["load_average_before"][0] > about["cores"] / 2:
+        print("  the machine was not at rest (load average {0} before): figures are worse than they would be otherwise, single threads most of all".format(about["load_average_before"][0]))
     width = max([len(figure["name"]) for figure in summary["figures"]] or [0])
     for figure in summary["figures"]:
-        print(f"  {figure['name']:<{width}} {figure['value']:>12,.10g} {figure['unit']}")
+        print(f"  {figure['name']:<{width}} {figure['value']:>12,.10g} {figure['unit']}{spread(figure)}")
     print("\npromises")
     for kept in summary["promises"]:
         word = "met    " if kept["met"] else "NOT MET"

@@ -133,6 +133,7 @@ fn no_project(name: &str) -> Failure {
 
 #[async_trait]
 impl FrontDesk for Desk {
+    #[tracing::instrument(name = "message", skip_all, fields(key = message.key, thread = tracing::field::Empty))]
     async fn message(&self, message: Incoming) -> ports::Result<ProjectId> {
         if message.text.trim().is_empty() {
             return Err(Failure::new(
@@ -154,6 +155,7 @@ impl FrontDesk for Desk {
             .project
             .unwrap_or_else(|| ProjectId::founded_by(&message.key));
         let thread = threads::conversation(&project);
+        tracing::Span::current().record("thread", &thread);
         let founding = nodes::conversation::found(project.clone(), message.from.clone());
         self.engine
             .start(

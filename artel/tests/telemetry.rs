@@ -11,7 +11,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::any_value;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1 as otlp;
 use prost::Message;
 use serde_json::Value;
@@ -54,19 +54,7 @@ impl Collector {
             .flat_map(|of_resource| of_resource.scope_spans)
             .flat_map(|of_scope| of_scope.spans)
             .map(|span| Span {
-                fields: span
-                    .attributes
-                    .iter()
-                    .map(|attribute| {
-                        let value = attribute.value.clone().and_then(|value| value.value);
-                        let text = match value {
-                            Some(any_value::Value::StringValue(text)) => text,
-                            Some(any_value::Value::IntValue(number)) => number.to_string(),
-                            other => format!("{other:?}"),
-                        };
-                        (attribute.key.clone(), text)
-                    })
-                    .collect(),
+                fields: fields(&span.attributes),
                 span,
             })
             .collect();
@@ -80,6 +68,21 @@ impl Collector {
             .iter()
             .any(|body| body.windows(text.len()).any(|part| part == text.as_bytes()))
     }
+}
+
+fn fields(attributes: &[KeyValue]) -> BTreeMap<String, String> {
+    attributes
+        .iter()
+        .map(|attribute| {
+            let value = attribute.value.clone().and_then(|value| value.value);
+            let text = match value {
+                Some(any_value::Value::StringValue(text)) => text,
+                Some(any_value::Value::IntValue(number)) => number.to_string(),
+                other => format!("{other:?}"),
+            };
+            (attribute.key.clone(), text)
+        })
+        .collect()
 }
 
 #[derive(Clone, Debug)]
@@ -113,6 +116,22 @@ impl Spans {
             let names: BTreeSet<_> = self.0.iter().map(|span| &span.span.name).collect();
             panic!("no span {name} with {fields:?} among {all:#?}; there are {names:?}")
         })
+    }
+
+    /// Whether something was said in a span of this name.
+    #[track_caller]
+    fn event(&self, name: &str, said: &str, with: &[(&str, &str)]) {
+        let found = self
+            .all(name)
+            .flat_map(|span| &span.span.events)
+            .any(|event| {
+                let fields = fields(&event.attributes);
+                event.name == said
+                    && with
+                        .iter()
+                        .all(|(field, value)| fields.get(*field).is_some_and(|text| text == value))
+            });
+        assert!(found, "{said:?} with {with:?} was said in no span {name}");
     }
 
     /// The span and those around it, innermost first, as far as they were sent.
@@ -266,6 +285,16 @@ async fn everything_that_happens_for_a_project_is_a_span_and_a_job_is_one_trace(
     assert_eq!(trace("errand", &job), of_job);
     assert!(of_job.contains(&worker.span.trace_id));
     assert!(trace("run", &project).is_disjoint(&of_job));
+    // The message, the turn that took it up and the job that came of it are joined by its key.
+    let message = spans.find("message", &[("thread", &project)]);
+    let key = message.field("key");
+    assert!(!key.is_empty());
+    spans.event("node", "taken up", &[("key", key), ("kind", "message")]);
+    spans.event(
+        "node",
+        "a job is started",
+        &[("project", &project), ("job", "job-1")],
+    );
     // What is looked for every second is no trace.
     for db in spans.all("db") {
         assert!(!db.span.parent_span_id.is_empty(), "{:?}", db.fields);

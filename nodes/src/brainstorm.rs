@@ -53,6 +53,7 @@ pub(crate) async fn work(
     match ctx.wait_any("mailbox", &what).await? {
         Arrived::Signal(arrived) => {
             talk.key.clone_from(&arrived.key);
+            tracing::info!(key = arrived.key, kind = arrived.kind, "taken up");
             if arrived.kind == signal::MESSAGE {
                 match arrived.payload::<Message>() {
                     Ok(message) => talk.message(message).await?,

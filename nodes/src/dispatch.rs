@@ -57,6 +57,7 @@ impl Talk<'_> {
             .yes(yes)
             .policy(self.crew.policy.clone());
         let thread = self.ctx.spawn(id.as_str(), job::GRAPH, &update)?;
+        tracing::info!(project = %scope.project, job = %id, key = self.key, "a job is started");
         scope.tell(
             self.ctx,
             Event::JobStarted {

@@ -61,6 +61,11 @@ impl Events {
 
     pub(crate) fn refused(&self, host: &str, reason: &str) {
         if self.refusals.fetch_add(1, Ordering::Relaxed) < MAX_REFUSALS {
+            tracing::warn!(
+                host,
+                reason,
+                "a worker asked for an address and was refused"
+            );
             self.say(EventKind::Refused {
                 host: host.chars().take(300).collect(),
                 reason: reason.to_owned(),

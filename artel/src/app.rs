@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::books::Books;
 use crate::bus::Bus;
-use crate::config::{self, Config};
+use crate::config::{self, Config, SecretValue};
 use crate::desk::Desk;
 use crate::errands::ErrandDesk;
 use crate::home::Home;
@@ -100,9 +100,8 @@ fn model_config(config: &Config) -> anyhow::Result<models::Config> {
 
 /// The model of an endpoint for which none is named: the only one that it has. Otherwise a name that keeps the program going,
 /// and what to say before anybody is asked.
-async fn only_model(config: &Config, base_url: &str) -> (String, Option<String>) {
-    let key = config.openai_api_key.as_ref();
-    let key = key.map(|key| models::ApiKey::new(key.expose().to_owned()));
+pub async fn only_model(base_url: &str, key: Option<&str>) -> (String, Option<String>) {
+    let key = key.map(|key| models::ApiKey::new(key.to_owned()));
     match models::offered_models(base_url, key.as_ref(), LISTING).await {
         Some(mut offered) if offered.len() == 1 => (offered.remove(0), None),
         Some(offered) if offered.len() > 1 => {
@@ -133,7 +132,8 @@ async fn answering(
         models.is_complete(),
         &config.openai_base_url,
     ) {
-        let (model, reason) = only_model(config, base_url).await;
+        let key = config.openai_api_key.as_ref().map(SecretValue::expose);
+        let (model, reason) = only_model(base_url, key).await;
         models.model = Some(model);
         unclear = reason;
     }

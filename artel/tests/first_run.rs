@@ -232,6 +232,22 @@ async fn init_tries_everything_and_writes_only_what_works() {
     assert_eq!(found("ARTEL_HTTP_ADDR")["source"], "the environment");
     assert_eq!(found("ARTEL_LOG")["source"], "default");
 
+    // For programs, too; and one model needs no name.
+    std::fs::remove_file(&file).unwrap();
+    let mut args = init(KEY, &["--json"]);
+    let at = args.iter().position(|arg| arg == "ARTEL_MODEL=scripted");
+    args.drain(at.unwrap() - 1..=at.unwrap());
+    let lines = run(args).await.success().json();
+    let model = lines.iter().find(|line| line["what"] == "model").unwrap();
+    assert!(
+        model["detail"]
+            .as_str()
+            .unwrap()
+            .contains("scripted answers"),
+        "{model}"
+    );
+    assert_eq!(lines.last().unwrap()["file"], json!(file));
+
     let unknown = home
         .run(&["init", "--no-input", "--set", "FOO=1"])
         .await

@@ -40,7 +40,7 @@ pub(super) async fn run(context: &Context, args: ChatArgs) -> anyhow::Result<u8>
             line = input.next_line(), if typing => match line? {
                 Some(line) if line.trim() == "/quit" => break,
                 Some(line) if line.trim().is_empty() => {}
-                Some(line) => heed(&app, &mut project, &line).await?,
+                Some(line) => heed(context, &app, &mut project, &line).await?,
                 None => typing = false,
             },
             () = tokio::time::sleep(PATIENCE) => {}
@@ -71,17 +71,23 @@ async fn idle(app: &App, project: Option<&ProjectId>) -> anyhow::Result<bool> {
     }
 }
 
-async fn heed(app: &App, project: &mut Option<ProjectId>, line: &str) -> anyhow::Result<()> {
+async fn heed(
+    context: &Context,
+    app: &App,
+    project: &mut Option<ProjectId>,
+    line: &str,
+) -> anyhow::Result<()> {
+    let note = |text: &str| context.say(&serde_json::json!({ "note": text }), text);
     let line = line.trim();
     let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     match (command, project.as_ref()) {
         ("/status", Some(id)) => {
             let report = app.desk.status(id).await?;
-            print!("{}", super::show::status_text(&report));
+            context.say(&report, super::show::status_text(&report).trim_end());
         }
         ("/cancel", Some(id)) => {
             if !app.desk.cancel(id, &me()).await? {
-                println!("no job is running");
+                note("no job is running");
             }
         }
         ("/answer", _) => {
@@ -91,11 +97,11 @@ async fn heed(app: &App, project: &mut Option<ProjectId>, line: &str) -> anyhow:
             let choice = row.and_then(|row| talk::chosen(&row, text));
             let answer = typed_answer(choice.as_deref(), text.trim(), &me());
             if app.desk.answer(&id, answer).await? != Answered::Accepted {
-                println!("nothing waits for that any more");
+                note("nothing waits for that any more");
             }
         }
-        ("/status" | "/cancel", None) => println!("say what you want first"),
-        (word, _) if word.starts_with('/') => println!("{HELP}"),
+        ("/status" | "/cancel", None) => note("say what you want first"),
+        (word, _) if word.starts_with('/') => note(HELP),
         _ => {
             let incoming = Incoming {
                 key: talk::key(),
@@ -106,7 +112,7 @@ async fn heed(app: &App, project: &mut Option<ProjectId>, line: &str) -> anyhow:
             };
             match app.desk.message(incoming).await {
                 Ok(id) => *project = Some(id),
-                Err(failure) => println!("{failure}"),
+                Err(failure) => note(&failure.to_string()),
             }
         }
     }

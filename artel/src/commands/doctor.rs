@@ -4,12 +4,13 @@ use std::process::Command;
 
 use serde::Serialize;
 
-use crate::follow::print_json;
+use crate::config::SecretValue;
 
 use super::Context;
 
+/// What was found out about one thing.
 #[derive(Serialize)]
-struct Finding {
+pub(super) struct Finding {
     what: &'static str,
     ok: bool,
     detail: String,
@@ -24,12 +25,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
             &["--version"],
             "install python3: built services and their checks use it",
         ),
-        finding(
-            "sandbox",
-            sandbox::Sandbox::detect()
-                .map(|sandbox| sandbox.describe())
-                .map_err(|error| error.to_string()),
-        ),
+        sandbox(),
     ];
     match context.app().await {
         Ok(app) => {
@@ -58,7 +54,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
             };
             findings.push(finding("work", Ok(working)));
         }
-        Err(error) => findings.push(finding("data folder", Err(format!("{error:#}")))),
+        Err(error) => findings.push(finding("artel", Err(super::describe(&error).1))),
     }
     findings.push(finding("model", model(context).await));
     if let Some(token) = &context.config.telegram_bot_token {
@@ -67,32 +63,39 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
             telegram(token.expose(), &context.config.telegram_api_url).await,
         ));
     }
-    let mut code = 0;
-    for found in findings {
-        if !found.ok {
-            code = 1;
-        }
-        if context.json {
-            print_json(&found);
-        } else {
-            println!(
-                "{:<5} {:<12} {}",
-                if found.ok { "ok" } else { "FAIL" },
-                found.what,
-                found.detail
-            );
-        }
-    }
-    Ok(code)
+    Ok(u8::from(!show(context, &findings)))
 }
 
-fn finding(what: &'static str, result: Result<String, String>) -> Finding {
+/// Shows what was found; gives whether all of it is well.
+pub(super) fn show(context: &Context, findings: &[Finding]) -> bool {
+    for found in findings {
+        let word = if found.ok { "ok" } else { "FAIL" };
+        context.say(
+            found,
+            &format!("{word:<5} {:<12} {}", found.what, found.detail),
+        );
+    }
+    findings.iter().all(|found| found.ok)
+}
+
+pub(super) fn finding(what: &'static str, result: Result<String, String>) -> Finding {
     let ok = result.is_ok();
     Finding {
         what,
         ok,
         detail: result.unwrap_or_else(|error| error),
     }
+}
+
+/// Whether commands can be confined here.
+pub(super) fn sandbox() -> Finding {
+    let found = sandbox::Sandbox::detect();
+    finding(
+        "sandbox",
+        found
+            .map(|sandbox| sandbox.describe())
+            .map_err(|error| error.to_string()),
+    )
 }
 
 fn program(name: &'static str, args: &[&str], advice: &str) -> Finding {
@@ -111,16 +114,31 @@ async fn model(context: &Context) -> Result<String, String> {
     if let Some(tape) = &config.tape {
         return Ok(format!("answers come from the tape {tape}"));
     }
-    match (&config.openai_base_url, &config.model) {
-        (Some(url), Some(model)) => try_model(url, config.openai_api_key.as_ref().map(super::super::config::SecretValue::expose), model).await,
-        _ => Ok("none is configured, so the demo tape answers (OPENAI_BASE_URL, OPENAI_API_KEY, ARTEL_MODEL)".to_owned()),
-    }
+    let Some(url) = &config.openai_base_url else {
+        return Ok(
+            "none is configured, so the demo tape answers (OPENAI_BASE_URL, OPENAI_API_KEY, ARTEL_MODEL)"
+                .to_owned(),
+        );
+    };
+    let key = config.openai_api_key.as_ref().map(SecretValue::expose);
+    try_model(url, key, config.model.as_deref()).await
 }
 
-/// Asks the model something small.
-pub(super) async fn try_model(url: &str, key: Option<&str>, model: &str) -> Result<String, String> {
+/// Asks the model something small; without a name, the only one that there is.
+pub(super) async fn try_model(
+    url: &str,
+    key: Option<&str>,
+    model: Option<&str>,
+) -> Result<String, String> {
+    let model = match model {
+        Some(model) => model.to_owned(),
+        None => match crate::app::only_model(url, key).await {
+            (model, None) => model,
+            (_, Some(unclear)) => return Err(unclear),
+        },
+    };
     let key = key.map(|key| models::ApiKey::new(key.to_owned()));
-    models::live_check(url, key.as_ref(), model)
+    models::live_check(url, key.as_ref(), &model)
         .await
         .map_err(|error| error.to_string())
 }

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::cli::InitArgs;
+use crate::config::SecretValue;
 use crate::home::Home;
 use crate::settings;
 
@@ -41,18 +42,12 @@ pub(super) async fn run(context: &Context, args: InitArgs) -> anyhow::Result<u8>
     let mut key = known(
         &values,
         "OPENAI_API_KEY",
-        config
-            .openai_api_key
-            .as_ref()
-            .map(super::super::config::SecretValue::expose),
+        config.openai_api_key.as_ref().map(SecretValue::expose),
     );
     let mut token = known(
         &values,
         "TELEGRAM_BOT_TOKEN",
-        config
-            .telegram_bot_token
-            .as_ref()
-            .map(super::super::config::SecretValue::expose),
+        config.telegram_bot_token.as_ref().map(SecretValue::expose),
     );
     let ask = !args.no_input && std::io::stdin().is_terminal();
     if ask {
@@ -74,32 +69,21 @@ pub(super) async fn run(context: &Context, args: InitArgs) -> anyhow::Result<u8>
         }
     }
 
-    let mut failed = Vec::new();
-    match (&url, &model) {
-        (Some(url), Some(model)) => match doctor::try_model(url, key.as_deref(), model).await {
-            Ok(found) => println!("ok    model        {found}"),
-            Err(error) => failed.push(format!("model: {error}")),
-        },
-        (Some(_), None) => failed.push("model: ARTEL_MODEL is missing".to_owned()),
-        (None, _) => println!("-     model        none: the demo tape answers"),
-    }
+    let mut findings = Vec::new();
+    let tried = match &url {
+        Some(url) => doctor::try_model(url, key.as_deref(), model.as_deref()).await,
+        None => Ok("none: the demo tape answers".to_owned()),
+    };
+    findings.push(doctor::finding("model", tried));
     let server =
         known(&values, "TELEGRAM_API_URL", Some(&config.telegram_api_url)).unwrap_or_default();
-    match &token {
-        Some(token) => match doctor::telegram(token, &server).await {
-            Ok(name) => println!("ok    telegram     {name}"),
-            Err(error) => failed.push(format!("telegram: {error}")),
-        },
-        None => println!("-     telegram     none: talk with `artel chat`"),
-    }
-    match sandbox::Sandbox::detect() {
-        Ok(sandbox) => println!("ok    sandbox      {}", sandbox.describe()),
-        Err(error) => failed.push(format!("sandbox: {error}")),
-    }
-    for failure in &failed {
-        println!("FAIL  {failure}");
-    }
-    if !failed.is_empty() && !args.force {
+    let tried = match &token {
+        Some(token) => doctor::telegram(token, &server).await,
+        None => Ok("none: talk with `artel chat`".to_owned()),
+    };
+    findings.push(doctor::finding("telegram", tried));
+    findings.push(doctor::sandbox());
+    if !doctor::show(context, &findings) && !args.force {
         anyhow::bail!("nothing was written; mend what failed, or add --force");
     }
 
@@ -115,9 +99,12 @@ pub(super) async fn run(context: &Context, args: InitArgs) -> anyhow::Result<u8>
     }
     let file = home.join(".env");
     write(&file, &values)?;
-    println!(
-        "written to {}; next: artel up, or artel chat",
-        file.display()
+    context.say(
+        &serde_json::json!({"file": file}),
+        &format!(
+            "written to {}; next: artel up, or artel chat",
+            file.display()
+        ),
     );
     Ok(0)
 }

@@ -221,7 +221,7 @@ pub(super) async fn graph(context: &Context, format: &str) -> anyhow::Result<u8>
         "svg" => picture.to_svg(),
         _ => picture.to_mermaid(),
     };
-    println!("{text}");
+    context.say(&serde_json::json!({"format": format, "text": text}), &text);
     Ok(0)
 }
 

@@ -29,6 +29,7 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> anyhow::Result<u8> {
         args.record.as_deref(),
     )
     .await?;
+    app.ready_to_work()?;
     let stop = CancellationToken::new();
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,
@@ -43,29 +44,36 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> anyhow::Result<u8> {
         told.cancel();
     });
 
-    let Some(held) = wait_for_work(&app, &stop).await? else {
+    let Some(held) = wait_for_work(context, &app, &stop).await? else {
         return Ok(0);
     };
     let mut work = Work::start(&app, held).await?;
     work.lasts();
     let ready = health(&app, &mut work).await?;
-    println!(
-        "artel {} is up on {}, health at {ready}/health",
-        env!("CARGO_PKG_VERSION"),
-        app.home.path().display()
+    let (version, home) = (env!("CARGO_PKG_VERSION"), app.home.path());
+    context.say(
+        &serde_json::json!({"up": true, "version": version, "home": home, "health": format!("{ready}/health")}),
+        &format!(
+            "artel {version} is up on {}, health at {ready}/health",
+            home.display()
+        ),
     );
     super::talk::begin(context, &app)?;
     if app.config.telegram_bot_token.is_some() {
         work.bot(&app).await?;
         if app.config.allowed_users.is_empty() {
             let code = app.store.new_pairing_code(PAIRING).await?;
-            println!(
-                "send this pairing code to your bot within an hour: {}",
-                code.expose()
+            context.say(
+                &serde_json::json!({"pairing_code": code.expose()}),
+                &format!(
+                    "send this pairing code to your bot within an hour: {}",
+                    code.expose()
+                ),
             );
         }
     } else {
-        println!("no Telegram (TELEGRAM_BOT_TOKEN is not set); talk with: artel chat");
+        let text = "no Telegram (TELEGRAM_BOT_TOKEN is not set); talk with: artel chat";
+        context.say(&serde_json::json!({ "note": text }), text);
     }
 
     let broken = tokio::select! {
@@ -80,17 +88,22 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> anyhow::Result<u8> {
 }
 
 /// Takes the work on, after whoever does it now; `None` when told to stop before.
-async fn wait_for_work(app: &App, stop: &CancellationToken) -> anyhow::Result<Option<Held>> {
+async fn wait_for_work(
+    context: &Context,
+    app: &App,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Held>> {
     let mut said = false;
     loop {
         if let Some(held) = app.home.take_work()? {
             return Ok(Some(held));
         }
         if !said {
-            println!(
+            let text = format!(
                 "another artel does the work on {}; this one takes over when it ends",
                 app.home.path().display()
             );
+            context.say(&serde_json::json!({ "note": text }), &text);
             said = true;
         }
         tokio::select! {

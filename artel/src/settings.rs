@@ -65,7 +65,7 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
             setting(
                 "ARTEL_MODEL",
                 "",
-                "The model's name there. Roles, prices and budgets are tables in artel.toml.",
+                "The model's name there; needed when the endpoint has more than one. Roles, prices and budgets are tables in artel.toml.",
             ),
             setting(
                 "ARTEL_TAPE",

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::books::Books;
 use crate::bus::Bus;
-use crate::config::{self, Config, SecretValue};
+use crate::config::{self, Config};
 use crate::desk::Desk;
 use crate::errands::ErrandDesk;
 use crate::home::Home;
@@ -83,7 +83,7 @@ const ANY_MODEL: &str = "default";
 /// The most models that are named in a sentence.
 const NAMED: usize = 10;
 
-fn model_config(config: &Config) -> anyhow::Result<models::Config> {
+fn model_config(config: &Config, redactor: &Redactor) -> anyhow::Result<models::Config> {
     let mut models: models::Config = config.table("models")?;
     models.overlay_env(|name| match name {
         "OPENAI_BASE_URL" => config.openai_base_url.clone(),
@@ -94,15 +94,18 @@ fn model_config(config: &Config) -> anyhow::Result<models::Config> {
         "ARTEL_MODEL" => config.model.clone(),
         _ => None,
     });
-    models.resolve_keys(|name| std::env::var(name).ok())?;
+    models.resolve_keys(|name| {
+        let key = std::env::var(name).ok()?;
+        redactor.add(name, &ports::Plaintext::new(key.clone()));
+        Some(key)
+    })?;
     Ok(models)
 }
 
 /// The model of an endpoint for which none is named: the only one that it has. Otherwise a name that keeps the program going,
 /// and what to say before anybody is asked.
-pub async fn only_model(base_url: &str, key: Option<&str>) -> (String, Option<String>) {
-    let key = key.map(|key| models::ApiKey::new(key.to_owned()));
-    match models::offered_models(base_url, key.as_ref(), LISTING).await {
+pub async fn only_model(base_url: &str, key: Option<&models::ApiKey>) -> (String, Option<String>) {
+    match models::offered_models(base_url, key, LISTING).await {
         Some(mut offered) if offered.len() == 1 => (offered.remove(0), None),
         Some(offered) if offered.len() > 1 => {
             let more = if offered.len() > NAMED { ", …" } else { "" };
@@ -124,18 +127,19 @@ async fn answering(
     redactor: &Redactor,
 ) -> anyhow::Result<Answering> {
     let ledger = Arc::new(books.clone());
-    let mut models = model_config(config)?;
+    let mut models = model_config(config, redactor)?;
     let mut unclear = None;
-    if let (None, None, false, Some(base_url)) = (
-        &config.tape,
-        &config.model,
-        models.is_complete(),
-        &config.openai_base_url,
-    ) {
-        let key = config.openai_api_key.as_ref().map(SecretValue::expose);
-        let (model, reason) = only_model(base_url, key).await;
-        models.model = Some(model);
-        unclear = reason;
+    if config.tape.is_none() && !models.is_complete() && !models.endpoints.is_empty() {
+        if let (None, Some(endpoint)) = (&models.model, models.endpoints.get("default")) {
+            let (model, reason) = only_model(&endpoint.base_url, endpoint.api_key.as_ref()).await;
+            models.model = Some(model);
+            unclear = reason;
+        } else {
+            unclear = Some(
+                "artel.toml has endpoints but not a model for every role: name one as `model` in [models], or in each of its roles"
+                    .to_owned(),
+            );
+        }
     }
     let tape = match config.tape.as_deref() {
         Some("demo") => Some(Tape::demo()?),

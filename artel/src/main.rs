@@ -118,6 +118,13 @@ fn redactor(config: &Config) -> Redactor {
             redactor.add(name, &Plaintext::new(value.expose().to_owned()));
         }
     }
+    // An address is often shown in parts. A short password could be a word that people use.
+    let address = config.database_url.as_ref();
+    if let Some(address) = address.and_then(|address| url::Url::parse(address.expose()).ok())
+        && let Some(password) = address.password().filter(|password| password.len() >= 12)
+    {
+        redactor.add("DATABASE_URL", &Plaintext::new(password.to_owned()));
+    }
     redactor
 }
 
@@ -128,9 +135,9 @@ fn telemetry(
 ) -> Result<telemetry::Guard, telemetry::Error> {
     let quiet = !matches!(cli.command, Command::Up(_));
     let filter = match config.log_filter.as_str() {
-        "" if quiet => "warn",
-        "" => "info",
-        filter => filter,
+        "" if quiet => Some("warn".to_owned()),
+        "" => None,
+        filter => Some(filter.to_owned()),
     };
     let redactor = redactor.clone();
     telemetry::init(&telemetry::Options {
@@ -139,7 +146,7 @@ fn telemetry(
         } else {
             telemetry::Format::Text
         },
-        filter: Some(filter.to_owned()),
+        filter,
         otlp_endpoint: config.otlp_endpoint.clone(),
         redact: Arc::new(move |text: &str| redactor.redact(text).into_owned()),
         ..telemetry::Options::new("artel")

@@ -558,4 +558,14 @@ async fn an_endpoint_with_one_model_needs_no_name_and_one_with_more_asks_for_it(
     home.set("OPENAI_BASE_URL", &url);
     let refused = home.run(&["new", "Something", "--yes"]).await.code(2);
     one_sentence(&refused, &["ARTEL_MODEL is not set", "small, large"]);
+
+    // Endpoints without a model for every role are no leave to play the tape either.
+    home.set("OPENAI_BASE_URL", "");
+    std::fs::write(
+        home.file("artel.toml"),
+        format!("[models.endpoints.other]\nbase_url = \"{url}\"\n"),
+    )
+    .unwrap();
+    let refused = home.run(&["new", "Something", "--yes"]).await.code(2);
+    one_sentence(&refused, &["not a model for every role", "[models]"]);
 }

@@ -8,8 +8,11 @@ fn named(text: &str) -> Vec<(&str, Option<&str>)> {
         .skip(1)
         .step_by(2)
         .filter_map(|word| match word.split_once("::") {
-            Some((file, test)) if file.ends_with(".rs") => Some((file, Some(test))),
-            None if word.ends_with(".rs") && word.contains('/') && !word.contains('*') => {
+            Some((file, test)) if file.strip_suffix(".rs").is_some() => Some((file, Some(test))),
+            None if word.contains('/')
+                && !word.contains('*')
+                && word.strip_suffix(".rs").is_some() =>
+            {
                 Some((word, None))
             }
             _ => None,

@@ -130,14 +130,14 @@ pub(super) async fn try_model(
     key: Option<&str>,
     model: Option<&str>,
 ) -> Result<String, String> {
+    let key = key.map(|key| models::ApiKey::new(key.to_owned()));
     let model = match model {
         Some(model) => model.to_owned(),
-        None => match crate::app::only_model(url, key).await {
+        None => match crate::app::only_model(url, key.as_ref()).await {
             (model, None) => model,
             (_, Some(unclear)) => return Err(unclear),
         },
     };
-    let key = key.map(|key| models::ApiKey::new(key.to_owned()));
     models::live_check(url, key.as_ref(), &model)
         .await
         .map_err(|error| error.to_string())

@@ -200,6 +200,14 @@ impl App {
             None => Location::Sqlite(home.join("artel.db")),
         };
         let store = Store::open(&location).await?;
+        // SQLite lies in the folder; a server can be named from anywhere.
+        if store.pg_pool().is_some() {
+            anyhow::ensure!(
+                store.belongs_to(&home.id()?).await?,
+                "the database {location} belongs to another data folder, where its repositories and releases are: set ARTEL_HOME \
+                 to that one, or DATABASE_URL to a database of its own"
+            );
+        }
         let (checkpointer, database): (Arc<dyn Checkpointer>, _) =
             match (store.sqlite_pool(), store.pg_pool()) {
                 (Some(_), _) => {

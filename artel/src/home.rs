@@ -114,6 +114,32 @@ impl Home {
         self.path.join(name)
     }
 
+    /// What the folder is known by, wherever it is moved to; made when it is asked for first.
+    pub fn id(&self) -> Result<String, Error> {
+        let file = self.path.join("id");
+        let unusable = |source| Error::Unusable {
+            path: file.clone(),
+            source,
+        };
+        if !file.exists() {
+            // Written aside and linked, so that of two processes one is first and nobody reads half of it.
+            let fresh = self.path.join(format!("id.{}", uuid::Uuid::new_v4()));
+            std::fs::write(&fresh, format!("{}\n", uuid::Uuid::new_v4())).map_err(unusable)?;
+            let linked = std::fs::hard_link(&fresh, &file);
+            std::fs::remove_file(&fresh).map_err(unusable)?;
+            match linked {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(unusable(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(std::fs::read_to_string(&file)
+            .map_err(unusable)?
+            .trim()
+            .to_owned())
+    }
+
     /// Takes the work on if nobody does it.
     pub fn take_work(&self) -> Result<Option<Held>, Error> {
         let file = self.path.join("locks/work");
@@ -140,6 +166,20 @@ impl Home {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_keeps_its_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(folder.path()).unwrap();
+        let id = home.id().unwrap();
+        assert_eq!(id.len(), 36);
+        assert_eq!(Home::open(folder.path()).unwrap().id().unwrap(), id);
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            3,
+            "locks, format, id"
+        );
+    }
 
     #[test]
     fn one_process_does_the_work_and_the_next_can_go_on() {

@@ -564,3 +564,17 @@ async fn projections_are_made_again_on_postgresql_too() {
     assert_eq!(home.status("one").await, status);
     home.run(&["remove", "one", "--yes"]).await.success();
 }
+
+#[tokio::test]
+async fn a_database_of_another_data_folder_is_refused() {
+    let mut first = Home::with_tape();
+    first.on_postgres().await;
+    first.run(&["projects"]).await.success();
+    let mut second = Home::with_tape();
+    second.set("DATABASE_URL", first.setting("DATABASE_URL").unwrap());
+    let refused = second.run(&["projects"]).await.code(1);
+    for part in ["another data folder", "ARTEL_HOME", "DATABASE_URL"] {
+        assert!(refused.stderr.contains(part), "{part} in {refused:#?}");
+    }
+    first.run(&["projects"]).await.success();
+}

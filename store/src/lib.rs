@@ -15,6 +15,7 @@ mod db;
 mod errands;
 mod error;
 mod inbox;
+mod installation;
 mod leases;
 mod ledger;
 mod open;

@@ -48,6 +48,12 @@ impl Home {
         self.env.push((name.to_owned(), value.to_owned()));
     }
 
+    /// A setting that was made here.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.env.iter().find(|(known, _)| known == name)?;
+        Some(value)
+    }
+
     /// A database of its own on the test server.
     pub async fn on_postgres(&mut self) {
         let server = std::env::var("ARTEL_TEST_DATABASE_URL").expect(

@@ -8,6 +8,7 @@ on_both!(
     a_newer_schema_is_refused_with_both_versions,
     many_open_at_the_same_moment,
     the_pool_is_shared,
+    a_database_belongs_to_one_data_folder,
 );
 
 async fn execute(world: &World, sql: &'static str) {
@@ -168,4 +169,11 @@ async fn a_full_disk_is_named_and_loses_nothing() {
         journal.last()
     );
     world.end().await;
+}
+
+async fn a_database_belongs_to_one_data_folder(world: &World) {
+    let store = &world.store;
+    assert!(store.belongs_to("first").await.unwrap());
+    assert!(!store.belongs_to("second").await.unwrap());
+    assert!(store.belongs_to("first").await.unwrap());
 }

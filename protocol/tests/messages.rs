@@ -65,7 +65,7 @@ fn request() -> SpawnRequest {
         },
         docker: false,
         network: Network {
-            allow: vec!["pypi.org:443".into(), "*.pythonhosted.org:443".into()],
+            allow: vec!["packages.example:443".into(), "*.files.example:443".into()],
         },
         secrets: vec![SealedSecret {
             name: "SMTP_TOKEN".into(),

@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn hosts_are_matched_whole_with_their_port() {
         let entries = [
-            "PyPI.org:443",
+            "Packages.Example:443",
             "*.example.org:8443",
             "plain.net",
             "bad host:1",
@@ -135,17 +135,17 @@ mod tests {
         ];
         let allow = AllowList::new(&entries.map(str::to_owned));
         for (host, port) in [
-            ("pypi.org", 443),
-            ("pypi.org.", 443),
+            ("packages.example", 443),
+            ("packages.example.", 443),
             ("a.b.example.org", 8443),
             ("plain.net", 443),
         ] {
             assert!(allow.allows(host, port), "{host}:{port}");
         }
         for (host, port) in [
-            ("pypi.org", 80),
-            ("evilpypi.org", 443),
-            ("pypi.org.evil.net", 443),
+            ("packages.example", 80),
+            ("evilpackages.example", 443),
+            ("packages.example.evil.net", 443),
             ("example.org", 8443),
             (".example.org", 8443),
             ("evilexample.org", 8443),

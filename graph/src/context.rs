@@ -469,6 +469,7 @@ impl Context {
         if inner.run.engine.bus.is_followed(&inner.run.thread) {
             inner.run.engine.bus.send(
                 &inner.run.thread,
+                &[],
                 inner.step,
                 StreamKind::Custom {
                     node: inner.node.to_string(),

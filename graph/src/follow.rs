@@ -45,6 +45,9 @@ impl BitOr for Modes {
 pub struct StreamItem {
     /// The thread.
     pub thread: ThreadId,
+    /// The subgraph in which it happens, from the outside in; empty: the thread's own graph.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespace: Vec<String>,
     /// The superstep, from 1; 0 where there is none.
     pub step: u64,
     /// What happens.
@@ -102,13 +105,14 @@ impl Bus {
         self.threads.lock().contains_key(thread)
     }
 
-    pub fn send(&self, thread: &ThreadId, step: u64, kind: StreamKind) {
+    pub fn send(&self, thread: &ThreadId, namespace: &[String], step: u64, kind: StreamKind) {
         let mut threads = self.threads.lock();
         let Some(sender) = threads.get(thread) else {
             return;
         };
         let item = StreamItem {
             thread: thread.clone(),
+            namespace: namespace.to_vec(),
             step,
             kind,
         };
@@ -134,6 +138,7 @@ impl Bus {
                     Ok(item) => item,
                     Err(RecvError::Lagged(missed)) => StreamItem {
                         thread,
+                        namespace: Vec::new(),
                         step: 0,
                         kind: StreamKind::Missed(missed),
                     },

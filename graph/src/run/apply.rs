@@ -210,6 +210,7 @@ impl<S: State> Run<S> {
                 let cached = task.cached;
                 bus.send(
                     &shared.thread,
+                    &[],
                     self.step,
                     StreamKind::Updates {
                         node,
@@ -222,6 +223,7 @@ impl<S: State> Run<S> {
         if let Ok(values) = self.state.channels() {
             bus.send(
                 &shared.thread,
+                &[],
                 self.step,
                 StreamKind::Values(Value::Object(values)),
             );

@@ -54,7 +54,12 @@ impl<S: State> Run<S> {
     pub(super) fn ended(&self, status: ThreadStatus) {
         tracing::info!(thread = %self.shared.thread, graph = %self.graph.name, status = status.as_str(), step = self.step, "thread ended");
         let bus = &self.shared.engine.bus;
-        bus.send(&self.shared.thread, self.step, StreamKind::Ended(status));
+        bus.send(
+            &self.shared.thread,
+            &[],
+            self.step,
+            StreamKind::Ended(status),
+        );
     }
 
     pub(super) async fn fail(

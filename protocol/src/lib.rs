@@ -5,7 +5,7 @@
 //!   fields are ignored, unknown versions are refused ([`decode`]).
 //! * [`names`]: the literal names of streams, channels and keys.
 //! * [`Transport`]: how messages travel. [`local`] is the in-process one, durable in a folder;
-//!   [`suite`] is what every transport has to pass.
+//!   [`redis`](mod@redis) is the one between processes and machines; [`suite`] is what every transport has to pass.
 //!
 //! It is not the place for anything that runs a job (see `spawner`) or decides about one (see
 //! `nodes`). *Architecture invariant:* this crate depends on nothing of ours.
@@ -15,12 +15,14 @@ pub mod decode;
 mod event;
 pub mod local;
 pub mod names;
+pub mod redis;
 mod request;
 mod result;
 pub mod schemas;
 pub mod suite;
 mod transport;
 
+pub use self::redis::RedisTransport;
 pub use control::{Control, ControlMessage, Heartbeat};
 pub use decode::DecodeError;
 pub use event::{EventKind, WorkerEvent};
@@ -35,3 +37,28 @@ pub use transport::{
 
 /// The version of every message that this crate writes, and the only one that it reads.
 pub const VERSION: u32 = 1;
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// A message as JSON, if it is not too large.
+fn encode<T: serde::Serialize>(message: &T, limit: usize) -> Result<String, TransportError> {
+    let text = serde_json::to_string(message)
+        .map_err(|e| TransportError::Message(DecodeError::Json(e)))?;
+    if text.len() > limit {
+        return Err(TransportError::Message(DecodeError::TooLarge {
+            bytes: text.len(),
+            limit,
+        }));
+    }
+    Ok(text)
+}

@@ -19,7 +19,7 @@ use crate::transport::{
     ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
 };
 use crate::{
-    Control, DecodeError, Heartbeat, SpawnRequest, WorkerEvent, WorkerResult, decode, names,
+    Control, Heartbeat, SpawnRequest, WorkerEvent, WorkerResult, chain, decode, encode, names,
 };
 use async_trait::async_trait;
 use feeds::Feeds;
@@ -244,18 +244,6 @@ impl LocalTransport {
     }
 }
 
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 async fn bury(
     folder: &Folder,
     kind: Kind,
@@ -271,18 +259,6 @@ async fn bury(
     let letter = folder::dead_letter(reason, body);
     folder.write(Kind::Dead, id, letter).await?;
     folder.remove(kind, id).await
-}
-
-fn encode<T: serde::Serialize>(message: &T, limit: usize) -> Result<String, TransportError> {
-    let text = serde_json::to_string(message)
-        .map_err(|e| TransportError::Message(DecodeError::Json(e)))?;
-    if text.len() > limit {
-        return Err(TransportError::Message(DecodeError::TooLarge {
-            bytes: text.len(),
-            limit,
-        }));
-    }
-    Ok(text)
 }
 
 #[async_trait]

@@ -1,0 +1,553 @@
+//! The transport over Redis (7 or newer; one server, Sentinel, or Cluster): for a crew and spawners in several processes.
+//!
+//! Jobs and results are entries of streams, held by whoever took them until they are settled or their hold runs out
+//! ([`queue`]); an acknowledged entry is deleted and nothing else ever trims a stream. Pub/sub only announces ([`hub`]): who
+//! missed an announcement finds the entry within a second. Beside the names of [`crate::names`] there are, per queue, the keys
+//! `{stream}:known:{request}`, which make publishing idempotent.
+//!
+//! How durable a message is, is the server's setting: `appendonly yes` with `appendfsync always` survives a power cut.
+
+mod address;
+mod hub;
+mod link;
+mod queue;
+
+use crate::request::check_request_id;
+use crate::transport::{
+    ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
+};
+use crate::{
+    Control, ControlMessage, Heartbeat, SpawnRequest, WorkerEvent, WorkerResult, chain, decode,
+    encode, names,
+};
+use address::Address;
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream;
+use hub::{Hub, Watch};
+use link::Link;
+use queue::{Handed, Queue};
+use redis::Script;
+use std::collections::VecDeque;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long whoever waits goes without looking when no announcement comes.
+const POLL: Duration = Duration::from_secs(1);
+/// How many dead letters are kept; the oldest go first.
+const DEAD_LETTERS: usize = 10_000;
+/// How many events a follower reads at a time.
+const PAGE: usize = 128;
+/// The set of the names of spawners that have ever sent a heartbeat; who does not live is struck off when it is read.
+const SPAWNERS: &str = "spawner:heartbeats";
+/// How long a heartbeat counts, in seconds.
+const HEARTBEAT_S: u64 = 30;
+
+/// An entry of a stream: its place, its fields.
+type Entry = (String, Vec<(String, Vec<u8>)>);
+
+/// Keeps an event for latecomers and announces it, in one round trip.
+static EVENT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        redis.call('XADD', KEYS[1], 'MAXLEN', ARGV[2], '*', 'data', ARGV[1])
+        redis.call('EXPIRE', KEYS[1], ARGV[3])
+        return redis.call('PUBLISH', KEYS[1], ARGV[1])",
+    )
+});
+
+/// What can be chosen about a [`RedisTransport`].
+#[derive(Clone)]
+pub struct Options {
+    /// `REDIS_URL`.
+    pub url: String,
+    /// How many jobs, and how many results, may be there at a time; publishing more is refused.
+    pub capacity: usize,
+    /// How long a delivery is held without a renewal before it is handed out again.
+    pub lease: Duration,
+    /// How many events are kept per request; the oldest go first.
+    pub events: usize,
+    /// How long a command is tried again while Redis cannot be reached.
+    pub patience: Duration,
+}
+
+impl Options {
+    /// The usual choices: 1024 entries, a lease of a minute, 256 events a request, 15 seconds of patience.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            capacity: 1024,
+            lease: Duration::from_mins(1),
+            events: 256,
+            patience: Duration::from_secs(15),
+        }
+    }
+}
+
+/// The transport over Redis. Cheap to share; every process has one of its own.
+pub struct RedisTransport {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: Options,
+    link: Link,
+    hub: Hub,
+    jobs: Queue,
+    results: Queue,
+}
+
+impl RedisTransport {
+    /// Connects with the usual choices.
+    pub async fn connect(url: &str) -> Result<Self, TransportError> {
+        Self::with(Options::new(url)).await
+    }
+
+    /// Connects. Fails when Redis cannot be reached within [`Options::patience`].
+    pub async fn with(options: Options) -> Result<Self, TransportError> {
+        let address = Arc::new(Address::parse(&options.url)?);
+        let link = Link::new(address.clone(), options.patience);
+        // Consumers are told apart by this name; what a dead one held is taken over when its hold runs out.
+        let consumer = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
+        let queue =
+            |stream, group| Queue::new(stream, group, &consumer, options.capacity, options.lease);
+        let shared = Shared {
+            jobs: queue(names::JOBS, names::GROUP_SPAWNERS),
+            results: queue(names::RESULTS, names::GROUP_CREW),
+            hub: Hub::start(address),
+            link,
+            options,
+        };
+        shared.jobs.prepare(&shared.link).await?;
+        shared.results.prepare(&shared.link).await?;
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+}
+
+impl Shared {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, TransportError> {
+        self.link.ask(redis::cmd("GET").arg(key)).await
+    }
+
+    /// Announces. Nobody listening is fine.
+    async fn say(&self, channel: &str, message: &str) -> Result<(), TransportError> {
+        self.link
+            .ask(redis::cmd("PUBLISH").arg(channel).arg(message))
+            .await
+    }
+
+    async fn exists(&self, key: &str) -> Result<bool, TransportError> {
+        self.link.ask(redis::cmd("EXISTS").arg(key)).await
+    }
+
+    /// Sets a key that expires, and publishes on the channel of the same (or another) name.
+    async fn set_and_say(
+        &self,
+        key: &str,
+        value: &str,
+        keep_s: u64,
+        channel: &str,
+        message: &str,
+    ) -> Result<(), TransportError> {
+        self.link
+            .ask::<()>(redis::cmd("SET").arg(key).arg(value).arg("EX").arg(keep_s))
+            .await?;
+        self.say(channel, message).await
+    }
+
+    async fn bury(
+        &self,
+        queue: &Queue,
+        handed: &Handed,
+        reason: &str,
+    ) -> Result<(), TransportError> {
+        tracing::error!(
+            queue = queue.stream,
+            reason,
+            "a message is poison ({reason}) and was put aside"
+        );
+        self.keep_letter(&handed.data, reason).await?;
+        queue.settle(&self.link, &handed.receipt("")).await
+    }
+
+    async fn keep_letter(&self, body: &[u8], reason: &str) -> Result<(), TransportError> {
+        self.link
+            .ask(
+                redis::cmd("XADD")
+                    .arg(names::DEAD)
+                    .arg("MAXLEN")
+                    .arg("~")
+                    .arg(DEAD_LETTERS)
+                    .arg("*")
+                    .arg("reason")
+                    .arg(reason)
+                    .arg(names::FIELD)
+                    .arg(body),
+            )
+            .await
+    }
+
+    /// The message that a receipt names, while it is held.
+    async fn held_body(&self, queue: &Queue, receipt: &str) -> Result<Vec<u8>, TransportError> {
+        // A receipt that is not held any more is refused here, before anything is written.
+        queue.renew(&self.link, receipt).await?;
+        let entry = receipt.split('/').next().unwrap_or_default();
+        let found: Vec<Entry> = self
+            .link
+            .ask(redis::cmd("XRANGE").arg(queue.stream).arg(entry).arg(entry))
+            .await?;
+        found
+            .into_iter()
+            .flat_map(|(_, fields)| fields)
+            .find_map(|(name, value)| (name == names::FIELD).then_some(value))
+            .ok_or_else(|| TransportError::NotHeld {
+                receipt: receipt.to_owned(),
+            })
+    }
+
+    /// Events after `last`, oldest first, each with its place. What cannot be read is left out.
+    async fn events_after(
+        &self,
+        request_id: &str,
+        last: &str,
+    ) -> Result<Vec<(String, Option<WorkerEvent>)>, TransportError> {
+        let found: Vec<Entry> = self
+            .link
+            .ask(
+                redis::cmd("XRANGE")
+                    .arg(names::events(request_id))
+                    .arg(format!("({last}"))
+                    .arg("+")
+                    .arg("COUNT")
+                    .arg(PAGE),
+            )
+            .await?;
+        Ok(found
+            .into_iter()
+            .map(|(place, fields)| {
+                let event = fields
+                    .iter()
+                    .find(|(name, _)| name == names::FIELD)
+                    .and_then(|(_, data)| decode::event(data).ok());
+                (place, event)
+            })
+            .collect())
+    }
+}
+
+/// A follower of the events of one request.
+struct Follower {
+    shared: Arc<Shared>,
+    request_id: String,
+    watch: (Watch, Watch),
+    last: String,
+    read: VecDeque<WorkerEvent>,
+}
+
+impl Follower {
+    async fn next(mut self) -> Option<(WorkerEvent, Self)> {
+        loop {
+            if let Some(event) = self.read.pop_front() {
+                return Some((event, self));
+            }
+            // In this order: what was said before the result is read before the end is believed.
+            let over = self
+                .shared
+                .exists(&self.shared.results.known(&self.request_id))
+                .await;
+            let page = self.shared.events_after(&self.request_id, &self.last).await;
+            match (page, over) {
+                (Ok(page), _) if !page.is_empty() => {
+                    if let Some((place, _)) = page.last() {
+                        self.last.clone_from(place);
+                    }
+                    self.read.extend(page.into_iter().filter_map(|(_, e)| e));
+                    continue;
+                }
+                (Ok(_), Ok(true)) => return None,
+                (Ok(_), Ok(false)) => {}
+                (Err(error), _) | (_, Err(error)) => {
+                    tracing::warn!(%error, request = self.request_id, "events cannot be read; trying on");
+                }
+            }
+            let (events, result) = &mut self.watch;
+            tokio::select! {
+                () = events.wait(POLL) => {}
+                () = result.wait(POLL) => {}
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Transport for RedisTransport {
+    async fn publish_job(&self, request: &SpawnRequest) -> Result<Published, TransportError> {
+        request.validate()?;
+        let text = encode(request, decode::MAX_REQUEST_BYTES)?;
+        let shared = &self.shared;
+        let id = request.request_id.as_str();
+        if shared.exists(&shared.results.known(id)).await? {
+            return Ok(Published::Known);
+        }
+        let published = shared.jobs.publish(&shared.link, id, &text, "").await?;
+        if published == Published::New {
+            shared.say(names::SPAWN, id).await?;
+        }
+        Ok(published)
+    }
+
+    async fn next_job(&self, wait: Duration) -> Result<Option<JobDelivery>, TransportError> {
+        let shared = &self.shared;
+        let deadline = Instant::now() + wait;
+        let mut bell = shared.hub.jobs();
+        loop {
+            bell.mark_unchanged();
+            if let Some(handed) = shared.jobs.take(&shared.link).await? {
+                match decode::request(&handed.data) {
+                    Ok(request) => {
+                        return Ok(Some(JobDelivery {
+                            receipt: handed.receipt(&request.request_id),
+                            deliveries: handed.deliveries,
+                            request,
+                        }));
+                    }
+                    Err(error) => {
+                        shared.bury(&shared.jobs, &handed, &chain(&error)).await?;
+                        continue;
+                    }
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            hub::wait(&mut bell, left.min(POLL).min(shared.options.lease)).await;
+        }
+    }
+
+    async fn renew_job(&self, receipt: &str) -> Result<(), TransportError> {
+        self.shared.jobs.renew(&self.shared.link, receipt).await
+    }
+
+    async fn ack_job(&self, receipt: &str) -> Result<(), TransportError> {
+        self.shared.jobs.settle(&self.shared.link, receipt).await
+    }
+
+    async fn release_job(&self, receipt: &str) -> Result<(), TransportError> {
+        let shared = &self.shared;
+        shared.jobs.release(&shared.link, receipt).await?;
+        let id = receipt.rsplit('/').next().unwrap_or_default();
+        shared.say(names::SPAWN, id).await
+    }
+
+    async fn dead_letter(&self, receipt: &str, reason: &str) -> Result<(), TransportError> {
+        let shared = &self.shared;
+        let body = shared.held_body(&shared.jobs, receipt).await?;
+        shared.keep_letter(&body, reason).await?;
+        shared.jobs.settle(&shared.link, receipt).await
+    }
+
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<(String, String)>, TransportError> {
+        let found: Vec<Entry> = self
+            .shared
+            .link
+            .ask(
+                redis::cmd("XRANGE")
+                    .arg(names::DEAD)
+                    .arg("-")
+                    .arg("+")
+                    .arg("COUNT")
+                    .arg(limit),
+            )
+            .await?;
+        Ok(found
+            .into_iter()
+            .map(|(_, fields)| {
+                let field = |wanted: &str| {
+                    fields
+                        .iter()
+                        .find(|(name, _)| name == wanted)
+                        .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+                        .unwrap_or_default()
+                };
+                (field("reason"), field(names::FIELD))
+            })
+            .collect())
+    }
+
+    async fn publish_event(&self, event: &WorkerEvent) -> Result<(), TransportError> {
+        let text = encode(event, decode::MAX_EVENT_BYTES)?;
+        let (text, key) = (text.as_str(), names::events(&event.request_id));
+        let (key, kept) = (key.as_str(), self.shared.options.events.max(1));
+        self.shared
+            .link
+            .run(|mut live| async move {
+                EVENT
+                    .key(key)
+                    .arg(text)
+                    .arg(kept)
+                    .arg(names::KEEP_S)
+                    .invoke_async::<()>(&mut live)
+                    .await
+            })
+            .await
+    }
+
+    async fn events(&self, request_id: &str) -> Result<EventStream, TransportError> {
+        check_request_id(request_id)?;
+        let hub = &self.shared.hub;
+        let follower = Follower {
+            watch: (
+                hub.watch(names::events(request_id)),
+                hub.watch(names::result(request_id)),
+            ),
+            shared: self.shared.clone(),
+            request_id: request_id.to_owned(),
+            last: "0-0".to_owned(),
+            read: VecDeque::new(),
+        };
+        Ok(stream::unfold(follower, Follower::next).boxed())
+    }
+
+    async fn publish_result(&self, result: &WorkerResult) -> Result<Published, TransportError> {
+        result.validate()?;
+        let text = encode(result, decode::MAX_RESULT_BYTES)?;
+        let shared = &self.shared;
+        let id = result.request_id.as_str();
+        let published = shared
+            .results
+            .publish(&shared.link, id, &text, &text)
+            .await?;
+        let channel = names::result(id);
+        let text = match published {
+            Published::New => text,
+            // Whoever published it may have died before it was announced.
+            Published::Known if !shared.exists(&channel).await? => {
+                let known = shared.get(&shared.results.known(id)).await?;
+                String::from_utf8_lossy(&known.unwrap_or_default()).into_owned()
+            }
+            Published::Known => return Ok(published),
+        };
+        shared
+            .set_and_say(&channel, &text, names::KEEP_S, &channel, &text)
+            .await?;
+        Ok(published)
+    }
+
+    async fn result(&self, request_id: &str) -> Result<Option<WorkerResult>, TransportError> {
+        check_request_id(request_id)?;
+        let known = self.shared.results.known(request_id);
+        match self.shared.get(&known).await? {
+            Some(text) => Ok(Some(decode::result(&text)?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn next_result(&self, wait: Duration) -> Result<Option<ResultDelivery>, TransportError> {
+        let shared = &self.shared;
+        let deadline = Instant::now() + wait;
+        let mut bell = shared.hub.results();
+        loop {
+            bell.mark_unchanged();
+            if let Some(handed) = shared.results.take(&shared.link).await? {
+                match decode::result(&handed.data) {
+                    Ok(result) => {
+                        return Ok(Some(ResultDelivery {
+                            receipt: handed.receipt(&result.request_id),
+                            result,
+                        }));
+                    }
+                    Err(error) => {
+                        shared
+                            .bury(&shared.results, &handed, &chain(&error))
+                            .await?;
+                        continue;
+                    }
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            hub::wait(&mut bell, left.min(POLL).min(shared.options.lease)).await;
+        }
+    }
+
+    async fn ack_result(&self, receipt: &str) -> Result<(), TransportError> {
+        self.shared.results.settle(&self.shared.link, receipt).await
+    }
+
+    async fn release_result(&self, receipt: &str) -> Result<(), TransportError> {
+        self.shared
+            .results
+            .release(&self.shared.link, receipt)
+            .await
+    }
+
+    async fn cancel(&self, request_id: &str) -> Result<(), TransportError> {
+        check_request_id(request_id)?;
+        let order = ControlMessage::from(Control::Cancel {
+            request_id: request_id.to_owned(),
+        });
+        let order = encode(&order, decode::MAX_CONTROL_BYTES)?;
+        let key = names::cancel(request_id);
+        self.shared
+            .set_and_say(&key, "1", names::KEEP_S, names::CONTROL, &order)
+            .await
+    }
+
+    async fn cancelled(&self, request_id: &str) -> Result<bool, TransportError> {
+        check_request_id(request_id)?;
+        self.shared.exists(&names::cancel(request_id)).await
+    }
+
+    async fn drain(&self, spawner: Option<&str>) -> Result<(), TransportError> {
+        let order = ControlMessage::from(Control::Drain {
+            spawner: spawner.map(str::to_owned),
+        });
+        let order = encode(&order, decode::MAX_CONTROL_BYTES)?;
+        self.shared.say(names::CONTROL, &order).await
+    }
+
+    async fn controls(&self) -> Result<ControlStream, TransportError> {
+        Ok(self.shared.hub.orders(self.shared.options.patience).await)
+    }
+
+    async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), TransportError> {
+        let text = encode(heartbeat, decode::MAX_CONTROL_BYTES)?;
+        let key = names::heartbeat(&heartbeat.spawner);
+        let link = &self.shared.link;
+        link.ask::<()>(
+            redis::cmd("SET")
+                .arg(key)
+                .arg(text)
+                .arg("EX")
+                .arg(HEARTBEAT_S),
+        )
+        .await?;
+        link.ask(redis::cmd("SADD").arg(SPAWNERS).arg(&heartbeat.spawner))
+            .await
+    }
+
+    async fn spawners(&self) -> Result<Vec<Heartbeat>, TransportError> {
+        let shared = &self.shared;
+        let names: Vec<String> = shared
+            .link
+            .ask(redis::cmd("SMEMBERS").arg(SPAWNERS))
+            .await?;
+        let mut alive = Vec::new();
+        for name in names {
+            if let Some(text) = shared.get(&names::heartbeat(&name)).await? {
+                alive.push(decode::heartbeat(&text)?);
+            } else {
+                let command = redis::cmd("SREM").arg(SPAWNERS).arg(&name).clone();
+                shared.link.ask::<()>(&command).await?;
+            }
+        }
+        alive.sort_by(|a: &Heartbeat, b| a.spawner.cmp(&b.spawner));
+        Ok(alive)
+    }
+}

@@ -1,0 +1,331 @@
+//! The transport over Redis, on a real server: the common suite, and what only it has (what is on the wire, a server that goes
+//! away, poison, a flood, clusters and sentinels).
+
+mod server;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use protocol::redis::Options;
+use protocol::suite::{self, Harness};
+use protocol::{Published, RedisTransport, Transport, TransportError, names};
+use server::{Cluster, Server, Watched};
+use std::sync::Arc;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Remote(Server);
+
+impl Remote {
+    async fn new() -> Self {
+        Self(Server::start().await)
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            lease: self.lease(),
+            ..Options::new(self.0.url())
+        }
+    }
+}
+
+#[async_trait]
+impl Harness for Remote {
+    async fn open(&self) -> Arc<dyn Transport> {
+        Arc::new(RedisTransport::with(self.options()).await.unwrap())
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_millis(700)
+    }
+}
+
+protocol::transport_suite!(Remote::new().await);
+
+#[tokio::test]
+async fn messages_stand_under_the_names_that_others_rely_on() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    let request = suite::request("a");
+    bus.publish_job(&request).await.unwrap();
+    bus.cancel("a").await.unwrap();
+    bus.publish_result(&suite::result("a", "x")).await.unwrap();
+    let mut look = remote.0.look();
+    let jobs: Vec<(String, Vec<(String, String)>)> = redis::cmd("XRANGE")
+        .arg("worker:jobs")
+        .arg("-")
+        .arg("+")
+        .query(&mut look)
+        .unwrap();
+    assert_eq!(jobs[0].1[0].0, "data");
+    let found = protocol::decode::request(jobs[0].1[0].1.as_bytes()).unwrap();
+    assert_eq!(found, request);
+    let result: String = redis::cmd("GET")
+        .arg("worker:result:a")
+        .query(&mut look)
+        .unwrap();
+    assert_eq!(
+        protocol::decode::result(result.as_bytes())
+            .unwrap()
+            .request_id,
+        "a"
+    );
+    for key in ["worker:result:a", "worker:cancel:a"] {
+        let left: i64 = redis::cmd("TTL").arg(key).query(&mut look).unwrap();
+        assert!((1..=86_400).contains(&left), "{key} is kept for {left} s");
+    }
+    let groups: Vec<redis::Value> = redis::cmd("XINFO")
+        .arg("GROUPS")
+        .arg("worker:results")
+        .query(&mut look)
+        .unwrap();
+    assert_eq!(groups.len(), 1);
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_becomes_a_dead_letter_with_its_body() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    let mut look = remote.0.look();
+    let bodies = [
+        r#"{"version": 9}"#,
+        "not JSON",
+        r#"{"version": 1, "request_id": "x"}"#,
+    ];
+    for stream in [names::JOBS, names::RESULTS] {
+        for body in bodies {
+            redis::cmd("XADD")
+                .arg(stream)
+                .arg("*")
+                .arg("data")
+                .arg(body)
+                .query::<()>(&mut look)
+                .unwrap();
+        }
+        redis::cmd("XADD")
+            .arg(stream)
+            .arg("*")
+            .arg("other")
+            .arg("field")
+            .query::<()>(&mut look)
+            .unwrap();
+    }
+    bus.publish_job(&suite::request("good")).await.unwrap();
+    bus.publish_result(&suite::result("good", "x"))
+        .await
+        .unwrap();
+    let job = bus.next_job(SOON).await.unwrap().unwrap();
+    assert_eq!(job.request.request_id, "good");
+    let result = bus.next_result(SOON).await.unwrap().unwrap();
+    assert_eq!(result.result.request_id, "good");
+    let letters = bus.dead_letters(100).await.unwrap();
+    assert_eq!(letters.len(), 8, "{letters:?}");
+    assert!(letters[0].0.contains("version 9"), "{letters:?}");
+    assert_eq!(letters[0].1, bodies[0]);
+    assert!(letters[2].0.contains("lacks the field"), "{letters:?}");
+    let pending: (u64, redis::Value, redis::Value, redis::Value) = redis::cmd("XPENDING")
+        .arg(names::JOBS)
+        .arg(names::GROUP_SPAWNERS)
+        .query(&mut look)
+        .unwrap();
+    assert_eq!(pending.0, 1, "only the good one is held");
+}
+
+#[tokio::test]
+async fn an_expired_hold_is_found_behind_a_page_of_others() {
+    let remote = Remote::new().await;
+    let holder = remote.open().await;
+    let other = remote.open().await;
+    let mut held = Vec::new();
+    for n in 0..40 {
+        holder
+            .publish_job(&suite::request(&format!("job-{n:02}")))
+            .await
+            .unwrap();
+        held.push(holder.next_job(SOON).await.unwrap().unwrap());
+    }
+    // All are renewed but the last one, which is far beyond the first page of what is pending.
+    let lost = held.pop().unwrap();
+    let taken = loop {
+        for job in &held {
+            holder.renew_job(&job.receipt).await.unwrap();
+        }
+        if let Some(taken) = other.next_job(Duration::ZERO).await.unwrap() {
+            break taken;
+        }
+    };
+    assert_eq!(taken.request.request_id, lost.request.request_id);
+    assert_eq!(taken.deliveries, 2);
+}
+
+#[tokio::test]
+async fn nothing_that_is_pending_is_ever_trimmed_and_what_is_done_is_gone() {
+    let remote = Remote::new().await;
+    let bus = RedisTransport::with(Options {
+        capacity: 10,
+        lease: Duration::from_mins(1),
+        ..remote.options()
+    })
+    .await
+    .unwrap();
+    for n in 0..10 {
+        bus.publish_job(&suite::request(&format!("job-{n}")))
+            .await
+            .unwrap();
+    }
+    let refused = bus.publish_job(&suite::request("more")).await.unwrap_err();
+    assert!(
+        matches!(refused, TransportError::Full { limit: 10, .. }),
+        "{refused}"
+    );
+    let mut held = Vec::new();
+    while let Some(job) = bus.next_job(Duration::ZERO).await.unwrap() {
+        held.push(job);
+    }
+    assert_eq!(held.len(), 10, "a full queue has lost nothing");
+    for n in 0..50 {
+        let done = held.remove(0);
+        bus.ack_job(&done.receipt).await.unwrap();
+        bus.publish_job(&suite::request(&format!("next-{n}")))
+            .await
+            .unwrap();
+        held.push(bus.next_job(Duration::ZERO).await.unwrap().unwrap());
+    }
+    let length: u64 = redis::cmd("XLEN")
+        .arg(names::JOBS)
+        .query(&mut remote.0.look())
+        .unwrap();
+    assert_eq!(length, 10, "acknowledged entries are gone");
+    for job in held {
+        bus.ack_job(&job.receipt).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_and_comes_back_has_lost_nothing() {
+    let mut remote = Remote::new().await;
+    let bus = remote.open().await;
+    let mut orders = bus.controls().await.unwrap();
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    let held = bus.next_job(SOON).await.unwrap().unwrap();
+    bus.publish_job(&suite::request("b")).await.unwrap();
+    remote.0.kill();
+    // Whoever asks meanwhile waits, and gets its answer when the server is back.
+    let asked = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish_result(&suite::result("a", "x")).await }
+    });
+    remote.0.up().await;
+    assert_eq!(asked.await.unwrap().unwrap(), Published::New);
+    bus.renew_job(&held.receipt).await.unwrap();
+    bus.ack_job(&held.receipt).await.unwrap();
+    assert_eq!(
+        bus.next_job(SOON)
+            .await
+            .unwrap()
+            .unwrap()
+            .request
+            .request_id,
+        "b"
+    );
+    assert!(bus.next_result(SOON).await.unwrap().is_some());
+    // The listener has come back as well: an order that is given until it is heard is heard.
+    let heard = async {
+        loop {
+            bus.drain(None).await.unwrap();
+            if tokio::time::timeout(Duration::from_millis(200), orders.next())
+                .await
+                .is_ok()
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, heard)
+        .await
+        .expect("orders are heard again");
+}
+
+#[tokio::test]
+async fn a_server_that_has_lost_everything_is_used_from_the_beginning() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    let held = bus.next_job(SOON).await.unwrap().unwrap();
+    redis::cmd("FLUSHALL")
+        .query::<()>(&mut remote.0.look())
+        .unwrap();
+    let gone = bus.renew_job(&held.receipt).await.unwrap_err();
+    assert!(
+        matches!(
+            gone,
+            TransportError::NotHeld { .. } | TransportError::Remote { .. }
+        ),
+        "{gone}"
+    );
+    let again = bus.publish_job(&suite::request("a")).await.unwrap();
+    assert_eq!(again, Published::New);
+    assert!(bus.next_job(SOON).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_an_error_within_its_bound_and_without_a_password() {
+    let bus = RedisTransport::with(Options {
+        patience: Duration::from_millis(200),
+        ..Options::new("redis://user:s3cret@127.0.0.1:1/")
+    })
+    .await;
+    let error = format!("{:?}", bus.err().expect("nobody is there"));
+    assert!(error.contains("127.0.0.1:1"), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cluster_serves_jobs_results_orders_and_events() {
+    let cluster = Cluster::start().await;
+    let open = || async { RedisTransport::connect(&cluster.url()).await.unwrap() };
+    let (crew, spawner) = (open().await, open().await);
+    let mut orders = spawner.controls().await.unwrap();
+    for n in 0..20 {
+        let id = format!("job-{n}");
+        crew.publish_job(&suite::request(&id)).await.unwrap();
+        let job = spawner.next_job(SOON).await.unwrap().unwrap();
+        assert_eq!(job.request.request_id, id);
+        spawner.renew_job(&job.receipt).await.unwrap();
+        spawner
+            .publish_result(&suite::result(&id, "x"))
+            .await
+            .unwrap();
+        spawner.ack_job(&job.receipt).await.unwrap();
+        let result = crew.next_result(SOON).await.unwrap().unwrap();
+        assert_eq!(result.result.request_id, id);
+        crew.ack_result(&result.receipt).await.unwrap();
+        let again = crew.publish_job(&suite::request(&id)).await.unwrap();
+        assert_eq!(again, Published::Known);
+    }
+    crew.cancel("job-x").await.unwrap();
+    assert!(spawner.cancelled("job-x").await.unwrap());
+    let order = tokio::time::timeout(SOON, orders.next()).await.unwrap();
+    assert!(order.is_some());
+}
+
+#[tokio::test]
+async fn a_fail_over_by_sentinel_is_followed_to_the_new_master() {
+    let mut watched = Watched::start().await;
+    let bus = RedisTransport::with(Options {
+        patience: Duration::from_mins(1),
+        ..Options::new(watched.url())
+    })
+    .await
+    .unwrap();
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    bus.publish_job(&suite::request("b")).await.unwrap();
+    let held = bus.next_job(SOON).await.unwrap().unwrap();
+    watched.wait_for_replica().await;
+    watched.fail_over().await;
+    bus.ack_job(&held.receipt).await.unwrap();
+    let next = bus.next_job(SOON).await.unwrap().unwrap();
+    assert_eq!(next.request.request_id, "b");
+    bus.publish_result(&suite::result("a", "x")).await.unwrap();
+    assert!(bus.next_result(SOON).await.unwrap().is_some());
+}

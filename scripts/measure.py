@@ -156,14 +156,23 @@ def demo(program):
     }
 
 
-# Peers on the same database belong into the engine's bench, between its rounds; their figures come the same way.
+def bench(target):
+    return lambda _, benches: rust_bench(benches[target], target)
+
+
 PARTS = {
     "version": lambda program, _: version(program),
     "memory": lambda program, _: memory(program),
-    "crew": lambda _, benches: rust_bench(benches["overhead"], "crew"),
-    "engine": lambda _, benches: rust_bench(benches["chain"], "engine"),
+    "crew": bench("overhead"),
+    "engine": bench("chain"),
+    "growth": bench("growth"),
+    "shapes": bench("shapes"),
+    "sleepers": bench("sleepers"),
+    "wake": bench("wake"),
     "demo": lambda program, _: demo(program),
 }
+# The benches that scripts/bench builds.
+BENCHES = ("overhead", "chain", "growth", "shapes", "sleepers", "wake")
 
 
 def output(*command):
@@ -194,7 +203,7 @@ def main(chosen):
         return 0
     OUT.mkdir(parents=True, exist_ok=True)
     program = cargo_executables("-p", "artel")["artel"]
-    benches = cargo_executables("-p", "artel", "-p", "graph", "-p", "nodes", "--bench", "chain", "--bench", "overhead")
+    benches = cargo_executables("-p", "artel", "-p", "graph", "-p", "nodes", *(word for name in BENCHES for word in ("--bench", name)))
     summary = {
         "at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "commit": output("git", "rev-parse", "HEAD"),

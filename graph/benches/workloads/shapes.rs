@@ -1,0 +1,258 @@
+//! Shapes that a peer measures itself with, told in this engine's terms: a long chain of nodes that do nothing, and a loop
+//! over a wide state whose lists grow. In memory, which is where the engine's own work shows. Every superstep is committed
+//! here as well.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use graph::{
+    CompiledGraph, Context, END, Engine, Graph, GraphBuilder, MemoryCheckpointer, START,
+    ServeOptions, StartOptions, State, ThreadStatus,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::lab::{Failed, PATIENCE};
+
+/// Nodes of the long chain.
+pub const SEQUENTIAL: u32 = 1000;
+
+/// A shape, ready to be run again and again.
+pub struct Shape {
+    pub name: &'static str,
+    engine: Engine,
+    input: Value,
+    runs: u32,
+}
+
+impl Shape {
+    async fn new<S: State>(
+        name: &'static str,
+        graph: CompiledGraph<S>,
+        input: Value,
+    ) -> Result<Self, Failed> {
+        Ok(Self {
+            name,
+            engine: Engine::builder(Arc::new(MemoryCheckpointer::new()))
+                .graph(graph)
+                .build()
+                .await?,
+            input,
+            runs: 0,
+        })
+    }
+
+    /// One thread, from its start to its end.
+    pub async fn run(&mut self) -> Result<Duration, Failed> {
+        self.runs += 1;
+        let thread = format!("{}:{}", self.name, self.runs);
+        let engine = &self.engine;
+        let begun = Instant::now();
+        engine
+            .start(
+                thread.as_str(),
+                self.name,
+                &self.input,
+                StartOptions::default(),
+            )
+            .await?;
+        tokio::time::timeout(PATIENCE, engine.run_due(ServeOptions::default())).await??;
+        let took = begun.elapsed();
+        let record = engine.thread(thread.as_str()).await?;
+        let record = record.ok_or("it was started")?;
+        if record.status != ThreadStatus::Done {
+            return Err(format!("{thread} is {:?}: {:?}", record.status, record.error).into());
+        }
+        engine.delete(thread).await?;
+        Ok(took)
+    }
+}
+
+/// All shapes.
+pub async fn all() -> Result<Vec<Shape>, Failed> {
+    Ok(vec![
+        Shape::new(
+            "sequential_1000",
+            sequential().compile()?,
+            json!({"messages": []}),
+        )
+        .await?,
+        wide("wide_state_25x300", 300, 5, 5).await?,
+        wide("wide_state_9x1200", 1200, 3, 3).await?,
+    ])
+}
+
+// ---- a long chain of nodes that do nothing ----
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, State)]
+pub struct Messages {
+    #[channel(append)]
+    messages: Vec<Arc<Value>>,
+}
+
+/// The builder, because compiling it is measured too.
+pub fn sequential() -> GraphBuilder<Messages> {
+    let name = |index: u32| format!("node_{index}");
+    let mut builder = Graph::<Messages>::builder("sequential_1000")
+        .recursion_limit(SEQUENTIAL.into())
+        .edge(START, name(0))
+        .edge(name(SEQUENTIAL - 1), END);
+    for index in 0..SEQUENTIAL {
+        builder = builder.node(name(index), |_: Arc<Messages>, _: Context| async { Ok(()) });
+        if index > 0 {
+            builder = builder.edge(name(index - 1), name(index));
+        }
+    }
+    builder
+}
+
+// ---- a loop over a wide state ----
+
+/// A document: shared, not copied, wherever it goes.
+type Document = Arc<BTreeMap<String, Arc<Value>>>;
+
+fn or_as_it_was<T>(value: &mut Option<T>, update: Option<T>) {
+    if update.is_some() {
+        *value = update;
+    }
+}
+
+fn or_text(value: &mut String, update: String) {
+    if !update.is_empty() {
+        *value = update;
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, State)]
+struct Wide {
+    #[channel(append)]
+    messages: Vec<Document>,
+    #[channel(append)]
+    trigger_events: Vec<Document>,
+    #[channel(reduce = or_text)]
+    primary_issue_medium: String,
+    autoresponse: Option<Document>,
+    #[channel(reduce = or_as_it_was)]
+    issue: Option<Document>,
+    relevant_rules: Option<Vec<Document>>,
+    memory_docs: Option<Vec<Document>>,
+    #[channel(append)]
+    categorizations: Vec<Document>,
+    #[channel(append)]
+    responses: Vec<Document>,
+    #[channel(reduce = or_as_it_was)]
+    user_info: Option<Document>,
+    #[channel(reduce = or_as_it_was)]
+    crm_info: Option<Document>,
+    #[channel(reduce = or_as_it_was)]
+    email_thread_id: Option<String>,
+    #[channel(merge)]
+    slack_participants: BTreeMap<String, Arc<Value>>,
+    bot_id: Option<String>,
+    #[channel(merge)]
+    notified_assignees: BTreeMap<String, Arc<Value>>,
+}
+
+fn letters(count: usize) -> String {
+    (0..count)
+        .map(|_| char::from(rand::random_range(b'a'..=b'z')))
+        .collect()
+}
+
+/// Adds a node that only computes an update.
+fn node<F>(builder: GraphBuilder<Wide>, name: &str, update: F) -> GraphBuilder<Wide>
+where
+    F: Fn(&Wide) -> WideUpdate + Clone + Send + Sync + 'static,
+{
+    builder.node(name, move |wide: Arc<Wide>, _: Context| -> Ready {
+        std::future::ready(Ok(update(&wide)))
+    })
+}
+
+type Ready = std::future::Ready<Result<WideUpdate, graph::NodeError>>;
+
+fn wide_graph(name: &'static str, limit: usize) -> Result<CompiledGraph<Wide>, Failed> {
+    let mut builder = Graph::<Wide>::builder(name);
+    builder = node(builder, "one", move |wide| {
+        WideUpdate::default()
+            .trigger_events(wide.messages.clone())
+            .primary_issue_medium(letters(limit))
+    });
+    builder = node(builder, "two", |wide| {
+        let last = wide.trigger_events.last().cloned();
+        WideUpdate::default().autoresponse(last.clone()).issue(last)
+    });
+    builder = node(builder, "three", |wide| {
+        let rules = wide.autoresponse.iter().cloned().collect();
+        WideUpdate::default().relevant_rules(Some(rules))
+    });
+    builder = node(builder, "four", |wide| {
+        let events = &wide.trigger_events;
+        WideUpdate::default()
+            .categorizations(events.clone())
+            .responses(events.clone())
+            .memory_docs(Some(events.clone()))
+    });
+    builder = node(builder, "five", move |wide| {
+        let last = wide.categorizations.last().cloned();
+        let entries = last.as_deref().cloned().unwrap_or_default();
+        WideUpdate::default()
+            .user_info(last.clone())
+            .crm_info(last)
+            .email_thread_id(Some(letters(limit)))
+            .slack_participants(entries.clone())
+            .bot_id(Some(letters(limit)))
+            .notified_assignees(entries)
+    });
+    builder = node(builder, "six", |wide| {
+        WideUpdate::default().messages(wide.responses.clone())
+    });
+    Ok(builder
+        .edge(START, "one")
+        .edge("one", "two")
+        .edge("two", "three")
+        .edge("two", "four")
+        .join(["three", "four"], "five")
+        .edge("five", "six")
+        .conditional("six", ["one", END], move |wide: &Wide| {
+            if wide.messages.len() > limit {
+                END
+            } else {
+                "one"
+            }
+        })
+        .compile()?)
+}
+
+/// A loop until there are more than `limit` messages, from one message of so many entries with so many parts.
+async fn wide(
+    name: &'static str,
+    limit: usize,
+    entries: usize,
+    parts: usize,
+) -> Result<Shape, Failed> {
+    let five = [
+        json!("hi?".repeat(10)),
+        json!(true),
+        json!(1),
+        json!(6_327_816_386_138_u64),
+        Value::Null,
+    ];
+    let values: Vec<Value> = five.iter().cycle().take(25).cloned().collect();
+    let key = |index: usize| index.to_string().repeat(10);
+    let part: serde_json::Map<_, _> = (0..parts)
+        .map(|index| (key(index), json!(values)))
+        .collect();
+    let message: serde_json::Map<_, _> = (0..entries)
+        .map(|index| (key(index), json!(part)))
+        .collect();
+    Shape::new(
+        name,
+        wide_graph(name, limit)?,
+        json!({"messages": [message]}),
+    )
+    .await
+}

@@ -29,7 +29,7 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    Connection as _, Pool, Sqlite, SqliteConnection, Transaction,
+    Connection as _, Pool, SqlSafeStr as _, Sqlite, SqliteConnection, Transaction,
     migrate::{MigrateError, Migrator},
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -90,10 +90,45 @@ impl Writer {
     async fn write(&self) -> Result<Writing<'_>, Fault> {
         let gate = self.gate.lock().await;
         Ok(Writing {
-            transaction: self.pool.begin_with("begin immediate").await?,
+            transaction: begin(&self.pool, "begin immediate").await?,
             _gate: gate,
         })
     }
+}
+
+/// Begins a transaction on a connection that has none. When SQLite takes a transaction back by itself (the disk is full) the
+/// driver goes on counting it; when it is interrupted while it begins one, the driver does not know of it. Such connections
+/// are closed instead of being used.
+async fn begin(
+    pool: &SqlitePool,
+    statement: &'static str,
+) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+    let mut unusable = 0;
+    loop {
+        let mut connection = pool.acquire().await?;
+        if connection.is_in_transaction() {
+            connection.close().await?;
+            continue;
+        }
+        let failed = match Transaction::begin(connection, Some(statement.into_sql_str())).await {
+            Ok(transaction) => return Ok(transaction),
+            Err(error) => error,
+        };
+        if !is_nested(&failed) || unusable > pool.options().get_max_connections() {
+            return Err(failed);
+        }
+        unusable += 1;
+        // The pool hands out first what came back last.
+        connection = pool.acquire().await?;
+        connection.close().await?;
+    }
+}
+
+/// Whether a transaction could not begin because there was one already.
+fn is_nested(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|error| error.message().contains("within a transaction"))
 }
 
 /// A transaction that may write, and the right to do so.
@@ -142,12 +177,6 @@ impl SqliteCheckpointer {
             let opened = SqlitePoolOptions::new()
                 .max_connections(1)
                 .acquire_timeout(BUSY_TIMEOUT * 2)
-                // When the disk is full SQLite takes a transaction back by itself; the driver goes on counting it, and the
-                // connection could begin no other. Such a connection is closed instead of being handed out.
-                .before_acquire(|connection, _| {
-                    let usable = !connection.is_in_transaction();
-                    Box::pin(async move { Ok(usable) })
-                })
                 .connect_with(options.clone())
                 .await;
             match opened {
@@ -188,7 +217,7 @@ impl SqliteCheckpointer {
 
     /// A transaction that reads: what it sees does not change under it.
     async fn read(&self) -> Result<Transaction<'static, Sqlite>, Fault> {
-        Ok(self.readers.begin().await?)
+        Ok(begin(&self.readers, "begin").await?)
     }
 
     async fn run_migrations(&self) -> Result<(), Fault> {

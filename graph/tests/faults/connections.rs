@@ -1,0 +1,265 @@
+//! The connection to PostgreSQL breaks before any message of any write, in either direction. What was being written is
+//! there as a whole or not at all; the same again does it, or reports that it was done; and nothing is stuck.
+
+use std::{sync::Arc, time::Duration};
+
+use graph::{
+    PostgresCheckpointer, StorageError,
+    checkpoint::{Checkpointer, ClaimRequest, Lease},
+};
+
+use crate::{
+    database::{Dump, Postgres, has_landed, same},
+    long,
+    operations::{OPERATIONS, Operation, World, prepare, step, thread},
+    proxy::{Direction, Proxy},
+    storage::{self, Schema},
+};
+
+/// The longest that a request may take when its connection breaks.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) async fn within_patience<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|_| panic!("stuck: {what}"))
+}
+
+/// A prepared database, with a proxy before it and a way around it.
+struct Stage {
+    side: Postgres,
+    proxy: Proxy,
+    url: String,
+    world: World,
+    _schema: Schema,
+}
+
+impl Stage {
+    async fn make() -> Self {
+        let schema = Schema::make().await;
+        let world = prepare(&storage::connect(schema.url.clone()).await)
+            .await
+            .expect("prepares");
+        let mut side = Postgres::look(&schema.url).await;
+        side.save().await;
+        let proxy = Proxy::before(&schema.url).await;
+        Self {
+            side,
+            url: proxy.url(&schema.url),
+            proxy,
+            world,
+            _schema: schema,
+        }
+    }
+
+    async fn connect(&self) -> PostgresCheckpointer {
+        storage::connect(self.url.clone()).await
+    }
+}
+
+/// What an operation answers and leaves behind.
+struct Outcome {
+    answer: Result<String, String>,
+    shape: Vec<String>,
+}
+
+impl Outcome {
+    fn is_as(&self, at: &str, expected: &Self) {
+        assert_eq!(self.answer, expected.answer, "{at}");
+        same(at, &self.shape, &expected.shape);
+    }
+}
+
+async fn run(
+    operation: &Operation,
+    db: &dyn Checkpointer,
+    world: &World,
+) -> Result<String, StorageError> {
+    within_patience(operation.name, (operation.run)(db, world)).await
+}
+
+async fn outcome(operation: &Operation, db: &dyn Checkpointer, stage: &mut Stage) -> Outcome {
+    let answer = run(operation, db, &stage.world).await;
+    Outcome {
+        answer: answer.map_err(|error| error.to_string()),
+        shape: stage.side.dump().await.shape,
+    }
+}
+
+/// Which messages to cut before.
+#[derive(Clone, Copy)]
+struct Cuts {
+    /// On a connection that has not said this before, which says more.
+    cold: bool,
+    first: u64,
+    every: usize,
+}
+
+/// Cuts before messages of an operation, to the last. Returns how many cuts there were.
+async fn cut_everywhere(operation: &Operation, stage: &mut Stage, cuts: Cuts) -> u64 {
+    let name = operation.name;
+    let mut db = stage.connect().await;
+    stage.side.restore().await;
+    let first = outcome(operation, &db, stage).await;
+    assert!(first.answer.is_ok(), "{name}: {:?}", first.answer);
+    let second = outcome(operation, &db, stage).await;
+    let mut made = 0;
+    for direction in [Direction::ToServer, Direction::ToClient] {
+        for n in (cuts.first..).step_by(cuts.every) {
+            assert!(n < 200, "{name} never ends");
+            stage.side.restore().await;
+            let before: Dump = stage.side.dump().await;
+            if cuts.cold {
+                db = stage.connect().await;
+            }
+            stage.proxy.cut_before(direction, n);
+            let answer = run(operation, &db, &stage.world).await;
+            let was_cut = stage.proxy.relent();
+            stage.proxy.settled(&mut stage.side.connection).await;
+            let after = stage.side.dump().await;
+            let at = format!("{name}, cut before message {n} {direction:?}");
+            let landed = has_landed(&at, &before, &after, &first.shape);
+            match answer {
+                Ok(answer) => {
+                    assert!(landed, "{at}: it said that it was done");
+                    assert_eq!(Ok(answer), first.answer, "{at}");
+                }
+                Err(StorageError::Backend { .. }) => assert!(was_cut, "{at}: it failed by itself"),
+                Err(other) => panic!("{at}: {other:?}"),
+            }
+            let again = outcome(operation, &db, stage).await;
+            again.is_as(
+                &format!("{at}: the same again"),
+                if landed { &second } else { &first },
+            );
+            if !was_cut {
+                break;
+            }
+            made += 1;
+        }
+    }
+    made
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_cut_at_any_message_leaves_the_old_or_the_new_state() {
+    let mut stage = Stage::make().await;
+    let cuts = Cuts {
+        cold: false,
+        first: 1,
+        every: 1,
+    };
+    for operation in OPERATIONS {
+        let made = cut_everywhere(operation, &mut stage, cuts).await;
+        assert!(made >= 4, "{}: {made} cuts", operation.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_connection_cut_at_a_message_leaves_the_old_or_the_new_state() {
+    let mut stage = Stage::make().await;
+    // Each operation at other messages.
+    let every = long(1, 5);
+    let mut all = 0;
+    for (operation, first) in OPERATIONS.iter().zip((1..=every as u64).cycle()) {
+        let cuts = Cuts {
+            cold: true,
+            first,
+            every,
+        };
+        all += cut_everywhere(operation, &mut stage, cuts).await;
+    }
+    println!("{all} new connections were cut");
+    assert!(all > 48, "{all} cuts");
+}
+
+const SHARERS: usize = 24;
+
+/// Threads under leases, each ready for its first step.
+async fn leased(db: &dyn Checkpointer) -> Vec<Lease> {
+    db.migrate().await.expect("migrates");
+    for n in 0..SHARERS {
+        db.create_thread(thread(&format!("t{n:02}")))
+            .await
+            .expect("creates");
+    }
+    let claimed = db
+        .claim(ClaimRequest {
+            owner: "test",
+            graphs: &["g".to_owned()],
+            limit: SHARERS,
+            lease: Duration::from_hours(1),
+        })
+        .await
+        .expect("claims");
+    assert_eq!(claimed.claims.len(), SHARERS);
+    claimed
+        .claims
+        .into_iter()
+        .map(|claim| claim.lease)
+        .collect()
+}
+
+/// A step of each thread at the same time; every other caller goes away while it waits, if `leave` says so.
+async fn all_at_once(
+    db: &Arc<PostgresCheckpointer>,
+    leases: &[Lease],
+    leave: bool,
+) -> Vec<Option<Result<(), StorageError>>> {
+    let mut callers = Vec::new();
+    for (index, lease) in leases.iter().enumerate() {
+        let (db, lease) = (db.clone(), lease.clone());
+        let caller = tokio::spawn(async move { db.commit(&lease, step(0)).await.map(|_| ()) });
+        if leave && index % 2 == 0 {
+            tokio::task::yield_now().await;
+            caller.abort();
+        }
+        callers.push(caller);
+    }
+    let mut answers = Vec::new();
+    for caller in callers {
+        answers.push(within_patience("a commit beside others", caller).await.ok());
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn steps_that_share_a_transaction_are_not_stuck_when_its_connection_is_cut() {
+    let schema = Schema::make().await;
+    let leases = leased(&storage::connect(schema.url.clone()).await).await;
+    let mut side = Postgres::look(&schema.url).await;
+    side.save().await;
+    let proxy = Proxy::before(&schema.url).await;
+    let db = Arc::new(storage::connect(proxy.url(&schema.url)).await);
+    let mut cuts = 0;
+    for direction in [Direction::ToServer, Direction::ToClient] {
+        for (n, leave) in (1..=long(16, 8)).flat_map(|n| [(n, false), (n, true)]) {
+            side.restore().await;
+            proxy.cut_before(direction, n);
+            let answers = all_at_once(&db, &leases, leave).await;
+            cuts += u64::from(proxy.relent());
+            proxy.settled(&mut side.connection).await;
+            let at = format!("cut before message {n} {direction:?}");
+            for (lease, answer) in leases.iter().zip(answers) {
+                // A caller that went away may have left its step behind, to be written by those who stayed.
+                let again = within_patience("the same again", db.commit(lease, step(0))).await;
+                let fine = match &answer {
+                    Some(Ok(())) => matches!(again, Err(StorageError::NotTheTip { .. })),
+                    Some(Err(StorageError::Backend { .. })) | None => {
+                        matches!(again, Ok(_) | Err(StorageError::NotTheTip { .. }))
+                    }
+                    Some(Err(_)) => false,
+                };
+                assert!(fine, "{at}: {} {answer:?}, then {again:?}", lease.thread);
+                let once = db
+                    .thread(&lease.thread)
+                    .await
+                    .expect("reads")
+                    .expect("is there");
+                assert_eq!((once.checkpoint, once.step), (1, 1), "{at}");
+            }
+        }
+    }
+    println!("{cuts} connections with shared transactions were cut");
+    assert!(cuts > 16, "{cuts} cuts");
+}

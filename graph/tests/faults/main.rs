@@ -1,0 +1,21 @@
+//! Faults at every moment, and what they leave behind: the old state or the new one, in a database that goes on.
+//!
+//! Each module is a kind of fault. Long forms run in `make soak`, which sets the numbers in the environment; whatever is
+//! random comes from a seed that is printed, and that can be given again.
+
+mod connections;
+mod database;
+mod operations;
+mod proxy;
+mod statements;
+#[path = "../storage/mod.rs"]
+mod storage;
+
+/// A number of the long form, when `ARTEL_SOAK` asks for it, else of the short one.
+fn long<T>(long: T, short: T) -> T {
+    if std::env::var_os("ARTEL_SOAK").is_some() {
+        long
+    } else {
+        short
+    }
+}

@@ -1,0 +1,258 @@
+//! A proxy before a PostgreSQL server, on loopback. It counts the messages of the protocol, and cuts a connection before the
+//! n-th of one direction: what came before it was delivered, it and what comes after it is lost.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use parking_lot::Mutex;
+use sqlx::PgConnection;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Which way a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    ToServer,
+    ToClient,
+}
+
+/// What is left to be let through before the cut.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    direction: Direction,
+    left: u64,
+}
+
+#[derive(Default)]
+struct State {
+    plan: Option<Plan>,
+    /// The server's processes whose connections were cut, or have ended.
+    gone: BTreeSet<i32>,
+}
+
+/// Cut is what is dropped, too.
+pub struct Proxy {
+    state: Arc<Mutex<State>>,
+    port: u16,
+    server: Server,
+    stop: CancellationToken,
+}
+
+#[derive(Clone)]
+struct Server {
+    host: String,
+    port: u16,
+}
+
+impl Proxy {
+    /// Stands before the server of a URL such as `postgres://user@host:port/database?options`.
+    pub async fn before(url: &str) -> Self {
+        let address = address(url);
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, "5432"));
+        let server = Server {
+            host: host.to_owned(),
+            port: port.parse().expect("a port"),
+        };
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
+        let proxy = Self {
+            state: Arc::default(),
+            port: listener.local_addr().expect("an address").port(),
+            server: server.clone(),
+            stop: CancellationToken::new(),
+        };
+        tokio::spawn({
+            let (state, stop) = (proxy.state.clone(), proxy.stop.clone());
+            stop.clone()
+                .run_until_cancelled_owned(accept(listener, server, state, stop))
+        });
+        proxy
+    }
+
+    /// The URL, by way of the proxy, unencrypted.
+    pub fn url(&self, url: &str) -> String {
+        let direct = address(url);
+        assert!(
+            direct.starts_with(&self.server.host) && direct.contains(&self.server.port.to_string())
+        );
+        let joint = if url.contains('?') { '&' } else { '?' };
+        let url = url.replacen(direct, &format!("127.0.0.1:{}", self.port), 1);
+        format!("{url}{joint}sslmode=disable")
+    }
+
+    /// From now on `n - 1` messages of a direction go through, over all connections; before the next one, its connection is cut.
+    pub fn cut_before(&self, direction: Direction, n: u64) {
+        self.state.lock().plan = Some(Plan {
+            direction,
+            left: n - 1,
+        });
+    }
+
+    /// Cuts nothing any more. Returns whether a connection was cut.
+    pub fn relent(&self) -> bool {
+        self.state.lock().plan.take().is_none()
+    }
+
+    /// Waits until the server has noticed all cuts: until then it may still be carrying out what came before them.
+    pub async fn settled(&self, side: &mut PgConnection) {
+        let gone: Vec<i32> = std::mem::take(&mut self.state.lock().gone)
+            .into_iter()
+            .collect();
+        for _ in 0..5000 {
+            let left: i64 =
+                sqlx::query_scalar("select count(*) from pg_stat_activity where pid = any ($1)")
+                    .bind(&gone)
+                    .fetch_one(&mut *side)
+                    .await
+                    .expect("counts");
+            if left == 0 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        panic!("the server does not let go of a connection that was cut");
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The host and port of a URL.
+fn address(url: &str) -> &str {
+    let rest = url.split_once("://").expect("a URL").1;
+    let host = rest.split_once('@').map_or(rest, |(_, host)| host);
+    host.split(['/', '?']).next().expect("a host")
+}
+
+async fn accept(
+    listener: TcpListener,
+    server: Server,
+    state: Arc<Mutex<State>>,
+    stop: CancellationToken,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((client, _)) = listener.accept().await else {
+            return;
+        };
+        let Ok(server) = TcpStream::connect((server.host.as_str(), server.port)).await else {
+            continue;
+        };
+        while connections.try_join_next().is_some() {}
+        connections.spawn(carry(client, server, state.clone(), stop.child_token()));
+    }
+}
+
+async fn carry(
+    client: TcpStream,
+    server: TcpStream,
+    state: Arc<Mutex<State>>,
+    cut: CancellationToken,
+) {
+    client.set_nodelay(true).expect("is set");
+    server.set_nodelay(true).expect("is set");
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let process = Arc::new(Mutex::new(None));
+    let pump = |direction, from, to| {
+        let pump = Pump {
+            direction,
+            from,
+            to,
+            // The first message of a client has no type.
+            typed: direction == Direction::ToClient,
+            state: state.clone(),
+            process: process.clone(),
+        };
+        pump.run(cut.clone())
+    };
+    tokio::join!(
+        pump(Direction::ToServer, from_client, to_server),
+        pump(Direction::ToClient, from_server, to_client),
+    );
+    let process: Option<i32> = *process.lock();
+    state.lock().gone.extend(process);
+}
+
+/// One direction of a connection. When it ends, so does the other.
+struct Pump {
+    direction: Direction,
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    typed: bool,
+    state: Arc<Mutex<State>>,
+    process: Arc<Mutex<Option<i32>>>,
+}
+
+impl Pump {
+    async fn run(mut self, cut: CancellationToken) {
+        let _ended = cut.clone().drop_guard();
+        let mut bytes = Vec::new();
+        loop {
+            let mut sent = 0;
+            while let Some(length) = self.message(&bytes[sent..]) {
+                let message = &bytes[sent..sent + length];
+                self.note_process(message);
+                if !self.may_pass() {
+                    return;
+                }
+                self.typed = true;
+                if self.to.write_all(message).await.is_err() {
+                    return;
+                }
+                sent += length;
+            }
+            bytes.drain(..sent);
+            let read = tokio::select! {
+                read = self.from.read_buf(&mut bytes) => read,
+                () = cut.cancelled() => return,
+            };
+            if !matches!(read, Ok(1..)) {
+                return;
+            }
+        }
+    }
+
+    /// The length of the first message, if all of it is there.
+    fn message(&self, bytes: &[u8]) -> Option<usize> {
+        let kind = usize::from(self.typed);
+        let length = bytes.get(kind..kind + 4)?.try_into().ok()?;
+        let length = kind + usize::try_from(u32::from_be_bytes(length)).ok()?;
+        (bytes.len() >= length).then_some(length)
+    }
+
+    /// The server says once which of its processes it is.
+    fn note_process(&self, message: &[u8]) {
+        if self.direction == Direction::ToClient
+            && message.first() == Some(&b'K')
+            && let Some(Ok(bytes)) = message.get(5..9).map(<[u8; 4]>::try_from)
+        {
+            *self.process.lock() = Some(i32::from_be_bytes(bytes));
+        }
+    }
+
+    fn may_pass(&self) -> bool {
+        let mut state = self.state.lock();
+        match &mut state.plan {
+            Some(plan) if plan.direction == self.direction => {
+                if plan.left == 0 {
+                    state.plan = None;
+                    // Known as cut before anybody can ask: the rest of the connection ends a little later.
+                    state.gone.extend(*self.process.lock());
+                    return false;
+                }
+                plan.left -= 1;
+                true
+            }
+            _ => true,
+        }
+    }
+}

@@ -81,6 +81,7 @@
 extern crate self as graph;
 
 mod builder;
+pub mod cache;
 pub mod checkpoint;
 mod command;
 pub mod conformance;
@@ -113,6 +114,7 @@ pub mod __private;
 use __private as private;
 
 pub use builder::{CompileError, CompiledGraph, Fault, Graph, GraphBuilder};
+pub use cache::{Cache, CachePolicy};
 pub use checkpoint::{
     Appended, CancelOutcome, Entry, HistoryFilter, JournalFilter, LeaseRecord as LeaseInfo, Parent,
     Priority, Source, StorageError, ThreadFilter, ThreadRecord as ThreadInfo, ThreadStatus,

@@ -7,8 +7,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::checkpoint::{
-    Channels, Source, StateRow, StateRows, StorageError, ThreadStatus, Write, WriteKind,
+use crate::{
+    cache::CacheSpace,
+    checkpoint::{
+        Channels, Source, StateRow, StateRows, StorageError, ThreadStatus, Write, WriteKind,
+    },
 };
 
 /// The deepest nesting that is stored: what is deeper could be written but not be read back.
@@ -160,6 +163,16 @@ fn depth(text: &str) -> usize {
 /// A short stand-in for a key of any length.
 pub(crate) fn digest(key: &str) -> Uuid {
     first_half(Sha256::digest(key.as_bytes()).as_slice())
+}
+
+/// A short stand-in for a node of a graph.
+pub(crate) fn space_digest(space: &CacheSpace) -> Uuid {
+    let mut hash = Sha256::new();
+    for text in [&space.graph, &space.node] {
+        hash.update((text.len() as u64).to_be_bytes());
+        hash.update(text.as_bytes());
+    }
+    first_half(hash.finalize().as_slice())
 }
 
 /// A short stand-in for the key of a pending write.

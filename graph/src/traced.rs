@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use tracing::instrument;
 
 use crate::{
+    cache::Cache,
     checkpoint::{
         Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
@@ -22,6 +23,10 @@ pub(crate) struct Traced(pub Arc<dyn Checkpointer>);
 impl Checkpointer for Traced {
     fn name(&self) -> &'static str {
         self.0.name()
+    }
+
+    fn cache(&self) -> Option<Arc<dyn Cache>> {
+        self.0.cache()
     }
 
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "migrate"))]

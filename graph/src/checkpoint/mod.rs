@@ -34,11 +34,14 @@ mod mail;
 mod state;
 mod thread;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::ids::{Cursor, ThreadId};
+use crate::{
+    cache::Cache,
+    ids::{Cursor, ThreadId},
+};
 
 pub use commit::{Commit, Loaded, Receipt, Then};
 pub use error::StorageError;
@@ -60,6 +63,11 @@ pub use thread::{
 pub trait Checkpointer: Send + Sync + 'static {
     /// A short name for logs and errors, such as `sqlite`.
     fn name(&self) -> &'static str;
+
+    /// The cache that lives beside the threads; without one, an engine keeps what it caches in its own memory.
+    fn cache(&self) -> Option<Arc<dyn Cache>> {
+        None
+    }
 
     /// Brings the schema up to date. Called once before anything else; safe to call again and from several processes.
     async fn migrate(&self) -> Result<(), StorageError>;

@@ -25,6 +25,7 @@
 //!
 //! Not for testing the engine: that a node runs when it should is not a checkpointer's business.
 
+pub mod cache;
 pub mod claims;
 pub mod commits;
 pub mod concurrency;

@@ -2,6 +2,7 @@
 //!
 //! Not durable, and not for several processes; in all else it keeps the promises of [`Checkpointer`].
 
+mod cache;
 mod tables;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -11,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 
 use crate::{
+    cache::Cache,
     checkpoint::{
         AGING_S, Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim,
         ClaimRequest, Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease,
@@ -20,12 +22,14 @@ use crate::{
     },
     ids::{Cursor, ThreadId},
 };
+pub use cache::MemoryCache;
 use tables::{Branch, Checkpoint, Tables, Thread};
 
 /// Threads in memory. Clones share them.
 #[derive(Clone, Default)]
 pub struct MemoryCheckpointer {
     tables: Arc<Mutex<Tables>>,
+    cache: MemoryCache,
 }
 
 impl MemoryCheckpointer {
@@ -54,6 +58,10 @@ fn after(now: Timestamp, duration: Duration) -> Timestamp {
 impl Checkpointer for MemoryCheckpointer {
     fn name(&self) -> &'static str {
         "memory"
+    }
+
+    fn cache(&self) -> Option<Arc<dyn Cache>> {
+        Some(Arc::new(self.cache.clone()))
     }
 
     async fn migrate(&self) -> Result<(), StorageError> {

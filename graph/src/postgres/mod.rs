@@ -4,6 +4,7 @@
 //! else is there. What a commit changes is one statement and one round trip; commits of different threads that only write a
 //! checkpoint share transactions. Acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
 
+mod cache;
 mod claim;
 mod commit;
 mod document;
@@ -23,6 +24,7 @@ use sqlx::{
 };
 
 use crate::{
+    cache::{Cache, Sweeps},
     checkpoint::{
         Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
@@ -168,6 +170,13 @@ fn is_transient(error: &sqlx::Error) -> bool {
 impl Checkpointer for PostgresCheckpointer {
     fn name(&self) -> &'static str {
         "postgres"
+    }
+
+    fn cache(&self) -> Option<Arc<dyn Cache>> {
+        Some(Arc::new(cache::PostgresCache {
+            pool: self.pool.clone(),
+            sweeps: Sweeps::default(),
+        }))
     }
 
     async fn migrate(&self) -> Result<(), StorageError> {

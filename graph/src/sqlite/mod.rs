@@ -10,6 +10,7 @@
 //!
 //! Order and leases go by this machine's clock, which is the only one there is: the processes share it with the file.
 
+mod cache;
 mod claim;
 mod commit;
 mod history;
@@ -38,6 +39,7 @@ use sqlx::{
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
+    cache::{Cache, Sweeps},
     checkpoint::{
         Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
@@ -266,6 +268,14 @@ fn now() -> i64 {
 impl Checkpointer for SqliteCheckpointer {
     fn name(&self) -> &'static str {
         "sqlite"
+    }
+
+    fn cache(&self) -> Option<Arc<dyn Cache>> {
+        Some(Arc::new(cache::SqliteCache {
+            writer: self.writer.clone(),
+            readers: self.readers.clone(),
+            sweeps: Sweeps::default(),
+        }))
     }
 
     async fn migrate(&self) -> Result<(), StorageError> {

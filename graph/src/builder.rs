@@ -1,6 +1,7 @@
 //! Building a graph: nodes, edges, and the check of the whole.
 
 use std::{
+    any::TypeId,
     collections::{BTreeMap, BTreeSet},
     fmt,
     future::Future,
@@ -86,6 +87,8 @@ pub(crate) struct Compiled<S: State> {
     pub pause_before: BTreeSet<String>,
     pub pause_after: BTreeSet<String>,
     pub shape: Shape,
+    /// Whether any node is cached.
+    pub caches: bool,
 }
 
 /// A graph being built. See [`Graph::builder`].
@@ -231,7 +234,18 @@ impl<S: State> GraphBuilder<S> {
     pub fn compile(self) -> Result<CompiledGraph<S>, CompileError> {
         let mut faults = Vec::new();
         let mut names = BTreeSet::new();
-        for (name, _, _) in &self.nodes {
+        for (name, options, _) in &self.nodes {
+            if let Some(key) = options
+                .cache
+                .as_ref()
+                .and_then(|policy| policy.key.as_ref())
+                && key.state != TypeId::of::<S>()
+            {
+                faults.push(Fault::CacheOfOtherState {
+                    node: name.clone(),
+                    state: key.state_name,
+                });
+            }
             if let Some(fault) = name_fault(name) {
                 faults.push(Fault::BadName {
                     node: name.clone(),
@@ -377,6 +391,10 @@ impl<S: State> GraphBuilder<S> {
         for (from, targets) in self.goes {
             goes.entry(from).or_default().extend(targets);
         }
+        let caches = self
+            .nodes
+            .iter()
+            .any(|(_, options, _)| options.cache.is_some());
         let nodes = self
             .nodes
             .into_iter()
@@ -409,6 +427,7 @@ impl<S: State> GraphBuilder<S> {
                 pause_before: self.pause_before,
                 pause_after: self.pause_after,
                 shape,
+                caches,
             }),
         }
     }
@@ -514,6 +533,16 @@ pub enum Fault {
     /// A node named by `on_cancel` or for stepping does not exist.
     #[error("there is no node `{0}`")]
     UnknownNode(String),
+    /// A cache whose key is made of something else than the graph's state.
+    #[error(
+        "the cache of node `{node}` makes its key of a `{state}`, which is not the graph's state"
+    )]
+    CacheOfOtherState {
+        /// The node.
+        node: String,
+        /// The type of which the key is made.
+        state: &'static str,
+    },
     /// A join of nothing.
     #[error("the join before `{0}` waits for nothing")]
     EmptyJoin(String),

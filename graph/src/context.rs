@@ -458,6 +458,7 @@ impl Context {
     ) -> Result<Appended, NodeError> {
         let event = self.event(stream, name, payload)?;
         let engine = &self.inner.run.engine;
+        self.inner.memo.lock().spoke = true;
         let appended = engine.store.append(id, event).await?;
         engine.journal_grew();
         Ok(appended)

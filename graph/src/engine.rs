@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     builder::CompiledGraph,
+    cache::{Cache, CacheSpace},
     checkpoint::{
         CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Created, HistoryFilter,
         NewSignal, NewThread, Priority, Reopened, SignalOutcome, Source, ThreadFilter,
@@ -18,6 +19,7 @@ use crate::{
     host::{AnyGraph, Shared},
     ids::ThreadId,
     journal::Journal,
+    memory::MemoryCache,
     observer::Observer,
     plan::Plan,
     shape::Shape,
@@ -107,6 +109,7 @@ pub struct EngineBuilder {
     store: Arc<dyn Checkpointer>,
     graphs: Vec<Arc<dyn AnyGraph>>,
     observer: Option<Arc<dyn Observer>>,
+    cache: Option<Arc<dyn Cache>>,
 }
 
 impl EngineBuilder {
@@ -124,6 +127,13 @@ impl EngineBuilder {
         self
     }
 
+    /// With this cache for [cached](crate::NodeOptions::cache) nodes, in place of the one beside the threads.
+    #[must_use]
+    pub fn cache(mut self, cache: Arc<dyn Cache>) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+
     /// Brings the database's schema up to date, and is ready.
     pub async fn build(self) -> Result<Engine, EngineError> {
         let mut graphs = BTreeMap::new();
@@ -134,11 +144,16 @@ impl EngineBuilder {
             }
         }
         self.store.migrate().await?;
+        let cache = self
+            .cache
+            .or_else(|| self.store.cache())
+            .unwrap_or_else(|| Arc::new(MemoryCache::new()));
         Ok(Engine {
             shared: Arc::new(Shared::new(
                 Arc::new(Traced(self.store)),
                 graphs,
                 self.observer,
+                cache,
             )),
         })
     }
@@ -157,6 +172,7 @@ impl Engine {
             store,
             graphs: Vec::new(),
             observer: None,
+            cache: None,
         }
     }
 
@@ -367,6 +383,20 @@ impl Engine {
             Reopened::NotEnded(status) => Err(EngineError::NotRetryable { thread, status }),
             Reopened::UnknownThread => Err(EngineError::UnknownThread(thread)),
         }
+    }
+
+    /// Forgets what is cached for a node, for instance because the node does something else now. Returns how many results
+    /// that were.
+    pub async fn clear_cache(&self, graph: &str, node: &str) -> Result<u64, EngineError> {
+        let shape = self.shared.graph(graph)?.shape();
+        if shape.nodes.iter().all(|known| known.name != node) {
+            return Err(EngineError::UnknownNode {
+                graph: graph.to_owned(),
+                node: node.to_owned(),
+            });
+        }
+        let space = CacheSpace::new(graph, node);
+        Ok(self.shared.cache.clear(&space).await?)
     }
 
     // ---- looking ----

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::{
     builder::Compiled,
+    cache::Cache,
     checkpoint::{
         Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError, ThreadStatus,
     },
@@ -149,6 +150,7 @@ pub(crate) struct Shared {
     pub store: Arc<dyn Checkpointer>,
     pub graphs: BTreeMap<String, Arc<dyn AnyGraph>>,
     pub bus: Bus,
+    pub cache: Arc<dyn Cache>,
     observer: Option<Arc<dyn Observer>>,
     live: Mutex<HashMap<ThreadId, (u64, Controls)>>,
     wakes: watch::Sender<u64>,
@@ -160,8 +162,10 @@ impl Shared {
         store: Arc<dyn Checkpointer>,
         graphs: BTreeMap<String, Arc<dyn AnyGraph>>,
         observer: Option<Arc<dyn Observer>>,
+        cache: Arc<dyn Cache>,
     ) -> Self {
         Self {
+            cache,
             store,
             graphs,
             bus: Bus::default(),

@@ -84,9 +84,20 @@ pub(crate) struct Memo {
     pub said: usize,
     /// What the task is suspended on.
     pub waits: Vec<Waiting>,
+    /// Whether it has said something at once, beside its step.
+    pub spoke: bool,
 }
 
 impl Memo {
+    /// Whether the task has done nothing so far that its result does not hold.
+    pub fn is_pure(&self) -> bool {
+        self.remembered.is_empty()
+            && self.emissions.is_empty()
+            && self.said == 0
+            && self.waits.is_empty()
+            && !self.spoke
+    }
+
     /// Before the node runs (again): rounds are counted from 0, and what it says replaces what it said without landing.
     pub fn rewind(&mut self) {
         self.rounds.clear();

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::error::NodeError;
+use crate::{cache::CachePolicy, error::NodeError};
 
 type Predicate = Arc<dyn Fn(&NodeError) -> bool + Send + Sync>;
 
@@ -102,13 +102,14 @@ impl fmt::Debug for RetryPolicy {
     }
 }
 
-/// How a node is run. The default: no retry, no time limit, not deferred.
+/// How a node is run. The default: no retry, no time limit, not deferred, not cached.
 #[derive(Clone, Debug, Default)]
 pub struct NodeOptions {
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) deferred: bool,
+    pub(crate) cache: Option<CachePolicy>,
 }
 
 impl NodeOptions {
@@ -137,6 +138,14 @@ impl NodeOptions {
     #[must_use]
     pub fn deferred(mut self) -> Self {
         self.deferred = true;
+        self
+    }
+
+    /// Results are kept like this, for all threads of the graph that share the cache, and a task whose result is there does
+    /// not run.
+    #[must_use]
+    pub fn cache(mut self, policy: CachePolicy) -> Self {
+        self.cache = Some(policy);
         self
     }
 }

@@ -41,6 +41,7 @@ impl<S: State> Run<S> {
         // By task path: nodes by name, then sends by index, whatever finished first.
         tasks.sort_by_key(|task| task.planned.order);
         let followed = self.shared.engine.bus.is_followed(&self.shared.thread);
+        let fresh = self.cacheable(&tasks);
         let applied = self.fold(&mut tasks, followed);
         let (changes, plan) = match applied {
             Ok(applied) => applied,
@@ -91,6 +92,7 @@ impl<S: State> Run<S> {
             commit.then = Then::Yield;
         }
         let receipt = self.land(commit, names).await?;
+        self.keep_cached(fresh).await;
         if followed {
             self.tell(&tasks);
         }

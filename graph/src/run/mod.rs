@@ -2,6 +2,7 @@
 
 mod apply;
 mod attempt;
+mod cached;
 mod ending;
 mod fork;
 mod pause;
@@ -221,6 +222,7 @@ impl<S: State> Run<S> {
                 return Ok(Flow::Released);
             }
         };
+        self.take_cached(&mut tasks).await;
         let names: Vec<String> = tasks.iter().map(|task| task.planned.node.clone()).collect();
         loop {
             if self.wake(&mut tasks) {

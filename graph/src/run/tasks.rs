@@ -33,8 +33,10 @@ pub(super) struct Task<S: State> {
     pub status: Status<S>,
     /// Whether what is to be kept of it is in the database.
     pub recorded: bool,
-    /// Whether it was finished before this run.
+    /// Whether it was finished before this run, or its result came from the cache.
     pub cached: bool,
+    /// The key under which its result is cached, if it may be.
+    pub cache_key: Option<String>,
 }
 
 pub(super) enum Status<S: State> {
@@ -113,6 +115,7 @@ impl<S: State> Run<S> {
                 status,
                 recorded,
                 cached,
+                cache_key: None,
             });
         }
         Ok(tasks)
@@ -352,7 +355,9 @@ struct StoredOutcome {
     goto: Vec<Target>,
 }
 
-fn outcome_to<S: State>(outcome: &Outcome<S>) -> Result<Value, Box<dyn std::error::Error>> {
+pub(super) fn outcome_to<S: State>(
+    outcome: &Outcome<S>,
+) -> Result<Value, Box<dyn std::error::Error>> {
     let mut updates = Vec::new();
     for update in &outcome.updates {
         updates.push(Value::Object(update.to_channels()?));
@@ -363,7 +368,9 @@ fn outcome_to<S: State>(outcome: &Outcome<S>) -> Result<Value, Box<dyn std::erro
     })?)
 }
 
-fn outcome_from<S: State>(value: Value) -> Result<Outcome<S>, Box<dyn std::error::Error>> {
+pub(super) fn outcome_from<S: State>(
+    value: Value,
+) -> Result<Outcome<S>, Box<dyn std::error::Error>> {
     let stored: StoredOutcome = serde_json::from_value(value)?;
     let mut updates = Vec::new();
     for update in stored.updates {

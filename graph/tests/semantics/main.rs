@@ -1,5 +1,6 @@
 //! What the engine promises, one test per statement of `docs/semantics.md`, each on every database.
 
+mod caching;
 mod children;
 mod crashes;
 mod failure;

@@ -169,16 +169,14 @@ impl CachePolicy {
         argument: Option<&Value>,
     ) -> Result<String, String> {
         let text = |value: &Value| value.to_string();
-        Ok(match &self.key {
-            Some(key) => digest(&["key", &text(&(key.make)(state, argument)?)], 32),
-            None => {
-                let channels = state.channels().map_err(|error| error.to_string())?;
-                let channels = text(&Value::Object(channels));
-                match argument {
-                    Some(argument) => digest(&["send", &channels, &text(argument)], 32),
-                    None => digest(&["state", &channels], 32),
-                }
-            }
+        if let Some(key) = &self.key {
+            return Ok(digest(&["key", &text(&(key.make)(state, argument)?)], 32));
+        }
+        let channels = state.channels().map_err(|error| error.to_string())?;
+        let channels = text(&Value::Object(channels));
+        Ok(match argument {
+            Some(argument) => digest(&["send", &channels, &text(argument)], 32),
+            None => digest(&["state", &channels], 32),
         })
     }
 }

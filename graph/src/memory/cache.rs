@@ -23,7 +23,7 @@ pub struct MemoryCache {
 
 #[derive(Debug, Default)]
 struct Spaces {
-    spaces: HashMap<CacheSpace, Space>,
+    by_name: HashMap<CacheSpace, Space>,
     /// What expires when: the time, then the entry's number.
     expiries: BTreeMap<(Instant, u64), (CacheSpace, String)>,
     /// How many entries were ever put.
@@ -55,7 +55,7 @@ impl MemoryCache {
 
 impl Spaces {
     fn remove(&mut self, space: &CacheSpace, key: &str) {
-        let Some(found) = self.spaces.get_mut(space) else {
+        let Some(found) = self.by_name.get_mut(space) else {
             return;
         };
         let Some(kept) = found.entries.remove(key) else {
@@ -64,7 +64,7 @@ impl Spaces {
         found.order.remove(&kept.number);
         found.bytes -= kept.bytes;
         if found.entries.is_empty() {
-            self.spaces.remove(space);
+            self.by_name.remove(space);
         }
         if let Some(at) = kept.expires_at {
             self.expiries.remove(&(at, kept.number));
@@ -81,7 +81,7 @@ impl Spaces {
             self.expiries
                 .insert((at, number), (space.clone(), entry.key.clone()));
         }
-        let found = self.spaces.entry(space.clone()).or_default();
+        let found = self.by_name.entry(space.clone()).or_default();
         found.order.insert(number, entry.key.clone());
         found.bytes += bytes;
         let kept = Kept {
@@ -108,7 +108,7 @@ impl Spaces {
     }
 
     fn oldest_over(&self, space: &CacheSpace, limits: CacheLimits) -> Option<String> {
-        let found = self.spaces.get(space)?;
+        let found = self.by_name.get(space)?;
         if found.entries.len() <= limits.entries && found.bytes <= limits.bytes {
             return None;
         }
@@ -125,7 +125,7 @@ impl Cache for MemoryCache {
     ) -> Result<Vec<Option<Value>>, StorageError> {
         let now = Instant::now();
         let spaces = self.spaces.lock();
-        let found = spaces.spaces.get(space);
+        let found = spaces.by_name.get(space);
         Ok(keys
             .iter()
             .map(|key| {
@@ -157,7 +157,7 @@ impl Cache for MemoryCache {
 
     async fn clear(&self, space: &CacheSpace) -> Result<u64, StorageError> {
         let mut spaces = self.spaces.lock();
-        let Some(found) = spaces.spaces.remove(space) else {
+        let Some(found) = spaces.by_name.remove(space) else {
             return Ok(0);
         };
         for kept in found.entries.values() {

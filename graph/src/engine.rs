@@ -1,6 +1,6 @@
 //! The engine: starting threads, sending them signals, looking at them. Running them is in [`serve`](crate::ServeOptions).
 
-use std::{any::TypeId, collections::BTreeMap, sync::Arc};
+use std::{any::TypeId, collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::stream::BoxStream;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use crate::{
     builder::CompiledGraph,
     cache::{Cache, CacheSpace},
     checkpoint::{
-        CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Created, HistoryFilter,
+        Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Created, HistoryFilter,
         NewSignal, NewThread, Priority, Reopened, SignalOutcome, Source, ThreadFilter,
         ThreadRecord,
     },
@@ -27,6 +27,9 @@ use crate::{
     traced::Traced,
     waits::{ANSWER, Answer, INPUT, RESERVED},
 };
+
+/// How often the database is asked for what nobody told of.
+const POLL: Duration = Duration::from_secs(1);
 
 /// How a thread starts.
 #[derive(Clone, Debug, Default)]
@@ -110,6 +113,8 @@ pub struct EngineBuilder {
     graphs: Vec<Arc<dyn AnyGraph>>,
     observer: Option<Arc<dyn Observer>>,
     cache: Option<Arc<dyn Cache>>,
+    bell: Option<Arc<dyn Bell>>,
+    poll: Duration,
 }
 
 impl EngineBuilder {
@@ -134,6 +139,21 @@ impl EngineBuilder {
         self
     }
 
+    /// With another way to reach other processes than the database's own.
+    #[must_use]
+    pub fn bell(mut self, bell: Arc<dyn Bell>) -> Self {
+        self.bell = Some(bell);
+        self
+    }
+
+    /// How often those who wait for the journal or follow a thread look into the database when nothing was heard; absent:
+    /// a second. (Those who run threads have [`ServeOptions::poll`](crate::ServeOptions).)
+    #[must_use]
+    pub fn poll(mut self, every: Duration) -> Self {
+        self.poll = every;
+        self
+    }
+
     /// Brings the database's schema up to date, and is ready.
     pub async fn build(self) -> Result<Engine, EngineError> {
         let mut graphs = BTreeMap::new();
@@ -148,12 +168,15 @@ impl EngineBuilder {
             .cache
             .or_else(|| self.store.cache())
             .unwrap_or_else(|| Arc::new(MemoryCache::new()));
+        let bell = self.bell.or_else(|| self.store.bell());
         Ok(Engine {
             shared: Arc::new(Shared::new(
                 Arc::new(Traced(self.store)),
                 graphs,
                 self.observer,
                 cache,
+                bell,
+                self.poll,
             )),
         })
     }
@@ -173,6 +196,8 @@ impl Engine {
             graphs: Vec::new(),
             observer: None,
             cache: None,
+            bell: None,
+            poll: POLL,
         }
     }
 
@@ -214,7 +239,7 @@ impl Engine {
                 input,
             })
             .await?;
-        self.shared.wake();
+        self.shared.wakes.due(Some(graph));
         Ok(match created {
             Created::New => Started::New,
             Created::Existing => Started::Existing,
@@ -345,8 +370,8 @@ impl Engine {
         }
     }
 
-    /// Cancels a thread and its children: at once where they run in this process, within a second in others, and when they
-    /// are claimed next if they sleep.
+    /// Cancels a thread and its children: at once where they run (in another process: as soon as a message gets there, within
+    /// a second if it is lost), and when they are claimed next if they sleep.
     pub async fn cancel(
         &self,
         thread: impl Into<ThreadId>,
@@ -365,7 +390,7 @@ impl Engine {
             CancelOutcome::UnknownThread => return Err(EngineError::UnknownThread(thread)),
             CancelOutcome::Ended => {}
             CancelOutcome::Requested | CancelOutcome::AlreadyRequested => {
-                self.shared.cancel_here(&thread, reason);
+                self.shared.wakes.cancel(&thread, reason);
                 self.shared.wake();
             }
         }
@@ -399,6 +424,12 @@ impl Engine {
         Ok(self.shared.cache.clear(&space).await?)
     }
 
+    /// Comes back when other processes have been told what there is to tell, or after a second. For programs that come and go:
+    /// messages are sent in the background, and a program that ends first leaves the others to their polls.
+    pub async fn flush(&self) {
+        self.shared.wakes.flush().await;
+    }
+
     // ---- looking ----
 
     /// A thread, if there is one of this id.
@@ -416,7 +447,12 @@ impl Engine {
 
     /// Deletes a thread with its history. Its children and what it said stay.
     pub async fn delete(&self, thread: impl Into<ThreadId>) -> Result<bool, EngineError> {
-        Ok(self.shared.store.delete_thread(&thread.into()).await?)
+        let thread = thread.into();
+        let found = self.shared.store.delete_thread(&thread).await?;
+        if found {
+            self.shared.wakes.look_at(&thread);
+        }
+        Ok(found)
     }
 
     /// The state of a thread at its head.
@@ -521,7 +557,10 @@ impl Engine {
         thread: impl Into<ThreadId>,
         branch: u32,
     ) -> Result<(), EngineError> {
-        self.shared.store.set_head(&thread.into(), branch).await?;
+        let thread = thread.into();
+        self.shared.store.set_head(&thread, branch).await?;
+        self.shared.wakes.look_at(&thread);
+        self.shared.wakes.moved(&thread);
         self.shared.wake();
         Ok(())
     }

@@ -1,22 +1,15 @@
 //! What all clones of an engine share, and what the engine knows of a graph without knowing its state's type.
 
-use std::{
-    any::TypeId,
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{any::TypeId, collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::watch;
 
 use crate::{
     builder::Compiled,
     cache::Cache,
     checkpoint::{
-        Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError, ThreadStatus,
+        Bell, Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError, ThreadStatus,
     },
     error::EngineError,
     follow::Bus,
@@ -25,6 +18,7 @@ use crate::{
     run::{Controls, Run, RunShared, Unfit, end_thread, forked},
     shape::Shape,
     state::{ChannelError, State, Update, rebuild},
+    wakes::Wakes,
 };
 
 /// After so many runs of a thread have died without committing anything, it fails instead of killing the next process.
@@ -152,9 +146,7 @@ pub(crate) struct Shared {
     pub bus: Bus,
     pub cache: Arc<dyn Cache>,
     observer: Option<Arc<dyn Observer>>,
-    live: Mutex<HashMap<ThreadId, (u64, Controls)>>,
-    wakes: watch::Sender<u64>,
-    journal: watch::Sender<u64>,
+    pub wakes: Arc<Wakes>,
 }
 
 impl Shared {
@@ -163,16 +155,16 @@ impl Shared {
         graphs: BTreeMap<String, Arc<dyn AnyGraph>>,
         observer: Option<Arc<dyn Observer>>,
         cache: Arc<dyn Cache>,
+        bell: Option<Arc<dyn Bell>>,
+        poll: Duration,
     ) -> Self {
         Self {
             cache,
+            wakes: Arc::new(Wakes::new(bell, poll, graphs.keys().cloned())),
             store,
             graphs,
             bus: Bus::default(),
             observer,
-            live: Mutex::default(),
-            wakes: watch::Sender::new(0),
-            journal: watch::Sender::new(0),
         }
     }
 
@@ -196,43 +188,19 @@ impl Shared {
         }
     }
 
-    /// Something may be due: whoever serves should look.
+    /// Something may be due: whoever runs threads should look.
     pub fn wake(&self) {
-        self.wakes.send_modify(|count| *count += 1);
-    }
-
-    pub fn wakes(&self) -> watch::Receiver<u64> {
-        self.wakes.subscribe()
+        self.wakes.due(None);
     }
 
     /// The journal has new entries.
     pub fn journal_grew(&self) {
-        self.journal.send_modify(|count| *count += 1);
+        self.wakes.journal_grew();
     }
+}
 
-    pub fn journal_growth(&self) -> watch::Receiver<u64> {
-        self.journal.subscribe()
-    }
-
-    /// Reaches a run in this process at once; those elsewhere hear of it when they renew their lease.
-    pub fn cancel_here(&self, thread: &ThreadId, reason: &str) {
-        if let Some((_, controls)) = self.live.lock().get(thread) {
-            controls.request_cancel(reason.to_owned());
-        }
-    }
-
-    pub fn enter(&self, thread: ThreadId, token: u64, controls: Controls) {
-        self.live.lock().insert(thread, (token, controls));
-    }
-
-    pub fn leave(&self, thread: &ThreadId, token: u64) {
-        let mut live = self.live.lock();
-        // A newer run of the thread may have taken the place.
-        if live
-            .get(thread)
-            .is_some_and(|(present, _)| *present == token)
-        {
-            live.remove(thread);
-        }
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.wakes.gone.cancel();
     }
 }

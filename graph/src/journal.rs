@@ -11,9 +11,6 @@ use crate::{
     ids::Cursor,
 };
 
-/// How often the database is asked for entries that other processes have written.
-const POLL: Duration = Duration::from_secs(1);
-
 /// What has been said, by all threads and others: append-only, in one order.
 #[derive(Clone)]
 pub struct Journal {
@@ -40,17 +37,20 @@ impl Journal {
         Ok(self.shared.store.journal_end().await?)
     }
 
-    /// Comes back when there may be entries after the cursor, or when the time is over. What this process writes is noticed
-    /// at once, what others write within a second.
+    /// Comes back when there may be entries after the cursor, or when the time is over. What is written is noticed at
+    /// once, whoever writes it; what others write and no message tells of (see [`Bell`](crate::checkpoint::Bell)), within a
+    /// second.
     pub async fn changed(&self, after: Cursor, timeout: Duration) -> Result<(), EngineError> {
         let deadline = tokio::time::Instant::now() + timeout;
-        let mut growth = self.shared.journal_growth();
+        let wakes = &self.shared.wakes;
+        let mut growth = wakes.journal_growth();
         loop {
             growth.mark_unchanged();
+            wakes.reads_journal();
             if self.shared.store.journal_end().await? > after {
                 return Ok(());
             }
-            let poll = deadline.min(tokio::time::Instant::now() + POLL);
+            let poll = deadline.min(tokio::time::Instant::now() + wakes.poll);
             tokio::select! {
                 _ = growth.changed() => {}
                 () = tokio::time::sleep_until(poll) => {

@@ -107,6 +107,7 @@ mod stored;
 mod svg;
 mod traced;
 mod waits;
+mod wakes;
 
 #[doc(hidden)]
 #[path = "private.rs"]

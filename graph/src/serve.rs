@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::task::JoinSet;
+use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -16,6 +16,9 @@ use crate::{
     run::Controls,
 };
 
+/// How often leases are looked at, if not even less is asked for.
+const BEAT: Duration = Duration::from_secs(1);
+
 /// How threads are run.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
@@ -25,7 +28,9 @@ pub struct ServeOptions {
     pub lease: Duration,
     /// The name of this process, for people.
     pub owner: String,
-    /// How often the database is asked for due threads when nothing was heard.
+    /// How often the database is asked for due threads when nothing was heard. Signals, starts and cancellations are told by
+    /// messages, also between processes (see [`Bell`](crate::checkpoint::Bell)); this is for those that get lost. Above a
+    /// second, leases are renewed as seldom, but at least every third of their time.
     pub poll: Duration,
     /// How long runs may take to finish their step when told to stop.
     pub drain: Duration,
@@ -62,14 +67,19 @@ impl Engine {
             heartbeat(
                 self.shared.clone(),
                 server.held.clone(),
+                server.look.clone(),
                 server.options.lease,
+                server.options.poll,
             )
             .in_current_span(),
         );
-        let mut wakes = self.shared.wakes();
+        let wakes = &self.shared.wakes;
+        let serving = wakes.serving();
+        wakes.listen();
+        let mut due = wakes.due_here();
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
-            wakes.mark_unchanged();
+            due.mark_unchanged();
             let pause = match server.claim().await {
                 Ok(pause) => {
                     failures = 0;
@@ -92,12 +102,15 @@ impl Engine {
             tokio::select! {
                 () = stop.cancelled() => {}
                 Some(_) = server.runs.join_next() => {}
-                _ = wakes.changed(), if server.has_room() => {}
+                // Without room too: others may have some.
+                _ = due.changed() => {}
                 () = tokio::time::sleep(pause), if server.has_room() => {}
             }
         }
+        drop(serving);
         server.drain().await;
         beat.abort();
+        wakes.flush().await;
         Ok(())
     }
 
@@ -108,11 +121,15 @@ impl Engine {
         let beat = tokio::spawn(heartbeat(
             self.shared.clone(),
             server.held.clone(),
+            server.look.clone(),
             server.options.lease,
+            server.options.poll,
         ));
-        let mut wakes = self.shared.wakes();
+        let wakes = &self.shared.wakes;
+        let serving = wakes.serving();
+        let mut due = wakes.due_here();
         let result = loop {
-            wakes.mark_unchanged();
+            due.mark_unchanged();
             let before = server.runs.len();
             if let Err(error) = server.claim().await {
                 break Err(error.into());
@@ -125,11 +142,13 @@ impl Engine {
             }
             tokio::select! {
                 Some(_) = server.runs.join_next() => {}
-                _ = wakes.changed(), if server.has_room() => {}
+                _ = due.changed(), if server.has_room() => {}
             }
         };
+        drop(serving);
         server.drain().await;
         beat.abort();
+        wakes.flush().await;
         result
     }
 }
@@ -139,6 +158,8 @@ struct Server {
     options: ServeOptions,
     graphs: Vec<String>,
     held: Held,
+    /// Rings when a lease should be looked at.
+    look: Arc<Notify>,
     runs: JoinSet<()>,
 }
 
@@ -149,6 +170,7 @@ impl Server {
             shared,
             options,
             held: Held::default(),
+            look: Arc::default(),
             runs: JoinSet::new(),
         }
     }
@@ -159,6 +181,7 @@ impl Server {
 
     /// Claims as much as there is room for. Returns how long to wait before asking again.
     async fn claim(&mut self) -> Result<Duration, StorageError> {
+        let fresh = self.shared.wakes.take_fresh();
         while self.runs.try_join_next().is_some() {}
         let room = self
             .options
@@ -166,6 +189,7 @@ impl Server {
             .max(1)
             .saturating_sub(self.runs.len());
         if room == 0 {
+            self.shared.wakes.pass_on(fresh);
             return Ok(self.options.poll);
         }
         let claimed = self
@@ -177,7 +201,12 @@ impl Server {
                 limit: room,
                 lease: self.options.lease,
             })
-            .await?;
+            .await;
+        if claimed.as_ref().map_or(true, |it| it.claims.len() >= room) {
+            // There may be more than there is room for.
+            self.shared.wakes.pass_on(fresh);
+        }
+        let claimed = claimed?;
         for claim in claimed.claims {
             self.run(claim);
         }
@@ -191,10 +220,14 @@ impl Server {
             tracing::error!(thread = %claim.thread.id, graph = %claim.thread.graph, "claimed a thread of a graph that this engine does not know");
             return;
         };
-        let controls = Controls::default();
+        let controls = Controls {
+            look: self.look.clone(),
+            ..Controls::default()
+        };
         let lease = claim.lease.clone();
         self.held.lock().insert(lease.clone(), controls.clone());
         self.shared
+            .wakes
             .enter(lease.thread.clone(), lease.token, controls.clone());
         let guard = Guard {
             shared: self.shared.clone(),
@@ -257,6 +290,7 @@ impl Server {
             let mut commit = Commit::on(0);
             commit.then = Then::Yield;
             let released = self.shared.store.commit(&lease, commit).await;
+            self.shared.wake();
             if let Err(error) = released {
                 tracing::warn!(thread = %lease.thread, error = %crate::private::chain(&error), "the lease could not be given back; it will expire");
             }
@@ -274,17 +308,28 @@ struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.held.lock().remove(&self.lease);
-        self.shared.leave(&self.lease.thread, self.lease.token);
+        self.shared
+            .wakes
+            .leave(&self.lease.thread, self.lease.token);
     }
 }
 
 /// Renews leases, and hears of lost ones and of cancellations from other processes.
-async fn heartbeat(shared: Arc<Shared>, held: Held, lease: Duration) {
-    let mut beat = tokio::time::interval((lease / 3).min(Duration::from_secs(1)));
+async fn heartbeat(
+    shared: Arc<Shared>,
+    held: Held,
+    look: Arc<Notify>,
+    lease: Duration,
+    poll: Duration,
+) {
+    let mut beat = tokio::time::interval((lease / 3).min(poll.max(BEAT)));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     beat.tick().await;
     loop {
-        beat.tick().await;
+        tokio::select! {
+            _ = beat.tick() => {}
+            () = look.notified() => {}
+        }
         let leases: Vec<Lease> = held.lock().keys().cloned().collect();
         if leases.is_empty() {
             continue;

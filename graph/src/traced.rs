@@ -8,7 +8,7 @@ use tracing::instrument;
 use crate::{
     cache::Cache,
     checkpoint::{
-        Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
+        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
         NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
         SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
@@ -32,6 +32,10 @@ impl Checkpointer for Traced {
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "migrate"))]
     async fn migrate(&self) -> Result<(), StorageError> {
         self.0.migrate().await
+    }
+
+    fn bell(&self) -> Option<Arc<dyn Bell>> {
+        self.0.bell()
     }
 
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "create_thread", thread = %thread.id))]

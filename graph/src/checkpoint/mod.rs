@@ -28,6 +28,7 @@
 //!   database reports a deadlock.
 //! - No lock and no transaction is held between calls.
 
+mod bell;
 mod commit;
 mod error;
 mod mail;
@@ -43,6 +44,7 @@ use crate::{
     ids::{Cursor, ThreadId},
 };
 
+pub use bell::{Bell, MAX_MESSAGE_BYTES};
 pub use commit::{Commit, Loaded, Receipt, Then};
 pub use error::StorageError;
 pub use mail::{
@@ -71,6 +73,11 @@ pub trait Checkpointer: Send + Sync + 'static {
 
     /// Brings the schema up to date. Called once before anything else; safe to call again and from several processes.
     async fn migrate(&self) -> Result<(), StorageError>;
+
+    /// What carries messages between the processes that use this database, so that they need not poll often; see [`Bell`].
+    fn bell(&self) -> Option<Arc<dyn Bell>> {
+        None
+    }
 
     // ---- threads and signals, from anywhere ----
 

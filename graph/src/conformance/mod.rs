@@ -25,6 +25,7 @@
 //!
 //! Not for testing the engine: that a node runs when it should is not a checkpointer's business.
 
+pub mod bells;
 pub mod cache;
 pub mod claims;
 pub mod commits;
@@ -113,6 +114,8 @@ macro_rules! checkpointer_conformance {
             journal::a_reader_that_follows_misses_nothing_and_sees_nothing_twice,
             journal::commits_at_the_same_time_leave_no_gap_in_a_shared_stream,
             journal::the_journal_outlives_its_thread,
+            bells::what_is_rung_is_heard_by_all_who_listen_in_order,
+            bells::a_long_message_is_carried_and_nobody_needs_to_listen,
         );
     };
     (@cases $lab:expr; $($module:ident :: $case:ident),* $(,)?) => {
@@ -139,6 +142,7 @@ mod tests {
             ("concurrency", include_str!("concurrency.rs")),
             ("history", include_str!("history.rs")),
             ("journal", include_str!("journal.rs")),
+            ("bells", include_str!("bells.rs")),
         ] {
             for line in source.lines() {
                 if let Some(rest) = line.strip_prefix("pub async fn ") {

@@ -2,6 +2,7 @@
 //!
 //! Not durable, and not for several processes; in all else it keeps the promises of [`Checkpointer`].
 
+mod bell;
 mod cache;
 mod tables;
 
@@ -14,8 +15,8 @@ use parking_lot::Mutex;
 use crate::{
     cache::Cache,
     checkpoint::{
-        AGING_S, Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim,
-        ClaimRequest, Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease,
+        AGING_S, Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer,
+        Claim, ClaimRequest, Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease,
         LeaseRecord, Loaded, MAILBOX_LIMIT, NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt,
         Renewed, Reopened, SignalOutcome, SignalRecord, StateRows, StorageError, Then,
         ThreadFilter, ThreadRecord, ThreadStatus, Write,
@@ -30,6 +31,7 @@ use tables::{Branch, Checkpoint, Tables, Thread};
 pub struct MemoryCheckpointer {
     tables: Arc<Mutex<Tables>>,
     cache: MemoryCache,
+    bell: bell::MemoryBell,
 }
 
 impl MemoryCheckpointer {
@@ -66,6 +68,10 @@ impl Checkpointer for MemoryCheckpointer {
 
     async fn migrate(&self) -> Result<(), StorageError> {
         Ok(())
+    }
+
+    fn bell(&self) -> Option<Arc<dyn Bell>> {
+        Some(Arc::new(self.bell.clone()))
     }
 
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {

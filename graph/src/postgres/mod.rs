@@ -4,6 +4,7 @@
 //! else is there. What a commit changes is one statement and one round trip; commits of different threads that only write a
 //! checkpoint share transactions. Acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
 
+mod bell;
 mod cache;
 mod claim;
 mod commit;
@@ -26,7 +27,7 @@ use sqlx::{
 use crate::{
     cache::{Cache, Sweeps},
     checkpoint::{
-        Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
+        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
         NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
         SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
@@ -57,6 +58,7 @@ const MIGRATION_TABLE: &str = "graph_migrations";
 pub struct PostgresCheckpointer {
     pool: PgPool,
     sharing: Arc<commit::Sharing>,
+    bell: Arc<bell::PostgresBell>,
 }
 
 impl PostgresCheckpointer {
@@ -103,6 +105,7 @@ impl PostgresCheckpointer {
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
         Self {
+            bell: Arc::new(bell::PostgresBell::new(pool.clone())),
             pool,
             sharing: Arc::default(),
         }
@@ -183,6 +186,10 @@ impl Checkpointer for PostgresCheckpointer {
         self.run_migrations()
             .await
             .map_err(|fault| fault.during("bringing the schema up to date"))
+    }
+
+    fn bell(&self) -> Option<Arc<dyn Bell>> {
+        Some(self.bell.clone())
     }
 
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {

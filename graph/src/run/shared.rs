@@ -1,6 +1,7 @@
 //! What all tasks of a run share: the lease, the mailbox, the clock, and the way to the database.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,6 +12,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -76,6 +78,8 @@ pub(crate) struct Controls {
     pub drain: CancellationToken,
     /// The lease is lost: stop at once.
     pub lost: CancellationToken,
+    /// The lease, or what the thread is asked to do, may have changed: find out.
+    pub look: Arc<Notify>,
 }
 
 impl Controls {
@@ -169,10 +173,18 @@ impl RunShared {
         if self.is_broken() {
             return Err(Broken);
         }
-        let wakes = !commit.children.is_empty()
-            || !commit.signals.is_empty()
-            || !commit.cancels.is_empty()
-            || matches!(commit.then, Then::Yield | Then::End { .. });
+        let mut due: BTreeSet<Option<String>> = commit
+            .children
+            .iter()
+            .map(|child| Some(child.graph.clone()))
+            .collect();
+        if !commit.signals.is_empty() || !commit.cancels.is_empty() {
+            due.insert(None);
+        }
+        let ends = matches!(commit.then, Then::End { .. });
+        if commit.then == Then::Yield {
+            due.insert(Some(self.graph.to_string()));
+        }
         let speaks = !commit.events.is_empty();
         let cancels: Vec<_> = commit.cancels.clone();
         let advances = commit.checkpoint.is_some();
@@ -196,11 +208,19 @@ impl RunShared {
                 for thread in &receipt.undelivered {
                     tracing::warn!(from = %self.thread, to = %thread, "a signal went to a thread that does not exist");
                 }
+                let wakes = &self.engine.wakes;
                 for request in cancels {
-                    self.engine.cancel_here(&request.thread, &request.reason);
+                    wakes.cancel(&request.thread, &request.reason);
                 }
-                if wakes {
-                    self.engine.wake();
+                for graph in due {
+                    wakes.due(graph.as_deref());
+                }
+                if ends {
+                    // A further input may be waiting; and there is room again.
+                    wakes.look_for_due();
+                }
+                if receipt.released || receipt.checkpoint.is_some() {
+                    wakes.moved(&self.thread);
                 }
                 if speaks {
                     self.engine.journal_grew();

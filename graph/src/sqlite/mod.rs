@@ -10,6 +10,8 @@
 //!
 //! Order and leases go by this machine's clock, which is the only one there is: the processes share it with the file.
 
+#[cfg(unix)]
+mod bell;
 mod cache;
 mod claim;
 mod commit;
@@ -22,7 +24,7 @@ mod threads;
 use std::{
     collections::BTreeMap,
     ops::{Deref, DerefMut},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -41,7 +43,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::{
     cache::{Cache, Sweeps},
     checkpoint::{
-        Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
+        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
         NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
         SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
@@ -70,6 +72,8 @@ pub struct SqliteCheckpointer {
     writer: Arc<Writer>,
     sharing: Arc<sharing::Sharing>,
     readers: SqlitePool,
+    /// Absent when it is in memory.
+    file: Option<PathBuf>,
 }
 
 /// What may write.
@@ -199,6 +203,7 @@ impl SqliteCheckpointer {
             writer: Writer::new(writer),
             sharing: Arc::default(),
             readers,
+            file: Some(path.to_owned()),
         })
     }
 
@@ -206,7 +211,10 @@ impl SqliteCheckpointer {
     /// `synchronous = FULL`; what is acknowledged is as durable as they make it.
     #[must_use]
     pub fn from_pool(pool: Pool<Sqlite>) -> Self {
+        let file = pool.connect_options().get_filename().to_owned();
         Self {
+            // Databases in memory have a name that is no file's.
+            file: file.is_file().then_some(file),
             writer: Writer::new(pool.clone()),
             sharing: Arc::default(),
             readers: pool,
@@ -282,6 +290,11 @@ impl Checkpointer for SqliteCheckpointer {
         self.run_migrations()
             .await
             .map_err(|fault| fault.during("bringing the schema up to date"))
+    }
+
+    #[cfg(unix)]
+    fn bell(&self) -> Option<Arc<dyn Bell>> {
+        Some(Arc::new(bell::SqliteBell::new(self.file.clone()?)))
     }
 
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {

@@ -14,3 +14,4 @@ mod streams;
 mod supersteps;
 mod travel;
 mod waits;
+mod wakes;

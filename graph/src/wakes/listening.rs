@@ -1,6 +1,7 @@
 //! Hearing what other processes tell.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -54,14 +55,14 @@ impl Wakes {
             serves: if self.servers.load(Ordering::Acquire) > 0 {
                 self.graphs.clone()
             } else {
-                Default::default()
+                BTreeSet::new()
             },
             reads: self
                 .last_read
                 .lock()
                 .is_some_and(|at| at.elapsed() < READING),
             follows: if follows_all {
-                Default::default()
+                BTreeSet::new()
             } else {
                 followed.keys().cloned().collect()
             },

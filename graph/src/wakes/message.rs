@@ -10,6 +10,10 @@ use crate::{checkpoint::MAX_MESSAGE_BYTES, ids::ThreadId};
 const MOST_THREADS: usize = 40;
 
 /// Where to look. The short names keep it small; what a newer release adds is ignored.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each says something about something else"
+)]
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Message {
     /// The engine that tells it.

@@ -243,11 +243,11 @@ impl Config {
                 )?,
                 agent: reader.parse(
                     "ARTEL_AGENT",
-                    "`artel-agent` or `command` is expected",
+                    "the name of an agent is expected; docs/agents.md lists them",
                     |text| {
-                        ["artel-agent", "command"]
-                            .contains(&text)
-                            .then(|| text.to_owned())
+                        let known = ["artel-agent", "command"].contains(&text)
+                            || worker::adapters::named(text).is_some();
+                        known.then(|| text.to_owned())
                     },
                 )?,
                 agent_command: reader

@@ -119,7 +119,7 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
             setting(
                 "ARTEL_AGENT",
                 "artel-agent",
-                "The coding agent: `artel-agent` or `command`.",
+                "The coding agent: `artel-agent`, `command`, `aider`, `claude-code`, `codex`, `droid`, `gemini` or `opencode`.",
             ),
             setting(
                 "ARTEL_AGENT_COMMAND",

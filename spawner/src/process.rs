@@ -153,14 +153,10 @@ fn job(
             argv.extend(["command".to_owned(), "--".to_owned()]);
             argv.extend(request.agent.command.iter().cloned());
         }
-        other => {
-            return Err(Trouble::failed(
-                kind::AGENT_MISSING,
-                format!(
-                    "There is no agent {other:?} here; ARTEL_AGENT can be `artel-agent` or `command`."
-                ),
-            ));
-        }
+        name => match worker::adapters::named(name) {
+            Some(adapter) => argv.push(adapter.name.to_owned()),
+            None => return Err(unknown_agent(name)),
+        },
     }
     let port = match relay_port(sandbox) {
         Ok(port) => port,
@@ -189,6 +185,20 @@ fn job(
         job = job.env(name, value);
     }
     Ok(Ok(job))
+}
+
+fn unknown_agent(name: &str) -> Trouble {
+    let known: Vec<&str> = worker::adapters::ALL
+        .iter()
+        .map(|adapter| adapter.name)
+        .collect();
+    Trouble::failed(
+        kind::AGENT_MISSING,
+        format!(
+            "There is no agent {name:?} here; ARTEL_AGENT can be artel-agent, command, {}.",
+            known.join(", ")
+        ),
+    )
 }
 
 /// The explicit environment of a worker; nothing is inherited.

@@ -25,10 +25,7 @@ pub async fn run(
     let Some((program, args)) = argv.split_first() else {
         return failed("the command is empty".to_owned());
     };
-    let base = match &environment.base_sha {
-        Some(sha) => Some(sha.clone()),
-        None => git::head(workspace).await,
-    };
+    let base = base(workspace, environment).await;
     let shown = program.display();
     let child = Command::new(program)
         .args(args)
@@ -54,20 +51,38 @@ pub async fn run(
     if !status.success() {
         return failed(format!("{shown} ended with {status}"));
     }
+    let summary = format!("`{shown}` ended with exit code 0.");
+    judge(&shown.to_string(), workspace, base.as_deref(), summary).await
+}
+
+/// The commit that the work starts from.
+pub(crate) async fn base(workspace: &Path, environment: &Environment) -> Option<String> {
+    match &environment.base_sha {
+        Some(sha) => Some(sha.clone()),
+        None => git::head(workspace).await,
+    }
+}
+
+/// What a program that ended well has done, as Git sees it.
+pub(crate) async fn judge(
+    shown: &str,
+    workspace: &Path,
+    base: Option<&str>,
+    summary: String,
+) -> Report {
     let head = git::head(workspace).await;
-    if head.is_none() || head == base {
-        return failed(format!(
-            "no commit: {shown} ended well but committed nothing"
-        ));
+    if head.is_none() || head.as_deref() == base {
+        return Report::Failed {
+            summary,
+            reason: format!("no commit: {shown} ended well but committed nothing"),
+        };
     }
     match git::status(workspace).await {
-        Ok(left) if left.is_empty() => Report::Succeeded {
-            summary: format!("`{shown}` ended with exit code 0."),
-        },
+        Ok(left) if left.is_empty() => Report::Succeeded { summary },
         Ok(left) => Report::Blocked {
-            summary: format!("`{shown}` ended with exit code 0."),
+            summary,
             reason: format!("uncommitted changes:\n{left}"),
         },
-        Err(error) => failed(error),
+        Err(reason) => Report::Failed { summary, reason },
     }
 }

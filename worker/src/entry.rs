@@ -1,5 +1,6 @@
-//! The command line: `[--workspace DIR] [--task FILE] [command -- PROGRAM ARG…]`.
+//! The command line: `[--workspace DIR] [--task FILE] [NAME | command -- PROGRAM ARG…]`.
 
+use crate::adapters::{self, Adapter};
 use crate::agent::{self, Agent};
 use crate::broker::{Broker, Report};
 use crate::command;
@@ -8,14 +9,24 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: artel-agent [--workspace DIR] [--task FILE] [command -- PROGRAM ARG…]";
+const USAGE: &str =
+    "usage: artel-agent [--workspace DIR] [--task FILE] [NAME | command -- PROGRAM ARG…]";
 
 /// What the command line asks for.
 struct Arguments {
     workspace: PathBuf,
     task: Option<PathBuf>,
-    /// Argument vector of the adapter `command`; none for the built-in agent.
-    command: Option<Vec<OsString>>,
+    agent: Choice,
+}
+
+/// Who does the work.
+enum Choice {
+    /// The agent in this program.
+    BuiltIn,
+    /// Somebody else's.
+    External(&'static Adapter),
+    /// This argument vector.
+    Command(Vec<OsString>),
 }
 
 /// Runs the agent, or the `command` adapter, to its report. `args` are those after the program's
@@ -65,11 +76,15 @@ async fn run(arguments: Arguments, environment: Environment) -> ExitCode {
     let task = arguments
         .task
         .unwrap_or_else(|| workspace.join(".artel/TASK.md"));
-    let report = if let Some(argv) = arguments.command {
-        command::run(&argv, &workspace, &task, &environment).await
-    } else {
-        let options = agent::Options::new(workspace, task, environment);
-        Agent::new(options, broker.clone()).run().await
+    let report = match arguments.agent {
+        Choice::Command(argv) => command::run(&argv, &workspace, &task, &environment).await,
+        Choice::External(adapter) => {
+            adapters::run(adapter, &workspace, &task, &environment, &broker).await
+        }
+        Choice::BuiltIn => {
+            let options = agent::Options::new(workspace, task, environment);
+            Agent::new(options, broker.clone()).run().await
+        }
     };
     println!("artel-agent: {}", report.line());
     match broker.report(&report).await {
@@ -86,7 +101,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Arguments, String> 
     let mut arguments = Arguments {
         workspace: PathBuf::from("/workspace"),
         task: None,
-        command: None,
+        agent: Choice::BuiltIn,
     };
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
@@ -102,9 +117,13 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Arguments, String> 
                 if argv.is_empty() {
                     return Err("`command --` needs a program".to_owned());
                 }
-                arguments.command = Some(argv);
+                arguments.agent = Choice::Command(argv);
             }
-            _ => return Err(format!("unknown argument {}", arg.display())),
+            Some("artel-agent") => arguments.agent = Choice::BuiltIn,
+            other => match other.and_then(adapters::named) {
+                Some(adapter) => arguments.agent = Choice::External(adapter),
+                None => return Err(format!("unknown argument {}", arg.display())),
+            },
         }
     }
     Ok(arguments)
@@ -122,8 +141,18 @@ mod tests {
     fn everything_behind_the_dashes_is_the_command() {
         let parsed = words(&["--workspace", "/w", "command", "--", "sh", "--task"]).unwrap();
         assert_eq!(parsed.workspace, PathBuf::from("/w"));
-        assert_eq!(parsed.command.unwrap(), ["sh", "--task"]);
-        assert!(words(&[]).unwrap().command.is_none());
+        assert!(matches!(parsed.agent, Choice::Command(argv) if argv == ["sh", "--task"]));
+        assert!(matches!(words(&[]).unwrap().agent, Choice::BuiltIn));
+    }
+
+    #[test]
+    fn every_adapter_is_chosen_by_its_name() {
+        for adapter in adapters::ALL {
+            let parsed = words(&["--workspace", "/w", adapter.name]).unwrap();
+            assert!(matches!(parsed.agent, Choice::External(found) if found.name == adapter.name));
+        }
+        let parsed = words(&["artel-agent"]).unwrap();
+        assert!(matches!(parsed.agent, Choice::BuiltIn));
     }
 
     #[test]

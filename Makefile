@@ -1,7 +1,7 @@
 # The verbs of the project. Each is one line of what it does; the work is in cargo and in scripts/.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build migrate bench
+.PHONY: help demo test check build migrate bench bench-peers
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,3 +23,6 @@ migrate: ## bring the database of DATABASE_URL (or of ARTEL_HOME) up to this ver
 
 bench: ## measure, and write target/bench/summary.json
 	@scripts/bench
+
+bench-peers: ## measure the engine beside LangGraph (installs it under target/), on one PostgreSQL and in memory
+	@scripts/bench-peers

@@ -1,4 +1,4 @@
-"""Measures what the project promises. Called by scripts/bench, which builds first and starts PostgreSQL.
+"""Measures what the project promises. Called by scripts/bench and scripts/bench-peers, which build first and start PostgreSQL.
 
 A part gives figures, and promises that it can judge: {"name", "promise", "unit", "bound", "limit", "figure", "met"}.
 Figures are never a reason to fail; a part that does not run is.
@@ -173,6 +173,8 @@ PARTS = {
 }
 # The benches that scripts/bench builds.
 BENCHES = ("overhead", "chain", "growth", "shapes", "sleepers", "wake")
+# What needs more than this repository: only scripts/bench-peers has it.
+PEERS = "peers"
 
 
 def output(*command):
@@ -194,6 +196,9 @@ def machine():
 
 
 def main(chosen):
+    if chosen == [PEERS]:
+        found = cargo_executables("-p", "graph", "--bench", PEERS)
+        return measure({PEERS: lambda: rust_bench(found[PEERS], PEERS)}, "summary-peers.json")
     only_check = chosen[:1] == ["--check"]
     chosen = chosen[only_check:]
     unknown = set(chosen) - set(PARTS)
@@ -201,9 +206,15 @@ def main(chosen):
         sys.exit(f"bench: there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if only_check:
         return 0
-    OUT.mkdir(parents=True, exist_ok=True)
     program = cargo_executables("-p", "artel")["artel"]
     benches = cargo_executables("-p", "artel", "-p", "graph", "-p", "nodes", *(word for name in BENCHES for word in ("--bench", name)))
+    parts = {name: (lambda part=part: part(program, benches)) for name, part in PARTS.items() if not chosen or name in chosen}
+    return measure(parts, "summary.json")
+
+
+def measure(parts, file):
+    """Runs the parts, shows what they found and writes it."""
+    OUT.mkdir(parents=True, exist_ok=True)
     summary = {
         "at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "commit": output("git", "rev-parse", "HEAD"),
@@ -214,21 +225,18 @@ def main(chosen):
         "promises": [],
         "did_not_run": [],
     }
-    for name, part in PARTS.items():
-        if chosen and name not in chosen:
-            continue
+    for name, part in parts.items():
         print(f"measuring: {name}", file=sys.stderr, flush=True)
         try:
-            found = part(program, benches)
+            found = part()
         except (DoesNotRun, OSError, subprocess.SubprocessError) as error:
             summary["did_not_run"].append({"part": name, "why": str(error)})
             continue
         summary["figures"] += found["figures"]
         summary["promises"] += found["promises"]
-        if "postgres" in found:
-            summary["machine"]["postgres"] = found["postgres"]
+        summary["machine"] |= {about: found[about] for about in ("postgres", "langgraph") if about in found}
     summary["machine"]["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
-    path = OUT / "summary.json"
+    path = OUT / file
     path.write_text(json.dumps(summary, indent=2) + "\n")
     show(summary)
     print(f"\nwritten: {path.relative_to(ROOT)}")

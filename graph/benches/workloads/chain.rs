@@ -1,5 +1,8 @@
 //! The chain: 20 nodes, each of which adds one and appends 64 bytes. Every superstep is committed before the next starts.
 
+// Each bench uses a part of it.
+#![allow(dead_code)]
+
 use std::{
     collections::HashMap,
     sync::{

@@ -42,6 +42,7 @@ impl<S: State> Graph<S> {
             joins: Vec::new(),
             conditions: Vec::new(),
             goes: Vec::new(),
+            on_error: Vec::new(),
             on_cancel: None,
             output: None,
             recursion_limit: 1000,
@@ -63,6 +64,8 @@ pub(crate) struct Node<S: State> {
     pub conditions: Conditions<S>,
     /// Where its commands may go.
     pub goes: BTreeSet<String>,
+    /// The node that takes over when it has failed for good.
+    pub on_error: Option<String>,
 }
 
 pub(crate) struct Join {
@@ -99,6 +102,7 @@ pub struct GraphBuilder<S: State> {
     joins: Vec<(Vec<String>, String)>,
     conditions: Vec<(String, Vec<String>, Condition<S>)>,
     goes: Vec<(String, Vec<String>)>,
+    on_error: Vec<(String, String)>,
     on_cancel: Option<String>,
     output: Option<Output<S>>,
     recursion_limit: u64,
@@ -188,6 +192,24 @@ impl<S: State> GraphBuilder<S> {
         self
     }
 
+    /// When a task of one of these nodes has failed for good (after its last attempt), `handler` takes the task over, in the same
+    /// step: it sees the state (and the task's argument) and what went wrong in [`Context::failure`], and what it hands back
+    /// counts in place of the failed task; what follows are its own edges and commands, not those of the failed node.
+    ///
+    /// That the task was handed over is in the database before the handler runs. Whatever becomes of the process, or of
+    /// attempts of the handler, the failed node does not run again. When the handler fails for good too, the thread fails.
+    #[must_use]
+    pub fn on_error<N: Into<String>>(
+        mut self,
+        nodes: impl IntoIterator<Item = N>,
+        handler: impl Into<String>,
+    ) -> Self {
+        let handler = handler.into();
+        self.on_error
+            .extend(nodes.into_iter().map(|node| (node.into(), handler.clone())));
+        self
+    }
+
     /// This node runs when the thread is cancelled, before it ends: a bounded chance to clean up. It cannot wait.
     #[must_use]
     pub fn on_cancel(mut self, node: impl Into<String>) -> Self {
@@ -274,15 +296,15 @@ impl<S: State> GraphBuilder<S> {
         let mut edges: Vec<ShapeEdge> = Vec::new();
         let mut add =
             |faults: &mut Vec<Fault>, from: &str, to: &str, kind: EdgeKind, label: &str| {
-                let from_known =
-                    names.contains(from) || (from == START && kind != EdgeKind::Command);
+                let from_known = names.contains(from)
+                    || (from == START && !matches!(kind, EdgeKind::Command | EdgeKind::Error));
                 if !from_known {
                     faults.push(Fault::UnknownSource {
                         from: from.to_owned(),
                         to: to.to_owned(),
                     });
                 }
-                let to_known = names.contains(to) || to == END;
+                let to_known = names.contains(to) || (to == END && kind != EdgeKind::Error);
                 if !to_known {
                     faults.push(Fault::UnknownTarget {
                         from: from.to_owned(),
@@ -330,6 +352,16 @@ impl<S: State> GraphBuilder<S> {
         for (from, targets) in &self.goes {
             for to in targets {
                 add(faults, from, to, EdgeKind::Command, "");
+            }
+        }
+        let mut handled = BTreeSet::new();
+        for (node, handler) in &self.on_error {
+            add(faults, node, handler, EdgeKind::Error, "error");
+            if node == handler {
+                faults.push(Fault::HandlesItself(node.clone()));
+            }
+            if !handled.insert(node) {
+                faults.push(Fault::TwoHandlers(node.clone()));
             }
         }
         for name in self
@@ -391,6 +423,7 @@ impl<S: State> GraphBuilder<S> {
         for (from, targets) in self.goes {
             goes.entry(from).or_default().extend(targets);
         }
+        let mut on_error: BTreeMap<String, String> = self.on_error.into_iter().collect();
         let caches = self
             .nodes
             .iter()
@@ -409,6 +442,7 @@ impl<S: State> GraphBuilder<S> {
                         .collect(),
                     conditions: conditions.remove(&name).unwrap_or_default(),
                     goes: goes.remove(&name).unwrap_or_default(),
+                    on_error: on_error.remove(&name),
                 };
                 (name, Arc::new(node))
             })
@@ -552,6 +586,12 @@ pub enum Fault {
     /// Nothing follows the start.
     #[error("nothing follows START; add an edge from it")]
     NoEntry,
+    /// A node with two error handlers.
+    #[error("node `{0}` has two error handlers")]
+    TwoHandlers(String),
+    /// A node that is its own error handler.
+    #[error("node `{0}` is its own error handler; to try again, give it a retry policy")]
+    HandlesItself(String),
     /// A recursion limit of 0.
     #[error("a recursion limit of 0 lets nothing run")]
     NoSteps,

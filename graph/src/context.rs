@@ -15,7 +15,7 @@ use crate::{
         Appended, CancelRequest, NewEvent, NewSignal, NewThread, Parent, WaitKind, WaitRecord,
         Write, WriteKind,
     },
-    error::NodeError,
+    error::{NodeError, TaskFailure},
     follow::StreamKind,
     ids::{IdempotencyKey, ThreadId},
     memo::{Emission, Memo, Waiting},
@@ -46,6 +46,7 @@ pub(crate) struct TaskContext {
     pub step: u64,
     pub attempt: u32,
     pub argument: Option<Value>,
+    pub failure: Option<Arc<TaskFailure>>,
     /// Whether no other task of the step can take a signal before it, so that waits may look into the mailbox at once.
     pub alone: bool,
     /// Whether it may wait at all.
@@ -91,6 +92,12 @@ impl Context {
             .fatal()
         })?;
         T::deserialize(argument).map_err(|error| NodeError::from(error).fatal())
+    }
+
+    /// What went wrong, if the node has taken over from one that failed for good
+    /// ([`GraphBuilder::on_error`](crate::GraphBuilder::on_error)).
+    pub fn failure(&self) -> Option<&TaskFailure> {
+        self.inner.failure.as_deref()
     }
 
     // ---- waiting ----

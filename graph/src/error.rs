@@ -204,6 +204,18 @@ impl fmt::Debug for NodeError {
     }
 }
 
+/// What a node that takes over after a failure finds in [`Context::failure`](crate::Context::failure).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TaskFailure {
+    /// The node that failed.
+    pub node: String,
+    /// The failure of its last attempt, with all causes.
+    pub error: String,
+    /// How many attempts it had, counted over crashes and retries by hand.
+    pub attempts: u32,
+}
+
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -124,7 +124,7 @@ pub use checkpoint::{
 pub use command::{Command, END, Goto, Outcome, START, Send};
 pub use context::Context;
 pub use engine::{Busy, CheckpointInfo, Delivered, Engine, EngineBuilder, StartOptions, Started};
-pub use error::{EngineError, NodeError};
+pub use error::{EngineError, NodeError, TaskFailure};
 pub use follow::{Modes, StreamItem, StreamKind};
 pub use graph_derive::State;
 pub use ids::{Cursor, IdempotencyKey, MAX_THREAD_ID_BYTES, ThreadId};

@@ -64,6 +64,9 @@ pub(crate) struct Attempts {
     /// When the next attempt is due, if that is a timer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<jiff::Timestamp>,
+    /// The failure for which the error handler has taken over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed_over: Option<String>,
 }
 
 type Key = (WriteKind, String, u32);

@@ -26,11 +26,13 @@ pub enum EdgeKind {
     Conditional,
     /// When a command of the node says so.
     Command,
+    /// When a task of the node has failed for good.
+    Error,
 }
 
 impl EdgeKind {
-    fn is_dashed(self) -> bool {
-        matches!(self, Self::Conditional | Self::Command)
+    pub(crate) fn is_dashed(self) -> bool {
+        matches!(self, Self::Conditional | Self::Command | Self::Error)
     }
 }
 
@@ -71,7 +73,7 @@ pub struct Shape {
 
 impl Shape {
     /// START, the nodes, END, as a petgraph.
-    fn digraph(&self) -> (DiGraph<&str, ()>, NodeIndex, NodeIndex) {
+    fn digraph(&self) -> (DiGraph<&str, EdgeKind>, NodeIndex, NodeIndex) {
         let mut graph = DiGraph::new();
         let start = graph.add_node(START);
         let indices: Vec<(&str, NodeIndex)> = self
@@ -87,7 +89,7 @@ impl Shape {
         };
         for edge in &self.edges {
             if let (Some(from), Some(to)) = (find(&edge.from), find(&edge.to)) {
-                graph.add_edge(from, to, ());
+                graph.add_edge(from, to, edge.kind);
             }
         }
         (graph, start, end)
@@ -101,11 +103,13 @@ impl Shape {
             .find(|index| Some(graph[*index]) == on_cancel)
         {
             // Cancelling is a way in and the thread's end a way out, though nobody draws them.
-            graph.add_edge(start, index, ());
-            graph.add_edge(index, end, ());
+            graph.add_edge(start, index, EdgeKind::Static);
+            graph.add_edge(index, end, EdgeKind::Static);
         }
         let mut reached = Dfs::new(&graph, start);
         while reached.next(&graph).is_some() {}
+        // A node must have a way out when it does not fail, too.
+        graph.retain_edges(|graph, edge| graph[edge] != EdgeKind::Error);
         let mut ending = Dfs::new(Reversed(&graph), end);
         while ending.next(Reversed(&graph)).is_some() {}
         for index in graph.node_indices() {

@@ -47,12 +47,15 @@ pub(crate) fn draw(shape: &Shape) -> String {
     {
         indices.insert(name, graph.add_node(name));
     }
+    // In the order of the edges' indices.
+    let mut labels = Vec::new();
     for edge in &shape.edges {
         if let (Some(from), Some(to)) = (
             indices.get(edge.from.as_str()),
             indices.get(edge.to.as_str()),
         ) {
             graph.add_edge(*from, *to, edge.kind);
+            labels.push(edge.label.as_str());
         }
     }
     let layers = layers(&graph);
@@ -75,11 +78,12 @@ pub(crate) fn draw(shape: &Shape) -> String {
         "\n"
     ));
     for edge in graph.edge_references() {
-        let dash = match edge.weight() {
-            EdgeKind::Conditional | EdgeKind::Command => r#" stroke-dasharray="5 4""#,
-            EdgeKind::Static | EdgeKind::Join => "",
+        let dash = if edge.weight().is_dashed() {
+            r#" stroke-dasharray="5 4""#
+        } else {
+            ""
         };
-        let path = curve(
+        let (path, (x, y)) = curve(
             &placed[edge.source().index()],
             &placed[edge.target().index()],
         );
@@ -87,6 +91,14 @@ pub(crate) fn draw(shape: &Shape) -> String {
             svg,
             r##"<path d="{path}" fill="none" stroke="#555"{dash} marker-end="url(#arrow)"/>"##
         );
+        let label = labels[edge.id().index()];
+        if !label.is_empty() {
+            let _ = writeln!(
+                svg,
+                r##"<text x="{x:.1}" y="{y:.1}" text-anchor="middle" font-size="11" fill="#555">{}</text>"##,
+                escape(label)
+            );
+        }
     }
     for node in &placed {
         let round = if matches!(node.label, "start" | "end") {
@@ -201,21 +213,25 @@ fn place<'a>(graph: &DiGraph<&'a str, EdgeKind>, layers: &[usize]) -> (Vec<Place
     (placed, width)
 }
 
-fn curve(from: &Placed<'_>, to: &Placed<'_>) -> String {
+/// The path of an edge, and its middle.
+fn curve(from: &Placed<'_>, to: &Placed<'_>) -> (String, (f64, f64)) {
     if to.layer > from.layer {
         let (x1, y1) = (from.middle(), from.top() + BOX_HEIGHT);
         let (x2, y2) = (to.middle(), to.top());
         let bend = (y2 - y1) / 2.0;
-        format!(
+        let path = format!(
             "M{x1:.1} {y1:.1}C{x1:.1} {:.1} {x2:.1} {:.1} {x2:.1} {y2:.1}",
             y1 + bend,
             y2 - bend
-        )
+        );
+        (path, (f64::midpoint(x1, x2), f64::midpoint(y1, y2)))
     } else {
         let (x1, y1) = (from.x + from.width, from.top() + BOX_HEIGHT / 2.0 - 4.0);
         let (x2, y2) = (to.x + to.width, to.top() + BOX_HEIGHT / 2.0 + 4.0);
         let side = x1.max(x2) + 36.0;
-        format!("M{x1:.1} {y1:.1}C{side:.1} {y1:.1} {side:.1} {y2:.1} {x2:.1} {y2:.1}")
+        let path = format!("M{x1:.1} {y1:.1}C{side:.1} {y1:.1} {side:.1} {y2:.1} {x2:.1} {y2:.1}");
+        let middle = (side * 6.0 + x1 + x2) / 8.0;
+        (path, (middle, f64::midpoint(y1, y2)))
     }
 }
 

@@ -13,14 +13,14 @@ use crate::{
     checkpoint::{Commit, Write, WriteKind},
     command::Outcome,
     context::{Context, TaskContext},
-    error::NodeError,
+    error::{NodeError, TaskFailure},
     memo::{Attempts, Memo},
     observer::Point,
     options::RetryPolicy,
     state::State,
 };
 
-use super::RunShared;
+use super::{Broken, RunShared};
 
 /// A retry after a longer time is a timer; after a shorter one, the run waits for it.
 const HELD_RETRY: Duration = Duration::from_secs(2);
@@ -36,6 +36,35 @@ pub(super) enum TaskEnd<S: State> {
     Lost,
 }
 
+/// A job that is over.
+pub(super) struct Ended<S: State> {
+    pub end: TaskEnd<S>,
+    pub attempts: Attempts,
+    /// The node that took over, after the one that was planned had failed for good.
+    pub handler: Option<Handler<S>>,
+}
+
+/// A node that takes over from another.
+pub(super) struct Handler<S: State> {
+    pub node: Arc<Node<S>>,
+    /// The task path under which it remembers.
+    pub key: String,
+    pub memo: Arc<Mutex<Memo>>,
+    pub failure: Arc<TaskFailure>,
+}
+
+impl<S: State> Handler<S> {
+    /// `failed` is the path of the task that has failed.
+    pub fn new(node: Arc<Node<S>>, failed: &str, failure: TaskFailure) -> Self {
+        Self {
+            key: format!("{failed}~{}", node.name),
+            node,
+            memo: Arc::default(),
+            failure: Arc::new(failure),
+        }
+    }
+}
+
 /// All that a task needs to run.
 pub(super) struct Job<S: State> {
     pub run: Arc<RunShared>,
@@ -46,6 +75,10 @@ pub(super) struct Job<S: State> {
     pub argument: Option<serde_json::Value>,
     pub memo: Arc<Mutex<Memo>>,
     pub attempts: Attempts,
+    /// The node that takes over when this one has failed for good.
+    pub handler: Option<Arc<Node<S>>>,
+    /// What went wrong, if the node has taken over.
+    pub failure: Option<Arc<TaskFailure>>,
     pub alone: bool,
     pub may_wait: bool,
     pub cancel: CancellationToken,
@@ -57,7 +90,8 @@ pub(super) struct Job<S: State> {
 
 impl<S: State> Job<S> {
     /// Runs the task until it is done, suspended, or has failed for now.
-    pub async fn run(mut self) -> (TaskEnd<S>, Attempts) {
+    pub async fn run(mut self) -> Ended<S> {
+        let mut handler = None;
         loop {
             let attempt = self.attempts.made + 1;
             self.run.engine.observe(&Point::NodeStarted {
@@ -92,11 +126,23 @@ impl<S: State> Job<S> {
                 Err(error) if error.is_lost() => TaskEnd::Lost,
                 Err(error) if error.is_cancelled() => TaskEnd::Cancelled,
                 Err(error) => match self.failed(attempt, &error).await {
+                    Some(TaskEnd::Failed(text)) => match self.hand_over(&error).await {
+                        Ok(Some(taken)) => {
+                            handler = Some(taken);
+                            continue;
+                        }
+                        Ok(None) => TaskEnd::Failed(text),
+                        Err(Broken) => TaskEnd::Lost,
+                    },
                     Some(end) => end,
                     None => continue,
                 },
             };
-            return (end, self.attempts);
+            return Ended {
+                end,
+                attempts: self.attempts,
+                handler,
+            };
         }
     }
 
@@ -110,6 +156,7 @@ impl<S: State> Job<S> {
                 step: self.step,
                 attempt,
                 argument: self.argument.clone(),
+                failure: self.failure.clone(),
                 alone: self.alone,
                 may_wait: self.may_wait,
                 cancel: self.cancel.clone(),
@@ -197,7 +244,13 @@ impl<S: State> Job<S> {
 
     /// Counts a failure in the database, and waits if the next attempt is soon.
     async fn failed(&mut self, attempt: u32, error: &NodeError) -> Option<TaskEnd<S>> {
-        let text = format!("node `{}`: {error}", self.node.name);
+        let mut text = format!("node `{}`: {error}", self.node.name);
+        if let Some(failure) = &self.failure {
+            text = format!(
+                "node `{}`: {}; its error handler failed too: {text}",
+                failure.node, failure.error
+            );
+        }
         tracing::warn!(thread = %self.run.thread, node = %self.node.name, attempt, %error, "attempt failed");
         self.attempts.made = attempt;
         self.attempts.error.clone_from(&text);
@@ -228,6 +281,36 @@ impl<S: State> Job<S> {
             () = tokio::time::sleep(interval) => None,
             () = self.cancel.cancelled() => Some(TaskEnd::Cancelled),
         }
+    }
+}
+
+impl<S: State> Job<S> {
+    /// Lets the error handler take over, if there is one. From then on the failed node does not run again, whatever happens.
+    async fn hand_over(&mut self, error: &NodeError) -> Result<Option<Handler<S>>, Broken> {
+        let Some(node) = self.handler.take() else {
+            return Ok(None);
+        };
+        let error = error.to_string();
+        self.attempts.handed_over = Some(error.clone());
+        let mut commit = Commit::on(self.run.base());
+        self.memo.lock().flush_memory(&mut commit);
+        commit
+            .writes
+            .push(attempts_write(&self.key, &self.attempts));
+        self.run.commit(commit).await?;
+        tracing::warn!(thread = %self.run.thread, node = %self.node.name, handler = %node.name, "the error handler takes over");
+        let failure = TaskFailure {
+            node: self.node.name.to_string(),
+            error,
+            attempts: self.attempts.made,
+        };
+        let handler = Handler::new(node, &self.key, failure);
+        self.node = handler.node.clone();
+        self.key.clone_from(&handler.key);
+        self.memo = handler.memo.clone();
+        self.failure = Some(handler.failure.clone());
+        self.attempts = Attempts::default();
+        Ok(Some(handler))
     }
 }
 

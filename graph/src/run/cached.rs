@@ -31,7 +31,10 @@ impl<S: State> Run<S> {
             let Some(policy) = &task.node.options.cache else {
                 continue;
             };
-            if !matches!(task.status, Status::Ready) || !task.memo.lock().is_pure() {
+            if !matches!(task.status, Status::Ready)
+                || task.failure.is_some()
+                || !task.memo.lock().is_pure()
+            {
                 continue;
             }
             match policy.make_key(&*self.state, task.planned.argument.as_ref()) {

@@ -170,6 +170,8 @@ impl<S: State> Run<S> {
             argument: None,
             memo: memo.clone(),
             attempts: Attempts::default(),
+            handler: None,
+            failure: None,
             alone: true,
             may_wait: false,
             cancel: CancellationToken::new(),
@@ -177,11 +179,11 @@ impl<S: State> Run<S> {
             bound: Some(CLEANUP),
         };
         let lost = self.shared.controls.lost.clone();
-        let (end, _) = tokio::select! {
-            end = job.run() => end,
+        let ended = tokio::select! {
+            ended = job.run() => ended,
             () = lost.cancelled() => return Err(Broken),
         };
-        let outcome = match end {
+        let outcome = match ended.end {
             TaskEnd::Done(outcome) => outcome,
             TaskEnd::Lost => return Err(Broken),
             TaskEnd::Failed(error) => {

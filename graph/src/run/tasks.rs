@@ -11,6 +11,7 @@ use crate::{
     builder::Node,
     checkpoint::{Commit, WaitKind, WaitRecord, Write, WriteKind},
     command::{Outcome, Target},
+    error::TaskFailure,
     memo::{Attempts, Memo, Suspension},
     plan::Planned,
     state::{State, Update},
@@ -19,7 +20,7 @@ use crate::{
 
 use super::{
     Broken, Run,
-    attempt::{Job, TaskEnd},
+    attempt::{Ended, Handler, Job, TaskEnd},
 };
 
 /// When a task outlives its siblings by so much, what the siblings did is made durable without waiting for it.
@@ -31,6 +32,8 @@ pub(super) struct Task<S: State> {
     pub memo: Arc<Mutex<Memo>>,
     pub attempts: Attempts,
     pub status: Status<S>,
+    /// What went wrong, if an error handler has taken over: the node, the path and all the rest are the handler's then.
+    pub failure: Option<Arc<TaskFailure>>,
     /// Whether what is to be kept of it is in the database.
     pub recorded: bool,
     /// Whether it was finished before this run, or its result came from the cache.
@@ -48,77 +51,108 @@ pub(super) enum Status<S: State> {
     Cancelled,
 }
 
+impl<S: State> Task<S> {
+    /// From now on, the task is the handler's.
+    fn take_over(&mut self, handler: Handler<S>) {
+        self.planned.node = handler.node.name.to_string();
+        self.planned.key = handler.key;
+        self.node = handler.node;
+        self.memo = handler.memo;
+        self.failure = Some(handler.failure);
+        self.cache_key = None;
+    }
+}
+
 impl<S: State> Run<S> {
     /// The planned tasks, with what is remembered of them.
     pub(super) fn tasks(&mut self) -> Result<Vec<Task<S>>, String> {
         let mut tasks = Vec::new();
         for planned in self.plan.tasks() {
-            let node = self
-                .graph
-                .nodes
-                .get(&planned.node)
-                .cloned()
-                .ok_or_else(|| {
-                    format!(
-                        "node `{}` is to run next, but graph `{}` has no such node (any more)",
-                        planned.node, self.graph.name
-                    )
-                })?;
-            let mut memo = Memo::default();
-            let mut attempts = Attempts::default();
-            let mut status = Status::Ready;
-            for write in self.writes.remove(&planned.key).unwrap_or_default() {
-                let fault = |error: serde_json::Error| {
-                    format!(
-                        "what task `{}` has written cannot be read: {error}",
-                        planned.key
-                    )
-                };
-                match write.kind {
-                    WriteKind::Step | WriteKind::Wait | WriteKind::Take => memo.restore(&write),
-                    WriteKind::Attempts => {
-                        attempts = serde_json::from_value(write.value).map_err(fault)?;
-                    }
-                    WriteKind::Suspended => {
-                        let stored: Suspension =
-                            serde_json::from_value(write.value).map_err(fault)?;
-                        memo.said = stored.said;
-                        memo.waits = stored.waits;
-                    }
-                    WriteKind::Result => {
-                        if !write.value.is_null() {
-                            let outcome = outcome_from::<S>(write.value).map_err(|error| {
-                                format!(
-                                    "the result of task `{}` cannot be read: {error}",
-                                    planned.key
-                                )
-                            })?;
-                            status = Status::Done(outcome);
-                        }
-                    }
-                }
-            }
-            let recorded = !matches!(status, Status::Ready) || !memo.waits.is_empty();
-            let cached = matches!(status, Status::Done(_));
-            if let Status::Ready = status {
-                if !memo.waits.is_empty() && !memo.is_answered() {
-                    status = Status::Suspended;
-                } else if let Some(at) = attempts.retry_at {
-                    status = Status::RetryAt(at);
-                }
-            }
-            tasks.push(Task {
+            let node = self.node(&planned.node)?;
+            let mut task = Task {
                 planned,
                 node,
-                memo: Arc::new(Mutex::new(memo)),
-                attempts,
-                status,
-                recorded,
-                cached,
+                memo: Arc::default(),
+                attempts: Attempts::default(),
+                status: Status::Ready,
+                failure: None,
+                recorded: false,
+                cached: false,
                 cache_key: None,
-            });
+            };
+            self.remember(&mut task)?;
+            if let Some(error) = &task.attempts.handed_over
+                && let Some(handler) = self.handler(&task)
+            {
+                let failure = TaskFailure {
+                    node: task.planned.node.clone(),
+                    error: error.clone(),
+                    attempts: task.attempts.made,
+                };
+                task.attempts = Attempts::default();
+                task.status = Status::Ready;
+                task.take_over(Handler::new(handler, &task.planned.key, failure));
+                self.remember(&mut task)?;
+            }
+            tasks.push(task);
         }
         Ok(tasks)
+    }
+
+    fn node(&self, name: &str) -> Result<Arc<Node<S>>, String> {
+        self.graph.nodes.get(name).cloned().ok_or_else(|| {
+            format!(
+                "node `{name}` is to run next, but graph `{}` has no such node (any more)",
+                self.graph.name
+            )
+        })
+    }
+
+    /// The node that takes over when a task fails for good. A handler has none.
+    fn handler(&self, task: &Task<S>) -> Option<Arc<Node<S>>> {
+        let name = task.node.on_error.as_ref()?;
+        let handler = self.graph.nodes.get(name).cloned()?;
+        task.failure.is_none().then_some(handler)
+    }
+
+    /// Reads what a task has written in earlier runs.
+    fn remember(&mut self, task: &mut Task<S>) -> Result<(), String> {
+        let key = &task.planned.key;
+        let mut memo = task.memo.lock();
+        for write in self.writes.remove(key).unwrap_or_default() {
+            let fault = |error: serde_json::Error| {
+                format!("what task `{key}` has written cannot be read: {error}")
+            };
+            match write.kind {
+                WriteKind::Step | WriteKind::Wait | WriteKind::Take => memo.restore(&write),
+                WriteKind::Attempts => {
+                    task.attempts = serde_json::from_value(write.value).map_err(fault)?;
+                }
+                WriteKind::Suspended => {
+                    let stored: Suspension = serde_json::from_value(write.value).map_err(fault)?;
+                    memo.said = stored.said;
+                    memo.waits = stored.waits;
+                }
+                WriteKind::Result => {
+                    if !write.value.is_null() {
+                        let outcome = outcome_from::<S>(write.value).map_err(|error| {
+                            format!("the result of task `{key}` cannot be read: {error}")
+                        })?;
+                        task.status = Status::Done(outcome);
+                    }
+                }
+            }
+        }
+        task.recorded = !matches!(task.status, Status::Ready) || !memo.waits.is_empty();
+        task.cached = matches!(task.status, Status::Done(_));
+        if let Status::Ready = task.status {
+            if !memo.waits.is_empty() && !memo.is_answered() {
+                task.status = Status::Suspended;
+            } else if let Some(at) = task.attempts.retry_at {
+                task.status = Status::RetryAt(at);
+            }
+        }
+        Ok(())
     }
 
     /// Hands signals and times that have come to the tasks that wait for them, in the order of the tasks. Returns whether a
@@ -179,11 +213,11 @@ impl<S: State> Run<S> {
         if let [index] = ready[..] {
             let job = self.job(&tasks[index], undone == 1);
             let lost = self.shared.controls.lost.clone();
-            let (end, attempts) = tokio::select! {
-                end = job.run() => end,
+            let ended = tokio::select! {
+                ended = job.run() => ended,
                 () = lost.cancelled() => return Err(Broken),
             };
-            return Self::settle(&mut tasks[index], end, attempts);
+            return Self::settle(&mut tasks[index], ended);
         }
         let slots = Arc::new(tokio::sync::Semaphore::new(self.graph.parallel));
         let mut running = JoinSet::new();
@@ -201,8 +235,8 @@ impl<S: State> Run<S> {
         while !running.is_empty() {
             tokio::select! {
                 joined = running.join_next() => match joined {
-                    Some(Ok((index, (end, attempts)))) => {
-                        Self::settle(&mut tasks[index], end, attempts)?;
+                    Some(Ok((index, ended))) => {
+                        Self::settle(&mut tasks[index], ended)?;
                         overdue.get_or_insert_with(|| tokio::time::Instant::now() + OUTLIVES);
                     }
                     Some(Err(error)) => {
@@ -238,6 +272,8 @@ impl<S: State> Run<S> {
             argument: task.planned.argument.clone(),
             memo: task.memo.clone(),
             attempts: task.attempts.clone(),
+            handler: self.handler(task),
+            failure: task.failure.clone(),
             alone,
             may_wait: true,
             cancel: self.shared.controls.cancel.clone(),
@@ -246,14 +282,13 @@ impl<S: State> Run<S> {
         }
     }
 
-    pub(super) fn settle(
-        task: &mut Task<S>,
-        end: TaskEnd<S>,
-        attempts: Attempts,
-    ) -> Result<(), Broken> {
-        task.attempts = attempts;
+    pub(super) fn settle(task: &mut Task<S>, ended: Ended<S>) -> Result<(), Broken> {
+        if let Some(handler) = ended.handler {
+            task.take_over(handler);
+        }
+        task.attempts = ended.attempts;
         task.recorded = false;
-        task.status = match end {
+        task.status = match ended.end {
             TaskEnd::Done(outcome) => Status::Done(outcome),
             TaskEnd::Suspended => Status::Suspended,
             TaskEnd::RetryAt(at) => Status::RetryAt(at),

@@ -196,3 +196,72 @@ fn two_graphs_of_one_name_are_refused() {
         .expect_err("is refused");
     assert!(matches!(error, graph::EngineError::DuplicateGraph(name) if name == "a <drawing>"));
 }
+
+fn with_handler() -> graph::CompiledGraph<Notes> {
+    notes("g")
+        .node("work", |_, _| says("work"))
+        .node("mend", |_, _| says("mend"))
+        .edge(START, "work")
+        .edge("work", END)
+        .on_error(["work"], "mend")
+        .edge("mend", END)
+        .compile()
+        .expect("compiles")
+}
+
+#[test]
+fn an_error_handler_is_drawn_with_a_dashed_edge_that_says_error() {
+    let mermaid = with_handler().to_mermaid();
+    assert!(mermaid.contains("  n0 -.->|\"error\"| n1\n"), "{mermaid}");
+    let dot = with_handler().to_dot();
+    assert!(
+        dot.contains("\"work\" -> \"mend\" [style=dashed, label=\"error\"];"),
+        "{dot}"
+    );
+    let svg = with_handler().to_svg();
+    assert_eq!(svg.matches("stroke-dasharray").count(), 1, "{svg}");
+    assert_eq!(svg.matches(">error</text>").count(), 1, "{svg}");
+}
+
+#[test]
+fn error_handlers_are_checked_like_all_nodes() {
+    let error = notes("g")
+        .node("a", |_, _| says("a"))
+        .node("b", |_, _| says("b"))
+        .node("c", |_, _| says("c"))
+        .node("stuck", |_, _| says("stuck"))
+        .edge(START, "a")
+        .edge(START, "b")
+        .edge("a", END)
+        // It ends only when it fails.
+        .on_error(["b"], "c")
+        .on_error(["a"], "stuck")
+        .on_error(["a"], "missing")
+        .on_error(["ghost", START], "c")
+        .on_error(["c"], "c")
+        .on_error(["stuck"], END)
+        .edge("c", END)
+        .compile()
+        .expect_err("is wrong");
+    let unknown_source = |from: &str, to: &str| Fault::UnknownSource {
+        from: from.into(),
+        to: to.into(),
+    };
+    let unknown_target = |from: &str, to: &str| Fault::UnknownTarget {
+        from: from.into(),
+        to: to.into(),
+    };
+    assert_eq!(
+        faults(error),
+        [
+            unknown_target("a", "missing"),
+            Fault::TwoHandlers("a".into()),
+            unknown_source("ghost", "c"),
+            unknown_source(START, "c"),
+            Fault::HandlesItself("c".into()),
+            unknown_target("stuck", END),
+            Fault::NoWayOut("b".into()),
+            Fault::NoWayOut("stuck".into()),
+        ]
+    );
+}

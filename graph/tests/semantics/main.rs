@@ -5,6 +5,7 @@ mod children;
 mod crashes;
 mod failure;
 mod graphs;
+mod handlers;
 mod journal;
 mod lab;
 mod leases;

@@ -1,6 +1,6 @@
 //! Nodes that take over after a failure (22).
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use graph::{
     Command, Context, END, Engine, Goto, GraphBuilder, NodeError, NodeOptions, RetryPolicy, START,
@@ -19,15 +19,15 @@ fn quick(attempts: u32) -> RetryPolicy {
 }
 
 /// A node that fails, and counts how often.
-async fn fails(count: Count) -> Result<NotesUpdate, NodeError> {
-    Err(NodeError::msg(format!("failure {}", count.up())))
+fn fails(count: &Count) -> impl Future<Output = Result<NotesUpdate, NodeError>> + use<> {
+    std::future::ready(Err(NodeError::msg(format!("failure {}", count.up()))))
 }
 
 /// A graph `g`: `a` always fails, `mend` takes over.
 fn failing(count: &Count) -> GraphBuilder<Notes> {
     let count = count.clone();
     notes("g")
-        .node("a", move |_, _| fails(count.clone()))
+        .node("a", move |_, _| fails(&count))
         .edge(START, "a")
         .edge("a", END)
         .on_error(["a"], "mend")
@@ -46,7 +46,7 @@ promise! {
                     async move {
                         assert!(ctx.failure().is_none());
                         ctx.emit("s", "never said", &())?;
-                        fails(count).await
+                        fails(&count).await
                     }
                 })
                 .node("next", |_, _| async { Ok(log("next")) })
@@ -206,7 +206,7 @@ promise! {
         let counted = tries.clone();
         let retry = RetryPolicy::default().first_interval(Duration::from_hours(1));
         let engine = lab.notes(
-            failing(&count).node_with("mend", NodeOptions::default().retry(retry), move |_, _| fails(counted.clone())),
+            failing(&count).node_with("mend", NodeOptions::default().retry(retry), move |_, _| fails(&counted)),
         ).await;
         let waiting = start_and_run(&engine).await;
         assert_eq!(waiting.status, ThreadStatus::Waiting);

@@ -19,11 +19,12 @@ use crate::{
     host::{AnyGraph, Shared},
     ids::ThreadId,
     journal::Journal,
+    kept::restore,
     memory::MemoryCache,
     observer::Observer,
     plan::Plan,
     shape::Shape,
-    state::{State, rebuild},
+    state::State,
     traced::Traced,
     waits::{ANSWER, Answer, INPUT, RESERVED},
 };
@@ -466,12 +467,15 @@ impl Engine {
                 graph: record.graph,
             });
         }
-        let rows = self.shared.store.state_rows(&thread, None).await?;
-        rebuild(&record.input, rows.rows).map_err(|source| EngineError::StoredState {
-            thread,
-            graph: record.graph,
-            source,
-        })
+        let mut rows = self.shared.store.state_rows(&thread, None).await?;
+        let state = restore(&record.input, &mut rows);
+        state
+            .map(Arc::unwrap_or_clone)
+            .map_err(|source| EngineError::StoredState {
+                thread,
+                graph: record.graph,
+                source,
+            })
     }
 
     /// The state of a thread at a checkpoint (0: its input), as an object of channels.

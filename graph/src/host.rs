@@ -14,10 +14,11 @@ use crate::{
     error::EngineError,
     follow::Bus,
     ids::ThreadId,
+    kept::{Held, restore},
     observer::{Observer, Point},
     run::{Controls, Run, RunShared, Unfit, end_thread, forked},
     shape::Shape,
-    state::{ChannelError, State, Update, rebuild},
+    state::{ChannelError, State, Update},
     wakes::Wakes,
 };
 
@@ -65,8 +66,8 @@ impl<S: State> AnyGraph for Compiled<S> {
         S::Update::from_json(input.clone()).map(|_| ())
     }
 
-    fn values(&self, input: &Value, rows: StateRows) -> Result<Value, ChannelError> {
-        let state: S = rebuild(input, rows.rows)?;
+    fn values(&self, input: &Value, mut rows: StateRows) -> Result<Value, ChannelError> {
+        let state: Arc<S> = restore(input, &mut rows)?;
         Ok(Value::Object(state.channels()?))
     }
 
@@ -90,6 +91,16 @@ impl<S: State> AnyGraph for Compiled<S> {
     ) -> BoxFuture<'static, Result<(), StorageError>> {
         Box::pin(async move {
             let mut loaded = engine.store.load(&claim.lease).await?;
+            let state = &mut loaded.state;
+            if state
+                .state
+                .as_ref()
+                .is_some_and(|kept| Held::<S>::of(kept).is_none())
+            {
+                // It was kept for another state's type, so it has to be rebuilt.
+                let (thread, checkpoint) = (&claim.lease.thread, state.checkpoint);
+                *state = engine.store.state_rows(thread, Some(checkpoint)).await?;
+            }
             let cancel = loaded.thread.cancel.clone();
             let shared = RunShared::new(engine, claim.lease, controls.clone(), &mut loaded);
             let shared = Arc::new(shared);

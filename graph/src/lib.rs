@@ -92,6 +92,7 @@ mod follow;
 mod host;
 mod ids;
 mod journal;
+mod kept;
 mod memo;
 pub mod memory;
 mod observer;

@@ -5,7 +5,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::checkpoint::Channels;
+use crate::{checkpoint::Channels, kept::Updates};
 
 /// How an update of a channel becomes its new value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -240,6 +240,16 @@ pub(crate) fn rebuild<S: State>(
     for row in rows {
         let mut appends = row.appends;
         let mut changes = row.changes;
+        if let Some(kept) = &row.kept {
+            if let (Some(updates), None) = (Updates::<S>::of(kept), &row.snapshot) {
+                for update in updates {
+                    state.apply(update.clone());
+                }
+                continue;
+            }
+            // Of another type than the state has now.
+            (appends, changes) = kept.json()?;
+        }
         if let Some(snapshot) = row.snapshot {
             // A snapshot holds the values after its own step: of that step, only appends to other channels are still to come.
             changes = Map::new();
@@ -359,6 +369,7 @@ mod tests {
             appends: changes.appends,
             changes: changes.changes,
             snapshot: None,
+            kept: None,
         };
         let mut expected = All::default();
         expected.apply(update());
@@ -381,6 +392,7 @@ mod tests {
             appends: Map::from_iter([("list".to_owned(), items)]),
             changes: Map::new(),
             snapshot: None,
+            kept: None,
         });
         let mut rows = Vec::from(rows);
         rows[1].snapshot = Some(Map::from_iter([("list".to_owned(), json!([7]))]));
@@ -398,6 +410,7 @@ mod tests {
                 ("maybe".to_owned(), json!(2)),
             ]),
             snapshot: None,
+            kept: None,
         };
         let rebuilt: All = rebuild(&Value::Null, vec![row]).expect("fits");
         assert_eq!((rebuilt.maybe, rebuilt.list.len()), (Some(2), 0));

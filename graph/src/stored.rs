@@ -311,6 +311,7 @@ pub(crate) fn state_rows(
         plan,
         since_snapshot,
         rows,
+        state: None,
     }
 }
 

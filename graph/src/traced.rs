@@ -29,6 +29,10 @@ impl Checkpointer for Traced {
         self.0.cache()
     }
 
+    fn keeps_values(&self) -> bool {
+        self.0.keeps_values()
+    }
+
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "migrate"))]
     async fn migrate(&self) -> Result<(), StorageError> {
         self.0.migrate().await

@@ -82,6 +82,7 @@ fn step(parent: u64, value: &str) -> Commit {
         changes: serde_json::Map::new(),
         snapshot: None,
         plan: json!({}),
+        kept: None,
     };
     Commit {
         checkpoint: Some(checkpoint),

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
-    CancelRequest, NewCheckpoint, NewEvent, NewSignal, NewThread, SignalRecord, StateRows,
-    ThreadRecord, ThreadStatus, WaitRecord, Write,
+    CancelRequest, KeptState, NewCheckpoint, NewEvent, NewSignal, NewThread, SignalRecord,
+    StateRows, ThreadRecord, ThreadStatus, WaitRecord, Write,
 };
 use crate::ids::ThreadId;
 
@@ -63,6 +63,10 @@ pub struct Commit {
     pub waits: Option<Vec<WaitRecord>>,
     /// What becomes of the lease.
     pub then: Then,
+    /// The state at the newest checkpoint after this commit, for whoever runs or reads the thread next; and, with a
+    /// [`Then::End`] that has no output, what the thread returns. Given only to checkpointers that
+    /// [keep values](super::Checkpointer::keeps_values).
+    pub state: Option<KeptState>,
 }
 
 impl Commit {
@@ -80,6 +84,7 @@ impl Commit {
             cancels: Vec::new(),
             waits: None,
             then: Then::Keep,
+            state: None,
         }
     }
 }

@@ -31,6 +31,7 @@
 mod bell;
 mod commit;
 mod error;
+mod kept;
 mod mail;
 mod state;
 mod thread;
@@ -47,6 +48,8 @@ use crate::{
 pub use bell::{Bell, MAX_MESSAGE_BYTES};
 pub use commit::{Commit, Loaded, Receipt, Then};
 pub use error::StorageError;
+pub use kept::{KeptState, KeptStep};
+pub(crate) use kept::{Step, Whole};
 pub use mail::{
     Appended, Entry, JournalFilter, MAILBOX_LIMIT, NewEvent, NewSignal, SignalOutcome, SignalRecord,
 };
@@ -69,6 +72,12 @@ pub trait Checkpointer: Send + Sync + 'static {
     /// The cache that lives beside the threads; without one, an engine keeps what it caches in its own memory.
     fn cache(&self) -> Option<Arc<dyn Cache>> {
         None
+    }
+
+    /// Whether it keeps values as the program has them, in this process, and is to be given [`NewCheckpoint::kept`] and
+    /// [`Commit::state`] instead of JSON. Whoever writes values down does not.
+    fn keeps_values(&self) -> bool {
+        false
     }
 
     /// Brings the schema up to date. Called once before anything else; safe to call again and from several processes.

@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::{KeptState, KeptStep, StorageError};
+
 /// A value that is a JSON object: channel name to value.
 pub type Channels = Map<String, Value>;
 
@@ -39,6 +41,21 @@ pub struct NewCheckpoint {
     pub snapshot: Option<Channels>,
     /// What to run next and what the scheduler must remember. Opaque, small.
     pub plan: Value,
+    /// Stands in for `appends`, `changes` and `plan`, which are empty then. Given only to checkpointers that
+    /// [keep values](super::Checkpointer::keeps_values).
+    pub kept: Option<KeptStep>,
+}
+
+impl NewCheckpoint {
+    /// Makes JSON of what is kept as a value.
+    pub fn settle(&mut self) -> Result<(), StorageError> {
+        if let Some(kept) = &self.kept {
+            (self.appends, self.changes) = kept.changes()?;
+            self.plan = kept.plan();
+            self.kept = None;
+        }
+        Ok(())
+    }
 }
 
 /// One row of a branch, for reading state back. See [`StateRows`].
@@ -52,6 +69,8 @@ pub struct StateRow {
     pub changes: Channels,
     /// As in [`NewCheckpoint`]; may be left out in all but the newest row that has one.
     pub snapshot: Option<Channels>,
+    /// As in [`NewCheckpoint`]: stands in for `appends` and `changes`.
+    pub kept: Option<KeptStep>,
 }
 
 /// All that is needed to rebuild the state at one checkpoint, oldest first, along its branch and the branches it grew from.
@@ -73,6 +92,9 @@ pub struct StateRows {
     pub since_snapshot: Option<u64>,
     /// The rows.
     pub rows: Vec<StateRow>,
+    /// The state itself, from a checkpointer that [keeps values](super::Checkpointer::keeps_values) and still has it; the rows
+    /// are not needed then and may be left out, and `since_snapshot` is 0.
+    pub state: Option<KeptState>,
 }
 
 /// What a pending write holds.

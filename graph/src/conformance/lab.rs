@@ -194,6 +194,7 @@ pub(super) fn checkpoint(parent: u64) -> NewCheckpoint {
         changes: channels(json!({"n": parent})),
         snapshot: None,
         plan: json!({"next": [format!("n{parent}")]}),
+        kept: None,
     }
 }
 

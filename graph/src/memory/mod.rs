@@ -1,6 +1,8 @@
 //! A checkpointer in memory: for tests, and for graphs that need no tomorrow. Clones share the same threads.
 //!
-//! Not durable, and not for several processes; in all else it keeps the promises of [`Checkpointer`].
+//! Not durable, and not for several processes; in all else it keeps the promises of [`Checkpointer`]. Updates and states are kept
+//! as the program has them, and written down as JSON only when somebody asks for that: a value that shares something mutable
+//! (a lock, a cell) would change in the past too, and is no value for a channel.
 
 mod bell;
 mod cache;
@@ -24,7 +26,7 @@ use crate::{
     ids::{Cursor, ThreadId},
 };
 pub use cache::MemoryCache;
-use tables::{Branch, Checkpoint, Tables, Thread};
+use tables::{Branch, Checkpoint, Seen, Tables, Thread, plan};
 
 /// Threads in memory. Clones share them.
 #[derive(Clone, Default)]
@@ -64,6 +66,10 @@ impl Checkpointer for MemoryCheckpointer {
 
     fn cache(&self) -> Option<Arc<dyn Cache>> {
         Some(Arc::new(self.cache.clone()))
+    }
+
+    fn keeps_values(&self) -> bool {
+        true
     }
 
     async fn migrate(&self) -> Result<(), StorageError> {
@@ -128,17 +134,17 @@ impl Checkpointer for MemoryCheckpointer {
     }
 
     async fn thread(&self, thread: &ThreadId) -> Result<Option<ThreadRecord>, StorageError> {
-        let tables = self.tables.lock();
-        Ok(tables.threads.get(thread).map(|t| t.record.clone()))
+        let found = self.tables.lock().threads.get(thread).map(Thread::seen);
+        Ok(found.map(Seen::record))
     }
 
     async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadRecord>, StorageError> {
         let tables = self.tables.lock();
-        Ok(tables
+        let found: Vec<Seen> = tables
             .threads
             .values()
-            .map(|thread| &thread.record)
-            .filter(|record| {
+            .filter(|thread| {
+                let record = &thread.record;
                 filter
                     .graph
                     .as_ref()
@@ -154,8 +160,10 @@ impl Checkpointer for MemoryCheckpointer {
                     && filter.after.as_ref().is_none_or(|after| record.id > *after)
             })
             .take(filter.limit.unwrap_or(1000))
-            .cloned()
-            .collect())
+            .map(Thread::seen)
+            .collect();
+        drop(tables);
+        Ok(found.into_iter().map(Seen::record).collect())
     }
 
     async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
@@ -253,9 +261,18 @@ impl Checkpointer for MemoryCheckpointer {
         let mut tables = self.tables.lock();
         let thread = tables.held(lease)?;
         let checkpoint = thread.record.checkpoint;
+        let state = match thread.hand_over() {
+            Some(state) => StateRows {
+                rows: Vec::new(),
+                since_snapshot: Some(0),
+                state: Some(state),
+                ..thread.state_at(checkpoint)
+            },
+            None => thread.state_rows(None)?,
+        };
         Ok(Loaded {
             thread: thread.record.clone(),
-            state: thread.state_rows(None)?,
+            state,
             writes: thread
                 .writes
                 .get(&checkpoint)
@@ -384,11 +401,16 @@ impl Checkpointer for MemoryCheckpointer {
                 thread.release(status, revived.then_some(now));
                 thread.record.error = error;
                 thread.record.output = output;
+                thread.returns_state = thread.record.output.is_none();
                 thread.record.waits = Vec::new();
                 thread.record.wake_at = None;
                 thread.record.cancel = None;
             }
         }
+        thread.state = commit
+            .state
+            .filter(|_| released)
+            .map(|state| (thread.record.checkpoint, state));
         Ok(Receipt {
             checkpoint: made,
             released,
@@ -433,7 +455,7 @@ impl Checkpointer for MemoryCheckpointer {
                     branch: new.branch,
                     step: new.step,
                     source: new.source.clone(),
-                    plan: new.plan.clone(),
+                    plan: plan(new),
                     at: *at,
                 })
             })

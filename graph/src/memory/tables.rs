@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use crate::{
     checkpoint::{
-        CancelOutcome, CancelRequest, Entry, Lease, NewCheckpoint, NewEvent, NewSignal, NewThread,
-        SignalRecord, StateRow, StateRows, StorageError, ThreadRecord, ThreadStatus, WriteKind,
+        CancelOutcome, CancelRequest, Entry, KeptState, KeptStep, Lease, NewCheckpoint, NewEvent,
+        NewSignal, NewThread, SignalRecord, StateRow, StateRows, StorageError, ThreadRecord,
+        ThreadStatus, WriteKind,
     },
     ids::{Cursor, ThreadId},
 };
@@ -54,13 +55,57 @@ pub(super) struct Thread {
     pub takeovers: u32,
     /// From when on it can be claimed: its lease's expiry while it has one.
     pub due_at: Option<Timestamp>,
+    /// The state at this checkpoint, while no run has it.
+    pub state: Option<(u64, KeptState)>,
+    /// Whether what it returned is made from that state when somebody asks.
+    pub returns_state: bool,
+}
+
+/// A thread's record, and the state from which its output is made: which takes its time, so it is done without the lock.
+pub(super) struct Seen {
+    record: ThreadRecord,
+    returns: Option<KeptState>,
+}
+
+impl Seen {
+    pub fn record(mut self) -> ThreadRecord {
+        if let Some(state) = self.returns {
+            self.record.output = state.output();
+        }
+        self.record
+    }
+}
+
+/// What is to run after a checkpoint.
+pub(super) fn plan(new: &NewCheckpoint) -> Value {
+    new.kept
+        .as_ref()
+        .map_or_else(|| new.plan.clone(), KeptStep::plan)
 }
 
 impl Thread {
+    pub fn seen(&self) -> Seen {
+        let state = self.state.as_ref().filter(|_| self.returns_state);
+        Seen {
+            record: self.record.clone(),
+            returns: state.map(|(_, state)| state.clone()),
+        }
+    }
+
+    /// Gives away the state at the head, so that who gets it is the only one who has it.
+    pub fn hand_over(&mut self) -> Option<KeptState> {
+        let (checkpoint, state) = self.state.take()?;
+        if std::mem::take(&mut self.returns_state) {
+            self.record.output = state.output();
+        }
+        (checkpoint == self.record.checkpoint).then_some(state)
+    }
+
     /// Gives the lease back.
     pub fn release(&mut self, status: ThreadStatus, due_at: Option<Timestamp>) {
         self.record.status = status;
         self.record.lease = None;
+        self.returns_state = false;
         self.due_at = due_at;
         self.takeovers = 0;
     }
@@ -127,36 +172,60 @@ impl Thread {
         let snapshot = way
             .iter()
             .rposition(|number| self.checkpoints[number].new.snapshot.is_some());
-        let rows = way
-            .iter()
-            .enumerate()
-            .filter_map(|(index, number)| {
-                let new = &self.checkpoints[number].new;
-                let old = snapshot.is_some_and(|snapshot| index < snapshot);
-                if old && new.appends.is_empty() {
-                    return None;
-                }
-                Some(StateRow {
-                    checkpoint: *number,
-                    appends: new.appends.clone(),
-                    changes: if old {
-                        serde_json::Map::new()
-                    } else {
-                        new.changes.clone()
-                    },
-                    snapshot: if old { None } else { new.snapshot.clone() },
-                })
-            })
-            .collect();
-        let tip = self.checkpoints.get(&number).map(|found| &found.new);
+        let mut rows = Vec::with_capacity(way.len());
+        for (index, number) in way.iter().enumerate() {
+            let new = &self.checkpoints[number].new;
+            let old = snapshot.is_some_and(|snapshot| index < snapshot);
+            let row = StateRow {
+                checkpoint: *number,
+                appends: new.appends.clone(),
+                changes: new.changes.clone(),
+                snapshot: new.snapshot.clone(),
+                kept: new.kept.clone(),
+            };
+            if !old {
+                rows.push(row);
+                continue;
+            }
+            // Of what was before the snapshot, only what was appended counts.
+            let appends = match &row.kept {
+                Some(kept) => kept.changes()?.0,
+                None => row.appends,
+            };
+            if !appends.is_empty() {
+                rows.push(StateRow {
+                    appends,
+                    changes: serde_json::Map::new(),
+                    snapshot: None,
+                    kept: None,
+                    ..row
+                });
+            }
+        }
+        let state = self.state.as_ref().filter(|(at, _)| *at == number);
         Ok(StateRows {
-            checkpoint: number,
+            since_snapshot: match (&state, snapshot) {
+                (Some(_), _) => Some(0),
+                (None, snapshot) => snapshot.map(|index| (way.len() - 1 - index) as u64),
+            },
+            rows,
+            state: state.map(|(_, state)| state.clone()),
+            ..self.state_at(number)
+        })
+    }
+
+    /// What is known of a checkpoint beside the rows that lead to it.
+    pub fn state_at(&self, checkpoint: u64) -> StateRows {
+        let tip = self.checkpoints.get(&checkpoint).map(|found| &found.new);
+        StateRows {
+            checkpoint,
             branch: tip.map_or(0, |new| new.branch),
             step: tip.map_or(0, |new| new.step),
-            plan: tip.map(|new| new.plan.clone()),
-            since_snapshot: snapshot.map(|index| (way.len() - 1 - index) as u64),
-            rows,
-        })
+            plan: tip.map(plan),
+            since_snapshot: None,
+            rows: Vec::new(),
+            state: None,
+        }
     }
 }
 
@@ -242,6 +311,8 @@ impl Tables {
                 mail: 0,
                 takeovers: 0,
                 due_at: Some(now),
+                state: None,
+                returns_state: false,
             },
         );
         true

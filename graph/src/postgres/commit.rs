@@ -134,6 +134,8 @@ impl Step {
             cancels,
             waits: None,
             then: Then::Keep,
+            // Not given to those who write values down.
+            state: _,
         } = commit
         else {
             return Ok(None);

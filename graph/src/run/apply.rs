@@ -5,8 +5,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::{
-    checkpoint::{Channels, NewCheckpoint, Source, Then, ThreadStatus, WriteKind},
+    checkpoint::{Channels, KeptStep, NewCheckpoint, Source, Then, ThreadStatus, WriteKind},
     follow::StreamKind,
+    kept::Updates,
     plan::{Finished, Plan, PlanError, conflicts},
     private::chain,
     state::{Changes, ChannelError, State, Update, channels_weight, snapshot},
@@ -29,6 +30,18 @@ enum Fault {
     Plan(#[from] PlanError),
     #[error("an update cannot be stored: {}", chain(.0))]
     Channel(#[from] ChannelError),
+}
+
+/// What a step changed, as its database wants it.
+pub(super) enum Written<S: State> {
+    Json(Changes),
+    Values(Vec<S::Update>),
+}
+
+impl<S: State> Default for Written<S> {
+    fn default() -> Self {
+        Self::Values(Vec::new())
+    }
 }
 
 impl<S: State> Run<S> {
@@ -65,7 +78,7 @@ impl<S: State> Run<S> {
             }
         };
         self.step += 1;
-        self.plan = plan;
+        self.plan = Arc::new(plan);
         self.writes.clear();
         let mut commit = self.commit();
         commit.clear_writes = self.shared.is_dirty();
@@ -86,10 +99,10 @@ impl<S: State> Run<S> {
         commit.checkpoint = Some(self.checkpoint(changes, Source::Step));
         let ends = self.plan.is_empty();
         if ends {
-            let output = self.output();
-            self.end(&mut commit, ThreadStatus::Done, None, output, None);
+            self.done(&mut commit);
         } else if self.shared.controls.drain.is_cancelled() {
             commit.then = Then::Yield;
+            self.keep(&mut commit);
         }
         let receipt = self.land(commit, names).await?;
         self.keep_cached(fresh).await;
@@ -107,15 +120,10 @@ impl<S: State> Run<S> {
     }
 
     /// Folds what the tasks handed back into the state, and finds out what comes next.
-    fn fold(&mut self, tasks: &mut [Task<S>], followed: bool) -> Result<(Changes, Plan), Fault> {
+    fn fold(&mut self, tasks: &mut [Task<S>], followed: bool) -> Result<(Written<S>, Plan), Fault> {
         let finished = finished(tasks);
         conflicts(&finished)?;
-        let mut changes = Changes::default();
-        for task in &finished {
-            for update in &task.outcome.updates {
-                changes.add::<S>(update)?;
-            }
-        }
+        let changes = self.written(finished.iter().flat_map(|task| &task.outcome.updates))?;
         // Only conditional edges of nodes that did not run alone need the state as it was.
         let needs_before = finished.len() > 1
             && finished.iter().any(|task| {
@@ -157,20 +165,49 @@ impl<S: State> Run<S> {
         Ok((changes, plan))
     }
 
-    pub(super) fn checkpoint(&mut self, changes: Changes, source: Source) -> NewCheckpoint {
-        self.changed_since_snapshot += channels_weight(&changes.changes);
-        self.since_snapshot += 1;
-        let snapshot = self.snapshot();
-        NewCheckpoint {
+    /// What updates are written down as.
+    pub(super) fn written<'u>(
+        &self,
+        updates: impl IntoIterator<Item = &'u S::Update>,
+    ) -> Result<Written<S>, ChannelError> {
+        let updates = updates.into_iter();
+        if self.keeps {
+            return Ok(Written::Values(updates.cloned().collect()));
+        }
+        let mut changes = Changes::default();
+        for update in updates {
+            changes.add::<S>(update)?;
+        }
+        Ok(Written::Json(changes))
+    }
+
+    pub(super) fn checkpoint(&mut self, written: Written<S>, source: Source) -> NewCheckpoint {
+        let mut checkpoint = NewCheckpoint {
             parent: self.shared.base(),
             branch: self.shared.branch,
             step: self.step,
             source,
-            appends: changes.appends,
-            changes: changes.changes,
-            snapshot,
-            plan: serde_json::to_value(&self.plan).unwrap_or_default(),
+            appends: Channels::new(),
+            changes: Channels::new(),
+            snapshot: None,
+            plan: Value::Null,
+            kept: None,
+        };
+        match written {
+            Written::Values(updates) => {
+                let plan = self.plan.clone();
+                checkpoint.kept = Some(KeptStep::new(Updates::<S> { updates, plan }));
+            }
+            Written::Json(changes) => {
+                self.changed_since_snapshot += channels_weight(&changes.changes);
+                self.since_snapshot += 1;
+                checkpoint.snapshot = self.snapshot();
+                checkpoint.plan = serde_json::to_value(&*self.plan).unwrap_or_default();
+                checkpoint.appends = changes.appends;
+                checkpoint.changes = changes.changes;
+            }
         }
+        checkpoint
     }
 
     /// From time to time, so that reading back stays bounded, but not so often that snapshots outweigh the changes.

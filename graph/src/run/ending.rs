@@ -13,9 +13,10 @@ use crate::{
     },
     command::Outcome,
     follow::StreamKind,
+    kept::output,
     memo::{Attempts, Memo},
     private::chain,
-    state::{Changes, State},
+    state::{State, Update},
     waits::{CHILD, ChildEnd},
 };
 
@@ -32,10 +33,19 @@ const CLEAN_UP: &str = "~cancel";
 
 impl<S: State> Run<S> {
     pub(super) fn output(&self) -> Value {
-        match &self.graph.output {
-            Some(output) => output(&self.state),
-            None => self.state.channels().map(Value::Object).unwrap_or_default(),
-        }
+        output(&self.graph, &self.state)
+    }
+
+    /// Makes a commit the last one of a thread that ran to its end.
+    pub(super) fn done(&self, commit: &mut Commit) {
+        // Whoever keeps the state need not be told what it returns; a parent needs it as JSON.
+        let output = if self.keeps && self.shared.parent.is_none() {
+            Value::Null
+        } else {
+            self.output()
+        };
+        self.end(commit, ThreadStatus::Done, None, output, None);
+        self.keep(commit);
     }
 
     /// Makes a commit the last one: the thread's own event, and the signal to its parent.
@@ -192,14 +202,17 @@ impl<S: State> Run<S> {
             }
             TaskEnd::Suspended | TaskEnd::RetryAt(_) | TaskEnd::Cancelled => Outcome::from(()),
         };
-        let mut changes = Changes::default();
+        let mut updates = Vec::new();
         for update in outcome.updates {
-            if let Err(error) = changes.add::<S>(&update) {
+            if let Err(error) = update.to_channels() {
                 tracing::error!(thread = %self.shared.thread, error = %chain(&error), "an update of the node that cleans up was dropped");
                 continue;
             }
-            Arc::make_mut(&mut self.state).apply(update);
+            Arc::make_mut(&mut self.state).apply(update.clone());
+            updates.push(update);
         }
+        // Each of them can be written down.
+        let changes = self.written(&updates).unwrap_or_default();
         {
             let mut memo = memo.lock();
             memo.flush_consumed(commit);

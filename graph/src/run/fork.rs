@@ -1,5 +1,7 @@
 //! The checkpoint with which a new branch begins.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::{
@@ -8,8 +10,9 @@ use crate::{
     command::Outcome,
     error::EngineError,
     ids::ThreadId,
+    kept::restore,
     plan::{Finished, Plan},
-    state::{Changes, State, Update, rebuild},
+    state::{Changes, State, Update},
 };
 
 /// The checkpoint of a fork: the state at a checkpoint, updated as if by a node.
@@ -17,12 +20,12 @@ pub(crate) fn forked<S: State>(
     graph: &Compiled<S>,
     thread: &ThreadId,
     input: &Value,
-    rows: StateRows,
+    mut rows: StateRows,
     as_node: Option<&str>,
     update: Value,
 ) -> Result<NewCheckpoint, EngineError> {
     let update = S::Update::from_json(update)?;
-    let mut state: S = rebuild(input, rows.rows)?;
+    let mut state = Arc::unwrap_or_clone(restore::<S>(input, &mut rows)?);
     let mut changes = Changes::default();
     changes.add::<S>(&update)?;
     let bad_plan = |fault: String| EngineError::Fork {
@@ -73,5 +76,6 @@ pub(crate) fn forked<S: State>(
         changes: changes.changes,
         snapshot: None,
         plan: serde_json::to_value(&plan).unwrap_or_default(),
+        kept: None,
     })
 }

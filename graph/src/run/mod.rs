@@ -17,13 +17,15 @@ use tracing::Instrument;
 use crate::{
     builder::Compiled,
     checkpoint::{
-        Commit, Loaded, Receipt, Source, Then, ThreadStatus, WaitRecord, Write, WriteKind,
+        Commit, KeptState, Loaded, Receipt, Source, Then, ThreadStatus, WaitRecord, Write,
+        WriteKind,
     },
     context::digest,
+    kept::{Held, restore},
     observer::Point,
     plan::Plan,
     private::chain,
-    state::{Changes, State, Update, channels_weight, rebuild},
+    state::{State, Update, channels_weight},
     waits::INPUT,
 };
 
@@ -48,8 +50,10 @@ pub(crate) struct Run<S: State> {
     shared: Arc<RunShared>,
     graph: Arc<Compiled<S>>,
     state: Arc<S>,
-    plan: Plan,
+    plan: Arc<Plan>,
     step: u64,
+    /// Whether the database is given values instead of JSON.
+    keeps: bool,
     /// Pending writes of the current checkpoint that no task has picked up yet, by task.
     writes: BTreeMap<String, Vec<Write>>,
     since_snapshot: u64,
@@ -67,7 +71,7 @@ impl<S: State> Run<S> {
     pub fn new(
         graph: Arc<Compiled<S>>,
         shared: Arc<RunShared>,
-        loaded: Loaded,
+        mut loaded: Loaded,
         grace: Duration,
     ) -> Result<Self, Unfit> {
         let unfit = |what: String| {
@@ -82,7 +86,7 @@ impl<S: State> Run<S> {
             .iter()
             .map(|row| channels_weight(&row.changes))
             .sum();
-        let state: S = rebuild(&loaded.thread.input, loaded.state.rows)
+        let state = restore::<S>(&loaded.thread.input, &mut loaded.state)
             .map_err(|error| unfit(chain(&error)))?;
         let plan = match loaded.state.plan {
             Some(plan) => {
@@ -103,10 +107,11 @@ impl<S: State> Run<S> {
         }
         let since_snapshot = loaded.state.since_snapshot.unwrap_or(loaded.state.step);
         Ok(Self {
+            keeps: shared.engine.store.keeps_values(),
             shared,
             graph,
-            state: Arc::new(state),
-            plan,
+            state,
+            plan: Arc::new(plan),
             step: loaded.state.step,
             writes,
             since_snapshot,
@@ -132,6 +137,7 @@ impl<S: State> Run<S> {
             if self.shared.controls.drain.is_cancelled() {
                 let mut commit = self.commit();
                 commit.then = Then::Yield;
+                self.keep(&mut commit);
                 self.shared.commit(commit).await?;
                 return Ok(());
             }
@@ -159,8 +165,7 @@ impl<S: State> Run<S> {
             .take(|signal| (signal.kind == INPUT).then(|| signal.payload.clone()));
         let mut commit = self.commit();
         let Some((input, number)) = input else {
-            let output = self.output();
-            self.end(&mut commit, ThreadStatus::Done, None, output, None);
+            self.done(&mut commit);
             self.land(commit, &[]).await?;
             self.ended(ThreadStatus::Done);
             return Ok(Flow::Released);
@@ -169,8 +174,7 @@ impl<S: State> Run<S> {
         let begun = S::Update::from_json(input)
             .map_err(|error| chain(&error))
             .and_then(|update| {
-                let mut changes = Changes::default();
-                changes.add::<S>(&update).map_err(|error| chain(&error))?;
+                let changes = self.written([&update]).map_err(|error| chain(&error))?;
                 Arc::make_mut(&mut self.state).apply(update);
                 let plan =
                     Plan::entry(&self.graph, &self.state).map_err(|error| error.to_string())?;
@@ -178,7 +182,7 @@ impl<S: State> Run<S> {
             });
         match begun {
             Ok((changes, plan)) => {
-                self.plan = plan;
+                self.plan = Arc::new(plan);
                 commit.checkpoint = Some(self.checkpoint(changes, Source::Input));
                 self.land(commit, &[]).await?;
                 Ok(Flow::On)
@@ -209,7 +213,7 @@ impl<S: State> Run<S> {
             return Ok(Flow::Released);
         }
         if self.writes.contains_key(LIMIT) {
-            self.plan.hops = 0;
+            self.waited();
         }
         if let Flow::Released = self.pause().await? {
             return Ok(Flow::Released);
@@ -226,7 +230,7 @@ impl<S: State> Run<S> {
         let names: Vec<String> = tasks.iter().map(|task| task.planned.node.clone()).collect();
         loop {
             if self.wake(&mut tasks) {
-                self.plan.hops = 0;
+                self.waited();
             }
             self.run_ready(&mut tasks).await?;
             let settled = tasks
@@ -260,7 +264,7 @@ impl<S: State> Run<S> {
                 return Ok(Flow::Released);
             }
             if self.wake(&mut tasks) {
-                self.plan.hops = 0;
+                self.waited();
                 continue;
             }
             let waits = self.open_waits(&tasks);
@@ -285,6 +289,7 @@ impl<S: State> Run<S> {
         };
         self.waiting = !waits.is_empty();
         commit.waits = Some(waits);
+        self.keep(&mut commit);
         let receipt = self.land(commit, names).await?;
         if receipt.released {
             return Ok(Flow::Released);
@@ -293,6 +298,23 @@ impl<S: State> Run<S> {
             self.shared.fetch_mail().await?;
         }
         Ok(Flow::On)
+    }
+
+    /// The thread has waited: it may take as many steps again.
+    fn waited(&mut self) {
+        if self.plan.hops != 0 {
+            Arc::make_mut(&mut self.plan).hops = 0;
+        }
+    }
+
+    /// Lets a database that keeps values keep the state that the commit leads to.
+    fn keep(&self, commit: &mut Commit) {
+        if self.keeps {
+            commit.state = Some(KeptState::new(Held {
+                state: self.state.clone(),
+                graph: self.graph.clone(),
+            }));
+        }
     }
 
     fn wait_id(&self, space: &str, name: &str, round: u32) -> String {

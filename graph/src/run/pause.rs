@@ -68,7 +68,7 @@ impl<S: State> Run<S> {
                 match answer {
                     Some((value, number)) => {
                         memo.note(PAUSE, WriteKind::Wait, &wait.space, 0, value, Some(number));
-                        self.plan.hops = 0;
+                        self.waited();
                     }
                     None => open.push(wait.record),
                 }

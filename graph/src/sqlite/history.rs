@@ -194,6 +194,7 @@ fn state_row(row: &SqliteRow, what: &str) -> Result<StateRow, Fault> {
         appends: channels(1)?.unwrap_or_default(),
         changes: channels(2)?.unwrap_or_default(),
         snapshot: channels(3)?,
+        kept: None,
     })
 }
 

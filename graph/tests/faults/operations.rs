@@ -102,6 +102,7 @@ pub fn checkpoint(parent: u64) -> NewCheckpoint {
             .unwrap_or_default(),
         snapshot: None,
         plan: json!({"hops": 1}),
+        kept: None,
     }
 }
 

@@ -353,7 +353,13 @@ impl Wakes {
             return;
         };
         pending.sending = true;
-        runtime.spawn(send(Sender(self.clone()), bell.clone()));
+        // A runtime that is being shut down drops the task at once, which takes the lock.
+        drop(pending);
+        let sender = Sender {
+            wakes: self.clone(),
+            done: false,
+        };
+        runtime.spawn(send(sender, bell.clone()));
     }
 
     /// Comes back when all there is to tell has been sent, or after a second.
@@ -389,18 +395,24 @@ impl Others {
 }
 
 /// Says that nobody sends any more, however the task ends.
-struct Sender(Arc<Wakes>);
+struct Sender {
+    wakes: Arc<Wakes>,
+    /// It has said so already.
+    done: bool,
+}
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        self.0.pending.lock().sending = false;
-        self.0.sent.notify_waiters();
+        if !self.done {
+            self.wakes.pending.lock().sending = false;
+        }
+        self.wakes.sent.notify_waiters();
     }
 }
 
 /// Sends until there is nothing left to tell.
-async fn send(sender: Sender, bell: Arc<dyn Bell>) {
-    let wakes = &sender.0;
+async fn send(mut sender: Sender, bell: Arc<dyn Bell>) {
+    let wakes = sender.wakes.clone();
     let mut failures = 0_u32;
     loop {
         let message = {
@@ -408,6 +420,7 @@ async fn send(sender: Sender, bell: Arc<dyn Bell>) {
             if pending.message.is_empty() {
                 // Under the lock: who comes now begins anew.
                 pending.sending = false;
+                sender.done = true;
                 break;
             }
             std::mem::take(&mut pending.message)
@@ -461,5 +474,38 @@ impl Drop for Following {
                 self.wakes.interests_changed.notify_one();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemoryCheckpointer, checkpoint::Checkpointer};
+
+    /// Tells something when it is dropped, as what a runtime leaves behind may.
+    struct Last(Arc<Wakes>);
+
+    impl Drop for Last {
+        fn drop(&mut self) {
+            self.0.due(None);
+        }
+    }
+
+    #[test]
+    fn what_is_told_while_a_runtime_shuts_down_holds_nothing_up() {
+        let bell = MemoryCheckpointer::new().bell();
+        let wakes = Arc::new(Wakes::new(bell, Duration::from_secs(1), std::iter::empty()));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let last = Last(wakes.clone());
+        runtime.spawn(async move {
+            let _last = last;
+            std::future::pending::<()>().await;
+        });
+        drop(runtime);
+        assert!(!wakes.pending.lock().sending);
     }
 }

@@ -89,6 +89,7 @@ mod context;
 mod engine;
 mod error;
 mod follow;
+pub mod guide;
 mod host;
 mod ids;
 mod journal;

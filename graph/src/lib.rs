@@ -88,6 +88,7 @@ pub mod conformance;
 mod context;
 mod engine;
 mod error;
+mod folding;
 mod follow;
 pub mod guide;
 mod host;

@@ -23,6 +23,9 @@ pub(crate) const HISTORY_LIMIT: usize = 100;
 /// The threads that are listed when nobody says how many.
 pub(crate) const THREADS_LIMIT: usize = 1000;
 
+/// The threads that are deleted at once when nobody says how many.
+pub(crate) const DELETE_LIMIT: usize = 100;
+
 /// Why an inner operation stopped; it does not know yet what it was a part of.
 #[derive(Debug)]
 pub(crate) enum Fault {
@@ -191,6 +194,20 @@ fn first_half(hash: &[u8]) -> Uuid {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     Uuid::from_bytes(bytes)
+}
+
+/// Adds the items of append channels to others, in order.
+pub(crate) fn append_items(to: &mut Channels, more: Channels) {
+    for (name, items) in more {
+        match (to.get_mut(&name), items) {
+            (Some(serde_json::Value::Array(list)), serde_json::Value::Array(items)) => {
+                list.extend(items);
+            }
+            (_, items) => {
+                to.insert(name, items);
+            }
+        }
+    }
 }
 
 /// The number under which a status is stored.

@@ -8,10 +8,11 @@ use tracing::instrument;
 use crate::{
     cache::Cache,
     checkpoint::{
-        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
-        Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
-        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
-        SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
+        Appended, Bell, CancelOutcome, CancelRequest, Channels, CheckpointRecord, Checkpointer,
+        ClaimRequest, Claimed, Commit, Copied, Created, DeleteFilter, Deleted, Entry, Forgotten,
+        HistoryFilter, JournalFilter, Keep, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
+        NewThread, PrunePlan, Pruned, Receipt, Renewed, Reopened, Retention, SignalOutcome,
+        SignalRecord, StateRows, StorageError, SurveyFilter, Surveyed, ThreadFilter, ThreadRecord,
     },
     ids::{Cursor, ThreadId},
 };
@@ -170,5 +171,51 @@ impl Checkpointer for Traced {
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "append", id))]
     async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
         self.0.append(id, event).await
+    }
+
+    fn retention(&self) -> &dyn Retention {
+        self
+    }
+}
+
+#[async_trait]
+impl Retention for Traced {
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "prune_plan", %thread))]
+    async fn prune_plan(&self, thread: &ThreadId, keep: &Keep) -> Result<PrunePlan, StorageError> {
+        self.0.retention().prune_plan(thread, keep).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "prune", %thread))]
+    async fn prune(
+        &self,
+        thread: &ThreadId,
+        before: u64,
+        snapshots: &BTreeMap<u64, Channels>,
+    ) -> Result<Pruned, StorageError> {
+        self.0.retention().prune(thread, before, snapshots).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "copy_thread", thread = %from, copy = %to))]
+    async fn copy_thread(&self, from: &ThreadId, to: &ThreadId) -> Result<Copied, StorageError> {
+        self.0.retention().copy_thread(from, to).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "delete_threads"))]
+    async fn delete_threads(&self, filter: &DeleteFilter) -> Result<Deleted, StorageError> {
+        self.0.retention().delete_threads(filter).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "forget_keys"))]
+    async fn forget_keys(
+        &self,
+        threads: &[ThreadId],
+        age: Duration,
+    ) -> Result<Forgotten, StorageError> {
+        self.0.retention().forget_keys(threads, age).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "survey"))]
+    async fn survey(&self, filter: &SurveyFilter) -> Result<Vec<Surveyed>, StorageError> {
+        self.0.retention().survey(filter).await
     }
 }

@@ -33,6 +33,7 @@ mod commit;
 mod error;
 mod kept;
 mod mail;
+mod retention;
 mod state;
 mod thread;
 
@@ -52,6 +53,10 @@ pub use kept::{KeptState, KeptStep};
 pub(crate) use kept::{Step, Whole};
 pub use mail::{
     Appended, Entry, JournalFilter, MAILBOX_LIMIT, NewEvent, NewSignal, SignalOutcome, SignalRecord,
+};
+pub use retention::{
+    BATCH, Copied, DeleteFilter, Deleted, Forgotten, Keep, PrunePlan, Pruned, Retention,
+    SurveyFilter, Surveyed,
 };
 pub use state::{
     Channels, CheckpointRecord, HistoryFilter, NewCheckpoint, Source, StateRow, StateRows, Write,
@@ -190,4 +195,9 @@ pub trait Checkpointer: Send + Sync + 'static {
 
     /// Appends an event at once, outside any step, unique by `id`.
     async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError>;
+
+    // ---- beside it ----
+
+    /// What forgets and copies threads.
+    fn retention(&self) -> &dyn Retention;
 }

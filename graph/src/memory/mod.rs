@@ -6,6 +6,7 @@
 
 mod bell;
 mod cache;
+mod retention;
 mod tables;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -20,7 +21,7 @@ use crate::{
         AGING_S, Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer,
         Claim, ClaimRequest, Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease,
         LeaseRecord, Loaded, MAILBOX_LIMIT, NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt,
-        Renewed, Reopened, SignalOutcome, SignalRecord, StateRows, StorageError, Then,
+        Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows, StorageError, Then,
         ThreadFilter, ThreadRecord, ThreadStatus, Write,
     },
     ids::{Cursor, ThreadId},
@@ -98,7 +99,7 @@ impl Checkpointer for MemoryCheckpointer {
         let Some(thread) = tables.threads.get(&signal.thread) else {
             return Ok(SignalOutcome::UnknownThread);
         };
-        if thread.keys.contains(&signal.key) {
+        if thread.keys.contains_key(&signal.key) {
             return Ok(SignalOutcome::Duplicate);
         }
         if let Some(id) = answers
@@ -448,7 +449,7 @@ impl Checkpointer for MemoryCheckpointer {
             .filter(|number| filter.before.is_none_or(|before| *number < before))
             .take(filter.limit.unwrap_or(100))
             .filter_map(|number| {
-                let Checkpoint { new, at } = known.checkpoints.get(&number)?;
+                let Checkpoint { new, at, .. } = known.checkpoints.get(&number)?;
                 Some(CheckpointRecord {
                     checkpoint: number,
                     parent: new.parent,
@@ -478,17 +479,14 @@ impl Checkpointer for MemoryCheckpointer {
         let mut tables = self.tables.lock();
         tables.known(thread)?.require(checkpoint.parent)?;
         let known: &mut Thread = tables.known_mut(thread)?;
-        let branch = known.branches.keys().max().map_or(0, |newest| newest + 1);
+        let branch = known.branches_made;
+        known.branches_made += 1;
         known.newest += 1;
         checkpoint.branch = branch;
         known.branches.insert(branch, Branch { tip: known.newest });
-        known.checkpoints.insert(
-            known.newest,
-            Checkpoint {
-                new: checkpoint,
-                at: Timestamp::now(),
-            },
-        );
+        known
+            .checkpoints
+            .insert(known.newest, Checkpoint::new(checkpoint, Timestamp::now()));
         Ok((branch, known.newest))
     }
 
@@ -549,5 +547,9 @@ impl Checkpointer for MemoryCheckpointer {
         }
         tables.append(event, Timestamp::now());
         Ok(Appended::New)
+    }
+
+    fn retention(&self) -> &dyn Retention {
+        self
     }
 }

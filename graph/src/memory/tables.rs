@@ -1,6 +1,6 @@
 //! What is kept in memory, and how it changes. Everything here happens under one lock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -25,9 +25,22 @@ pub(super) struct Tables {
     pub tokens: u64,
 }
 
+#[derive(Clone)]
 pub(super) struct Checkpoint {
     pub new: NewCheckpoint,
     pub at: Timestamp,
+    /// What was before it has been pruned: the way to it begins here.
+    pub base: bool,
+}
+
+impl Checkpoint {
+    pub fn new(new: NewCheckpoint, at: Timestamp) -> Self {
+        Self {
+            new,
+            at,
+            base: false,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -35,6 +48,7 @@ pub(super) struct Branch {
     pub tip: u64,
 }
 
+#[derive(Clone)]
 pub(super) struct Mail {
     pub record: SignalRecord,
     pub revives: bool,
@@ -42,15 +56,19 @@ pub(super) struct Mail {
 
 type WriteKey = (String, WriteKind, String, u32);
 
+#[derive(Clone)]
 pub(super) struct Thread {
     pub record: ThreadRecord,
     pub branches: BTreeMap<u32, Branch>,
+    /// How many branches there ever were.
+    pub branches_made: u32,
     pub checkpoints: BTreeMap<u64, Checkpoint>,
     /// The newest checkpoint of all branches.
     pub newest: u64,
     pub writes: HashMap<u64, BTreeMap<WriteKey, Value>>,
     pub mailbox: BTreeMap<u64, Mail>,
-    pub keys: BTreeSet<String>,
+    /// With the time of their arrival.
+    pub keys: BTreeMap<String, Timestamp>,
     pub mail: u64,
     pub takeovers: u32,
     /// From when on it can be claimed: its lease's expiry while it has one.
@@ -138,7 +156,7 @@ impl Thread {
         self.branches
             .insert(new.branch, Branch { tip: self.newest });
         self.checkpoints
-            .insert(self.newest, Checkpoint { new, at: now });
+            .insert(self.newest, Checkpoint::new(new, now));
         self.newest
     }
 
@@ -159,6 +177,9 @@ impl Thread {
         let mut number = checkpoint;
         while let Some(found) = self.checkpoints.get(&number) {
             way.push(number);
+            if found.base {
+                break;
+            }
             number = found.new.parent;
         }
         way.reverse();
@@ -303,11 +324,12 @@ impl Tables {
             Thread {
                 record,
                 branches: BTreeMap::from([(0, Branch { tip: 0 })]),
+                branches_made: 1,
                 checkpoints: BTreeMap::new(),
                 newest: 0,
                 writes: HashMap::new(),
                 mailbox: BTreeMap::new(),
-                keys: BTreeSet::new(),
+                keys: BTreeMap::new(),
                 mail: 0,
                 takeovers: 0,
                 due_at: Some(now),
@@ -323,9 +345,10 @@ impl Tables {
         let Some(thread) = self.threads.get_mut(&signal.thread) else {
             return;
         };
-        if !thread.keys.insert(signal.key.clone()) {
+        if thread.keys.contains_key(&signal.key) {
             return;
         }
+        thread.keys.insert(signal.key.clone(), now);
         thread.mail += 1;
         let number = thread.mail;
         thread.mailbox.insert(

@@ -19,19 +19,27 @@ use crate::{
     },
 };
 
-async fn known(db: &mut PgConnection, thread: &ThreadId) -> Result<Thread, Fault> {
+/// Whether the checkpoint `c` of thread `$1` has not been forgotten.
+macro_rules! is_there {
+    () => {
+        "(c.number >= coalesce((select h.horizon from graph_thread h where h.thread = $1), 0) or c.fate = 1)"
+    };
+}
+pub(super) use is_there;
+
+pub(super) async fn known(db: &mut PgConnection, thread: &ThreadId) -> Result<Thread, Fault> {
     threads::find(db, thread)
         .await?
         .ok_or_else(|| StorageError::UnknownThread(thread.clone()).into())
 }
 
-async fn locked(db: &mut PgConnection, thread: &ThreadId) -> Result<Thread, Fault> {
+pub(super) async fn locked(db: &mut PgConnection, thread: &ThreadId) -> Result<Thread, Fault> {
     threads::lock(db, thread)
         .await?
         .ok_or_else(|| StorageError::UnknownThread(thread.clone()).into())
 }
 
-async fn forks(db: &mut PgConnection, thread: &Thread) -> Result<Vec<Fork>, Fault> {
+pub(super) async fn forks(db: &mut PgConnection, thread: &Thread) -> Result<Vec<Fork>, Fault> {
     if thread.branches <= 1 {
         return Ok(Vec::new());
     }
@@ -93,12 +101,14 @@ async fn branch_of(db: &mut PgConnection, thread: &Thread, checkpoint: u64) -> R
     if checkpoint == 0 {
         return Ok(0);
     }
-    let branch: Option<i32> =
-        sqlx::query_scalar("select branch from graph_checkpoint where thread = $1 and number = $2")
-            .bind(thread.key)
-            .bind(int(checkpoint))
-            .fetch_optional(db)
-            .await?;
+    let branch: Option<i32> = sqlx::query_scalar(concat!(
+        "select c.branch from graph_checkpoint c where c.thread = $1 and c.number = $2 and ",
+        is_there!()
+    ))
+    .bind(thread.key)
+    .bind(int(checkpoint))
+    .fetch_optional(db)
+    .await?;
     branch.map(|branch| small(branch.into())).ok_or_else(|| {
         StorageError::UnknownCheckpoint {
             thread: thread.record.id.clone(),
@@ -109,6 +119,9 @@ async fn branch_of(db: &mut PgConnection, thread: &Thread, checkpoint: u64) -> R
 }
 
 /// The state at a checkpoint whose branch is known.
+///
+/// Perhaps not in one transaction. If the thread is pruned in between, rows from before may have lost what they changed; then one
+/// of those after them has a snapshot, which is why all snapshots are read.
 pub(super) async fn state_on(
     db: &mut PgConnection,
     thread: &Thread,
@@ -131,7 +144,7 @@ pub(super) async fn state_on(
     .fetch_optional(&mut *db)
     .await?;
     let found = sqlx::query(on_the_way!(
-        "c.number, c.appends, case when c.number >= $5 then c.changes end, case when c.number = $5 then c.snapshot end, \
+        "c.number, c.appends, case when c.number >= $5 then c.changes end, case when c.number >= $5 then c.snapshot end, \
          c.step, case when c.number = $4 then c.plan::jsonb end",
         "and (c.number >= $5 or c.appends is not null) order by c.number"
     ))
@@ -188,7 +201,7 @@ pub(super) async fn list(
         .map_or(u64::MAX, |before| before.saturating_sub(1));
     let way = match filter.branch {
         Some(branch) => {
-            exists(&found, branch)?;
+            exists(db, &found, branch).await?;
             lineage(&forks(db, &found).await?, branch, u64::MAX)
         }
         None => (0..found.branches)
@@ -201,7 +214,8 @@ pub(super) async fn list(
     let (branches, ends) = arrays(&way);
     sqlx::query(on_the_way!(
         "c.number, c.parent, c.branch, c.step, c.source, c.plan::jsonb, c.at",
-        "order by c.number desc limit $5"
+        "and (c.number >= coalesce((select h.horizon from graph_thread h where h.thread = $1), 0) or c.fate = 1) \
+         order by c.number desc limit $5"
     ))
     .bind(found.key)
     .bind(branches)
@@ -228,15 +242,31 @@ pub(super) async fn list(
     .collect()
 }
 
-fn exists(thread: &Thread, branch: u32) -> Result<(), StorageError> {
-    if branch < thread.branches {
-        Ok(())
-    } else {
-        Err(StorageError::UnknownBranch {
-            thread: thread.record.id.clone(),
-            branch,
-        })
+async fn exists(db: &mut PgConnection, thread: &Thread, branch: u32) -> Result<(), Fault> {
+    if branch < thread.branches && !gone(db, thread).await?.contains(&branch) {
+        return Ok(());
     }
+    Err(StorageError::UnknownBranch {
+        thread: thread.record.id.clone(),
+        branch,
+    }
+    .into())
+}
+
+/// The branches of which nothing is left.
+pub(super) async fn gone(db: &mut PgConnection, thread: &Thread) -> Result<Vec<u32>, Fault> {
+    if thread.branches <= 1 {
+        return Ok(Vec::new());
+    }
+    let gone: Vec<i32> =
+        sqlx::query_scalar("select branch from graph_branch where thread = $1 and gone")
+            .bind(thread.key)
+            .fetch_all(db)
+            .await?;
+    Ok(gone
+        .into_iter()
+        .map(|branch| small(branch.into()))
+        .collect())
 }
 
 /// In the caller's transaction.
@@ -289,7 +319,7 @@ pub(super) async fn set_head(
     branch: u32,
 ) -> Result<(), Fault> {
     let found = locked(db, thread).await?;
-    exists(&found, branch)?;
+    exists(db, &found, branch).await?;
     sqlx::query(
         "update graph_thread t set branch = $2, checkpoint = coalesce(c.number, 0), step = coalesce(c.step, 0), \
              token = nextval('graph_token'), status = 0, owner = null, due_at = now(), wake_at = null, error = null, \
@@ -315,10 +345,13 @@ pub(super) async fn branches(
         "select branch, max(number) from graph_checkpoint where thread = $1 group by branch",
     )
     .bind(found.key)
-    .fetch_all(db)
+    .fetch_all(&mut *db)
     .await?;
     for row in &tip_rows {
         tips.insert(count(row, 0)?, wide(row, 1)?);
+    }
+    for branch in gone(db, &found).await? {
+        tips.remove(&branch);
     }
     Ok(tips)
 }

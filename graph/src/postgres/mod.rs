@@ -11,6 +11,7 @@ mod commit;
 mod document;
 mod history;
 mod journal;
+mod retention;
 mod rows;
 mod threads;
 mod values;
@@ -29,8 +30,8 @@ use crate::{
     checkpoint::{
         Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
-        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
-        SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
+        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
+        SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
     },
     ids::{Cursor, ThreadId},
     stored::Fault,
@@ -258,10 +259,13 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
         let run = async {
-            let mut db = self.begin().await?;
-            let found = threads::delete(&mut db, thread).await?;
-            db.commit().await?;
-            Ok(found)
+            let mut db = self.pool.acquire().await?;
+            let key = threads::delete(&mut db, thread).await?;
+            drop(db);
+            if let Some(key) = key {
+                self.collect_all(key).await?;
+            }
+            Ok(key.is_some())
         };
         run.await
             .map_err(|fault: Fault| fault.during(&format!("deleting thread {thread}")))
@@ -428,5 +432,9 @@ impl Checkpointer for PostgresCheckpointer {
         run.await.map_err(|fault: Fault| {
             fault.during(&format!("appending to the stream {}", event.stream))
         })
+    }
+
+    fn retention(&self) -> &dyn Retention {
+        self
     }
 }

@@ -86,14 +86,7 @@ pub(super) async fn list(
             .push_bind(text(parent.as_str()));
     }
     if let Some(prefix) = &filter.prefix {
-        // The range uses the index; the comparison is exact.
-        query
-            .push(" and starts_with(t.id, ")
-            .push_bind(text(prefix))
-            .push(") and t.id >= ")
-            .push_bind(text(prefix))
-            .push(" and t.id < ")
-            .push_bind(format!("{}\u{10ffff}", text(prefix)));
+        with_prefix(&mut query, prefix);
     }
     if let Some(after) = &filter.after {
         query.push(" and t.id > ").push_bind(text(after.as_str()));
@@ -108,25 +101,28 @@ pub(super) async fn list(
         .collect()
 }
 
-/// In the caller's transaction.
-pub(super) async fn delete(db: &mut PgConnection, thread: &ThreadId) -> Result<bool, Fault> {
-    let key: Option<i64> =
-        sqlx::query_scalar("delete from graph_thread where id = $1 returning thread")
-            .bind(text(thread.as_str()))
-            .fetch_optional(&mut *db)
-            .await?;
-    let Some(key) = key else {
-        return Ok(false);
-    };
-    for delete in [
-        "delete from graph_branch where thread = $1",
-        "delete from graph_checkpoint where thread = $1",
-        "delete from graph_write where thread = $1",
-        "delete from graph_signal where thread = $1",
-    ] {
-        sqlx::query(delete).bind(key).execute(&mut *db).await?;
-    }
-    Ok(true)
+/// Deletes the thread; its other rows are garbage from now on. In one statement.
+pub(super) async fn delete(db: &mut PgConnection, thread: &ThreadId) -> Result<Option<i64>, Fault> {
+    Ok(sqlx::query_scalar(
+        "with gone as (delete from graph_thread where id = $1 returning thread) \
+         insert into graph_garbage (thread) select thread from gone returning thread",
+    )
+    .bind(text(thread.as_str()))
+    .fetch_optional(db)
+    .await?)
+}
+
+/// Narrows a query of threads `t` to ids that begin so.
+pub(super) fn with_prefix(query: &mut QueryBuilder<Postgres>, prefix: &str) {
+    // The range uses the index; the comparison is exact.
+    let prefix = text(prefix).into_owned();
+    query
+        .push(" and starts_with(t.id, ")
+        .push_bind(prefix.clone())
+        .push(") and t.id >= ")
+        .push_bind(prefix.clone())
+        .push(" and t.id < ")
+        .push_bind(format!("{prefix}\u{10ffff}"));
 }
 
 pub(super) async fn signal(

@@ -45,13 +45,21 @@ pub(super) async fn insert(
     Ok(())
 }
 
-async fn known(db: &mut SqliteConnection, thread: &ThreadId) -> Result<Thread, Fault> {
+/// Whether the checkpoint `c` of thread `?1` has not been forgotten.
+macro_rules! is_there {
+    () => {
+        "(c.number >= coalesce((select h.horizon from graph_thread h where h.thread = ?1), 0) or c.fate = 1)"
+    };
+}
+pub(super) use is_there;
+
+pub(super) async fn known(db: &mut SqliteConnection, thread: &ThreadId) -> Result<Thread, Fault> {
     threads::find(db, thread)
         .await?
         .ok_or_else(|| StorageError::UnknownThread(thread.clone()).into())
 }
 
-async fn forks(db: &mut SqliteConnection, thread: &Thread) -> Result<Vec<Fork>, Fault> {
+pub(super) async fn forks(db: &mut SqliteConnection, thread: &Thread) -> Result<Vec<Fork>, Fault> {
     if thread.branches <= 1 {
         return Ok(Vec::new());
     }
@@ -115,12 +123,14 @@ async fn branch_of(
     if checkpoint == 0 {
         return Ok(0);
     }
-    let branch: Option<i64> =
-        sqlx::query_scalar("select branch from graph_checkpoint where thread = ?1 and number = ?2")
-            .bind(thread.key)
-            .bind(int(checkpoint))
-            .fetch_optional(db)
-            .await?;
+    let branch: Option<i64> = sqlx::query_scalar(concat!(
+        "select c.branch from graph_checkpoint c where c.thread = ?1 and c.number = ?2 and ",
+        is_there!()
+    ))
+    .bind(thread.key)
+    .bind(int(checkpoint))
+    .fetch_optional(db)
+    .await?;
     branch.map(small).ok_or_else(|| {
         StorageError::UnknownCheckpoint {
             thread: thread.record.id.clone(),
@@ -209,7 +219,7 @@ pub(super) async fn list(
         .map_or(u64::MAX, |before| before.saturating_sub(1));
     let way = match filter.branch {
         Some(branch) => {
-            exists(&found, branch)?;
+            exists(db, &found, branch).await?;
             lineage(&forks(db, &found).await?, branch, u64::MAX)
         }
         None => (0..found.branches)
@@ -221,7 +231,8 @@ pub(super) async fn list(
     };
     sqlx::query(on_the_way!(
         "c.number, c.parent, c.branch, c.step, c.source, c.plan, c.at",
-        "order by c.number desc limit ?4"
+        "and (c.number >= coalesce((select h.horizon from graph_thread h where h.thread = ?1), 0) or c.fate = 1) \
+         order by c.number desc limit ?4"
     ))
     .bind(found.key)
     .bind(segments_text(&way))
@@ -248,15 +259,28 @@ pub(super) async fn list(
     .collect()
 }
 
-fn exists(thread: &Thread, branch: u32) -> Result<(), StorageError> {
-    if branch < thread.branches {
-        Ok(())
-    } else {
-        Err(StorageError::UnknownBranch {
-            thread: thread.record.id.clone(),
-            branch,
-        })
+async fn exists(db: &mut SqliteConnection, thread: &Thread, branch: u32) -> Result<(), Fault> {
+    if branch < thread.branches && !gone(db, thread).await?.contains(&branch) {
+        return Ok(());
     }
+    Err(StorageError::UnknownBranch {
+        thread: thread.record.id.clone(),
+        branch,
+    }
+    .into())
+}
+
+/// The branches of which nothing is left.
+pub(super) async fn gone(db: &mut SqliteConnection, thread: &Thread) -> Result<Vec<u32>, Fault> {
+    if thread.branches <= 1 {
+        return Ok(Vec::new());
+    }
+    let gone: Vec<i64> =
+        sqlx::query_scalar("select branch from graph_branch where thread = ?1 and gone")
+            .bind(thread.key)
+            .fetch_all(db)
+            .await?;
+    Ok(gone.into_iter().map(small).collect())
 }
 
 pub(super) async fn fork(
@@ -295,7 +319,7 @@ pub(super) async fn set_head(
     now: i64,
 ) -> Result<(), Fault> {
     let found = known(db, thread).await?;
-    exists(&found, branch)?;
+    exists(db, &found, branch).await?;
     let tip = sqlx::query(
         "select number, step from graph_checkpoint where thread = ?1 and branch = ?2 order by number desc limit 1",
     )
@@ -337,10 +361,13 @@ pub(super) async fn branches(
         "select branch, max(number) from graph_checkpoint where thread = ?1 group by branch",
     )
     .bind(found.key)
-    .fetch_all(db)
+    .fetch_all(&mut *db)
     .await?;
     for row in rows {
         tips.insert(small(row.try_get(0)?), number(row.try_get(1)?));
+    }
+    for branch in gone(db, &found).await? {
+        tips.remove(&branch);
     }
     Ok(tips)
 }

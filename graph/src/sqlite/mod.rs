@@ -17,6 +17,7 @@ mod claim;
 mod commit;
 mod history;
 mod journal;
+mod retention;
 mod rows;
 mod sharing;
 mod threads;
@@ -45,8 +46,8 @@ use crate::{
     checkpoint::{
         Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
-        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, SignalOutcome,
-        SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
+        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
+        SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
     },
     ids::{Cursor, ThreadId},
     stored::Fault,
@@ -365,9 +366,12 @@ impl Checkpointer for SqliteCheckpointer {
     async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
         let run = async {
             let mut writing = self.write().await?;
-            let found = threads::delete(&mut writing, thread).await?;
+            let key = threads::delete(&mut writing, thread).await?;
             writing.finish().await?;
-            Ok(found)
+            if let Some(key) = key {
+                self.collect_all(key).await?;
+            }
+            Ok(key.is_some())
         };
         run.await
             .map_err(|fault: Fault| fault.during(&format!("deleting thread {thread}")))
@@ -537,6 +541,10 @@ impl Checkpointer for SqliteCheckpointer {
         run.await.map_err(|fault: Fault| {
             fault.during(&format!("appending to the stream {}", event.stream))
         })
+    }
+
+    fn retention(&self) -> &dyn Retention {
+        self
     }
 }
 

@@ -92,17 +92,7 @@ pub(super) async fn list(
         query.push(" and t.parent = ").push_bind(parent.as_str());
     }
     if let Some(prefix) = &filter.prefix {
-        // The range uses the index; the comparison is exact.
-        query.push(" and t.id >= ").push_bind(prefix);
-        query
-            .push(" and substr(cast(t.id as blob), 1, ")
-            .push_bind(int(prefix.len() as u64))
-            .push(") = cast(")
-            .push_bind(prefix)
-            .push(" as blob)");
-        query
-            .push(" and t.id < ")
-            .push_bind(format!("{prefix}\u{10ffff}"));
+        with_prefix(&mut query, prefix);
     }
     if let Some(after) = &filter.after {
         query.push(" and t.id > ").push_bind(after.as_str());
@@ -117,25 +107,38 @@ pub(super) async fn list(
         .collect()
 }
 
-pub(super) async fn delete(db: &mut SqliteConnection, thread: &ThreadId) -> Result<bool, Fault> {
+/// Narrows a query of threads `t` to ids that begin so.
+pub(super) fn with_prefix(query: &mut QueryBuilder<Sqlite>, prefix: &str) {
+    // The range uses the index; the comparison is exact.
+    query.push(" and t.id >= ").push_bind(prefix.to_owned());
+    query
+        .push(" and substr(cast(t.id as blob), 1, ")
+        .push_bind(int(prefix.len() as u64))
+        .push(") = cast(")
+        .push_bind(prefix.to_owned())
+        .push(" as blob)");
+    query
+        .push(" and t.id < ")
+        .push_bind(format!("{prefix}\u{10ffff}"));
+}
+
+/// Deletes the thread; its other rows are garbage from now on.
+pub(super) async fn delete(
+    db: &mut SqliteConnection,
+    thread: &ThreadId,
+) -> Result<Option<i64>, Fault> {
     let key: Option<i64> =
         sqlx::query_scalar("delete from graph_thread where id = ?1 returning thread")
             .bind(thread.as_str())
             .fetch_optional(&mut *db)
             .await?;
-    let Some(key) = key else {
-        return Ok(false);
-    };
-    for delete in [
-        "delete from graph_input where thread = ?1",
-        "delete from graph_branch where thread = ?1",
-        "delete from graph_checkpoint where thread = ?1",
-        "delete from graph_write where thread = ?1",
-        "delete from graph_signal where thread = ?1",
-    ] {
-        sqlx::query(delete).bind(key).execute(&mut *db).await?;
+    if let Some(key) = key {
+        sqlx::query("insert into graph_garbage (thread) values (?1)")
+            .bind(key)
+            .execute(db)
+            .await?;
     }
-    Ok(true)
+    Ok(key)
 }
 
 /// What became of a signal on its way into a mailbox.
@@ -161,7 +164,7 @@ pub(super) async fn deliver(
     };
     let (key, last): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     let inserted = sqlx::query(
-        "insert into graph_signal (thread, number, digest, revives, kind, key, payload) values (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+        "insert into graph_signal (thread, number, digest, revives, kind, key, payload, at) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) \
          on conflict (thread, digest) do nothing",
     )
     .bind(key)
@@ -171,6 +174,7 @@ pub(super) async fn deliver(
     .bind(&signal.kind)
     .bind(&signal.key)
     .bind(json_text(&signal.payload)?)
+    .bind(now)
     .execute(&mut *db)
     .await?
     .rows_affected();

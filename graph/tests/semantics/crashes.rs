@@ -18,7 +18,7 @@ use graph::{
     checkpoint::{
         Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, HistoryFilter, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
-        NewThread, Receipt, Renewed, Reopened, SignalOutcome, SignalRecord, StateRows,
+        NewThread, Receipt, Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows,
         StorageError, ThreadFilter,
     },
 };
@@ -259,6 +259,9 @@ impl Checkpointer for Faulty {
     }
     async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
         self.inner.append(id, event).await
+    }
+    fn retention(&self) -> &dyn Retention {
+        self.inner.retention()
     }
 }
 

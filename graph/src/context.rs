@@ -270,22 +270,7 @@ impl Context {
 
     fn wait_id(&self, space: &str, name: &str, round: u32) -> String {
         let inner = &*self.inner;
-        format!(
-            "{}.{}",
-            inner.run.branch,
-            digest(
-                &[
-                    inner.run.thread.as_str(),
-                    &inner.run.branch.to_string(),
-                    &inner.step.to_string(),
-                    &inner.task,
-                    space,
-                    name,
-                    &round.to_string(),
-                ],
-                12
-            )
-        )
+        wait_id(&inner.run, inner.step, &inner.task, space, name, round)
     }
 
     // ---- children and other threads ----
@@ -565,6 +550,30 @@ impl std::fmt::Debug for Context {
             .field("attempt", &self.inner.attempt)
             .finish_non_exhaustive()
     }
+}
+
+/// The id of a wait: the same whenever the task comes to it, and in no other thread or branch.
+pub(crate) fn wait_id(
+    run: &RunShared,
+    step: u64,
+    task: &str,
+    space: &str,
+    name: &str,
+    round: u32,
+) -> String {
+    let hash = digest(
+        &[
+            run.thread.as_str(),
+            &run.branch.to_string(),
+            &step.to_string(),
+            task,
+            space,
+            name,
+            &round.to_string(),
+        ],
+        12,
+    );
+    format!("{}.{hash}", run.branch)
 }
 
 /// The first bytes of a hash over parts, as hexadecimal digits.

@@ -231,6 +231,9 @@ pub enum EngineError {
     /// There is no such thread.
     #[error("there is no thread `{0}`")]
     UnknownThread(ThreadId),
+    /// A thread cannot be copied to an id that another one has.
+    #[error("there is a thread `{0}` already; copy to another id, or delete it first")]
+    ThreadExists(ThreadId),
     /// This engine was built without that graph.
     #[error("this engine knows no graph `{graph}`; it knows {known}")]
     UnknownGraph {

@@ -9,7 +9,7 @@ use crate::{
     builder::Compiled,
     cache::Cache,
     checkpoint::{
-        Bell, Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError, ThreadStatus,
+        Bell, Channels, Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError, ThreadStatus,
     },
     error::EngineError,
     follow::Bus,
@@ -18,7 +18,7 @@ use crate::{
     observer::{Observer, Point},
     run::{Controls, Run, RunShared, Unfit, end_thread, forked},
     shape::Shape,
-    state::{ChannelError, State, Update},
+    state::{ChannelError, State, Update, snapshot},
     wakes::Wakes,
 };
 
@@ -32,6 +32,8 @@ pub(crate) trait AnyGraph: Send + Sync {
     fn state_type(&self) -> TypeId;
     fn check_input(&self, input: &Value) -> Result<(), ChannelError>;
     fn values(&self, input: &Value, rows: StateRows) -> Result<Value, ChannelError>;
+    /// What a checkpoint holds when what was before it goes.
+    fn snapshot(&self, input: &Value, rows: StateRows) -> Result<Channels, ChannelError>;
     fn fork(
         &self,
         thread: &ThreadId,
@@ -69,6 +71,11 @@ impl<S: State> AnyGraph for Compiled<S> {
     fn values(&self, input: &Value, mut rows: StateRows) -> Result<Value, ChannelError> {
         let state: Arc<S> = restore(input, &mut rows)?;
         Ok(Value::Object(state.channels()?))
+    }
+
+    fn snapshot(&self, input: &Value, mut rows: StateRows) -> Result<Channels, ChannelError> {
+        let state: Arc<S> = restore(input, &mut rows)?;
+        snapshot(&*state)
     }
 
     fn fork(

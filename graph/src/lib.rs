@@ -101,6 +101,7 @@ mod observer;
 mod options;
 mod plan;
 pub mod postgres;
+mod retention;
 mod run;
 mod serve;
 mod shape;
@@ -120,9 +121,9 @@ use __private as private;
 pub use builder::{CompileError, CompiledGraph, Fault, Graph, GraphBuilder};
 pub use cache::{Cache, CachePolicy};
 pub use checkpoint::{
-    Appended, CancelOutcome, Entry, HistoryFilter, JournalFilter, LeaseRecord as LeaseInfo, Parent,
-    Priority, Source, StorageError, ThreadFilter, ThreadRecord as ThreadInfo, ThreadStatus,
-    WaitKind, WaitRecord as WaitInfo,
+    Appended, CancelOutcome, DeleteFilter, Deleted, Entry, HistoryFilter, JournalFilter, Keep,
+    LeaseRecord as LeaseInfo, Parent, Priority, Source, StorageError, ThreadFilter,
+    ThreadRecord as ThreadInfo, ThreadStatus, WaitKind, WaitRecord as WaitInfo,
 };
 pub use command::{Command, END, Goto, Outcome, START, Send};
 pub use context::Context;
@@ -136,6 +137,7 @@ pub use memory::MemoryCheckpointer;
 pub use observer::{Observer, Point};
 pub use options::{NodeOptions, RetryPolicy};
 pub use postgres::PostgresCheckpointer;
+pub use retention::{PruneOutcome, RetentionPolicy, SweepOptions, Swept};
 pub use serve::ServeOptions;
 pub use shape::{EdgeKind, Shape, ShapeEdge, ShapeNode};
 pub use sqlite::SqliteCheckpointer;

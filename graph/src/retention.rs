@@ -124,7 +124,13 @@ impl Engine {
                 fault,
             });
         }
-        match self.shared.store.retention().copy_thread(&from, &to).await? {
+        match self
+            .shared
+            .store
+            .retention()
+            .copy_thread(&from, &to)
+            .await?
+        {
             Copied::New => {
                 self.shared.wake();
                 Ok(())
@@ -216,16 +222,15 @@ async fn sweep(
     if graphs.is_empty() {
         return Ok(swept);
     }
-    if let Some(age) = policy.delete_ended_after {
-        let filter = DeleteFilter {
-            graphs: graphs.clone(),
-            prefix: policy.prefix.clone(),
-            unchanged_for: Some(age),
-            limit: Some(SWEPT_AT_ONCE),
-            ..DeleteFilter::default()
-        };
-        swept.deleted = retention.delete_threads(&filter).await?.threads;
-    }
+    // Without an age, it only cleans up behind threads that were deleted before.
+    let ended = DeleteFilter {
+        graphs: graphs.clone(),
+        prefix: policy.prefix.clone(),
+        unchanged_for: policy.delete_ended_after,
+        limit: Some(policy.delete_ended_after.map_or(0, |_| SWEPT_AT_ONCE)),
+        ..DeleteFilter::default()
+    };
+    swept.deleted = retention.delete_threads(&ended).await?.threads;
     let threads = retention
         .survey(&SurveyFilter {
             graphs,

@@ -13,6 +13,7 @@ use crate::{
     error::EngineError,
     host::Shared,
     observer::Point,
+    retention::{SweepOptions, keep_swept},
     run::Controls,
 };
 
@@ -36,6 +37,8 @@ pub struct ServeOptions {
     pub drain: Duration,
     /// How long a task may go on after its thread was cancelled.
     pub cancel_grace: Duration,
+    /// What [`Engine::serve`] forgets of the past from time to time, if anything.
+    pub sweep: Option<SweepOptions>,
 }
 
 impl Default for ServeOptions {
@@ -47,6 +50,7 @@ impl Default for ServeOptions {
             poll: Duration::from_secs(1),
             drain: Duration::from_secs(20),
             cancel_grace: Duration::from_secs(1),
+            sweep: None,
         }
     }
 }
@@ -77,6 +81,10 @@ impl Engine {
         let serving = wakes.serving();
         wakes.listen();
         let mut due = wakes.due_here();
+        let sweeper = server.options.sweep.clone().map(|options| {
+            let sweep = keep_swept(self.shared.clone(), options, stop.clone());
+            tokio::spawn(sweep.in_current_span())
+        });
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
             due.mark_unchanged();
@@ -111,6 +119,9 @@ impl Engine {
         server.drain().await;
         beat.abort();
         wakes.flush().await;
+        if let Some(sweeper) = sweeper {
+            sweeper.abort();
+        }
         Ok(())
     }
 

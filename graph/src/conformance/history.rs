@@ -11,7 +11,7 @@ use crate::checkpoint::{
 };
 
 /// Rebuilds the state as the engine does: the newest snapshot and the changes after it, all items that were appended.
-fn rebuild(state: &StateRows) -> (Vec<Value>, Value) {
+pub(super) fn rebuild(state: &StateRows) -> (Vec<Value>, Value) {
     let mut log = Vec::new();
     let mut n = Value::Null;
     let newest = state.rows.iter().rposition(|row| row.snapshot.is_some());
@@ -34,19 +34,19 @@ fn rebuild(state: &StateRows) -> (Vec<Value>, Value) {
     (log, n)
 }
 
-fn numbers(range: impl IntoIterator<Item = u64>) -> Vec<Value> {
+pub(super) fn numbers(range: impl IntoIterator<Item = u64>) -> Vec<Value> {
     range.into_iter().map(|n| json!(n)).collect()
 }
 
 /// A checkpoint with a snapshot of what [`checkpoint`] sets.
-fn snapshot(parent: u64) -> NewCheckpoint {
+pub(super) fn snapshot(parent: u64) -> NewCheckpoint {
     NewCheckpoint {
         snapshot: Some(channels(json!({"n": parent}))),
         ..checkpoint(parent)
     }
 }
 
-async fn put(lab: &Lab, lease: &Lease, new: NewCheckpoint) -> u64 {
+pub(super) async fn put(lab: &Lab, lease: &Lease, new: NewCheckpoint) -> u64 {
     let commit = Commit {
         base: new.parent,
         checkpoint: Some(new),
@@ -58,11 +58,11 @@ async fn put(lab: &Lab, lease: &Lease, new: NewCheckpoint) -> u64 {
         .expect("a checkpoint")
 }
 
-async fn state(lab: &Lab, thread: &str, at: Option<u64>) -> StateRows {
+pub(super) async fn state(lab: &Lab, thread: &str, at: Option<u64>) -> StateRows {
     lab.db.state_rows(&thread.into(), at).await.expect("reads")
 }
 
-async fn list(lab: &Lab, filter: HistoryFilter) -> Vec<u64> {
+pub(super) async fn list(lab: &Lab, filter: HistoryFilter) -> Vec<u64> {
     lab.db
         .history(&"t".into(), &filter)
         .await

@@ -30,9 +30,12 @@ pub mod cache;
 pub mod claims;
 pub mod commits;
 pub mod concurrency;
+pub mod copies;
+pub mod deletion;
 pub mod history;
 pub mod journal;
 mod lab;
+pub mod retention;
 pub mod signals;
 pub mod threads;
 
@@ -107,6 +110,22 @@ macro_rules! checkpointer_conformance {
             history::a_fork_of_a_fork_knows_its_whole_way,
             history::a_new_head_fences_the_run_and_goes_on_from_its_tip,
             history::unknown_checkpoints_and_branches_are_refused,
+            retention::what_is_pruned_is_gone_and_the_state_at_the_rest_is_what_it_was,
+            retention::pruning_again_and_again_keeps_the_state_and_few_rows,
+            retention::pruning_without_the_snapshots_it_needs_changes_nothing,
+            retention::young_checkpoints_are_kept_by_the_clock_of_the_database,
+            retention::branches_are_pruned_without_touching_what_others_grew_from,
+            retention::a_branch_of_which_nothing_is_left_is_gone_for_good,
+            retention::a_head_that_is_older_than_what_stays_is_kept,
+            retention::pending_writes_of_the_head_survive_pruning,
+            retention::pruning_reading_and_running_at_the_same_time,
+            copies::a_copy_is_what_the_original_was,
+            copies::a_copy_sleeps_as_its_original_or_is_due,
+            copies::copies_need_an_original_and_a_free_id,
+            deletion::threads_are_deleted_by_filter,
+            deletion::a_deleted_thread_of_many_rows_leaves_nothing_to_its_namesake,
+            deletion::forgotten_keys_are_new_again,
+            deletion::a_survey_goes_through_the_threads_in_the_order_of_their_ids,
             journal::entries_are_numbered_without_gaps_in_their_streams,
             journal::an_entry_with_an_id_is_appended_once,
             journal::the_same_entry_at_the_same_time_is_appended_once,
@@ -141,6 +160,9 @@ mod tests {
             ("commits", include_str!("commits.rs")),
             ("concurrency", include_str!("concurrency.rs")),
             ("history", include_str!("history.rs")),
+            ("retention", include_str!("retention.rs")),
+            ("copies", include_str!("copies.rs")),
+            ("deletion", include_str!("deletion.rs")),
             ("journal", include_str!("journal.rs")),
             ("bells", include_str!("bells.rs")),
         ] {

@@ -201,7 +201,7 @@ impl Retention for MemoryCheckpointer {
             .take(limit)
             .map(|thread| thread.record.id.clone())
             .collect();
-        let more = found.next().is_some();
+        let more = limit > 0 && found.next().is_some();
         for thread in &threads {
             tables.threads.remove(thread);
         }

@@ -11,8 +11,9 @@ use crate::{
     builder::Node,
     checkpoint::{Commit, WaitKind, WaitRecord, Write, WriteKind},
     command::{Outcome, Target},
+    context::wait_id,
     error::TaskFailure,
-    memo::{Attempts, Memo, Suspension},
+    memo::{Attempts, Memo, Suspension, Waiting},
     plan::Planned,
     state::{State, Update},
     waits::{arrival, timer},
@@ -132,6 +133,10 @@ impl<S: State> Run<S> {
                     let stored: Suspension = serde_json::from_value(write.value).map_err(fault)?;
                     memo.said = stored.said;
                     memo.waits = stored.waits;
+                    for wait in &mut memo.waits {
+                        // In a copy of a thread: not the original's.
+                        wait.record.id = self.id_of(key, wait);
+                    }
                 }
                 WriteKind::Result => {
                     if !write.value.is_null() {
@@ -153,6 +158,16 @@ impl<S: State> Run<S> {
             }
         }
         Ok(())
+    }
+
+    /// The id of a task's wait.
+    fn id_of(&self, task: &str, wait: &Waiting) -> String {
+        let space = match wait.record.kind {
+            WaitKind::Interrupt => "interrupt",
+            WaitKind::Wait | WaitKind::Timer => "wait",
+        };
+        let name = &wait.record.name;
+        wait_id(&self.shared, self.step + 1, task, space, name, wait.round)
     }
 
     /// Hands signals and times that have come to the tasks that wait for them, in the order of the tasks. Returns whether a

@@ -9,6 +9,7 @@ mod handlers;
 mod journal;
 mod lab;
 mod leases;
+mod retention;
 mod sharing;
 #[path = "../storage/mod.rs"]
 mod storage;

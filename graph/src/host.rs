@@ -9,7 +9,8 @@ use crate::{
     builder::Compiled,
     cache::Cache,
     checkpoint::{
-        Bell, Channels, Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError, ThreadStatus,
+        Bell, Channels, Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError,
+        ThreadStatus,
     },
     error::EngineError,
     follow::Bus,

@@ -81,10 +81,12 @@ impl Engine {
         let serving = wakes.serving();
         wakes.listen();
         let mut due = wakes.due_here();
-        let sweeper = server.options.sweep.clone().map(|options| {
+        // A set, so that it ends with this, however this ends.
+        let mut sweeper = JoinSet::new();
+        if let Some(options) = server.options.sweep.clone() {
             let sweep = keep_swept(self.shared.clone(), options, stop.clone());
-            tokio::spawn(sweep.in_current_span())
-        });
+            sweeper.spawn(sweep.in_current_span());
+        }
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
             due.mark_unchanged();
@@ -119,9 +121,7 @@ impl Engine {
         server.drain().await;
         beat.abort();
         wakes.flush().await;
-        if let Some(sweeper) = sweeper {
-            sweeper.abort();
-        }
+        sweeper.shutdown().await;
         Ok(())
     }
 

@@ -267,6 +267,12 @@ promise! {
     }
 }
 
+/// A program whose state has changed beyond recognition.
+#[derive(Clone, Debug, Default, graph::State)]
+struct Other {
+    sum: Vec<String>,
+}
+
 promise! {
     async fn a_sweep_leaves_a_thread_that_it_cannot_read_and_goes_on(lab) {
         let engine = lab.notes(rounds(40)).await;
@@ -274,11 +280,6 @@ promise! {
             start_as(&engine, id).await;
         }
         run(&engine).await;
-        // A program whose state has changed beyond recognition.
-        #[derive(Clone, Debug, Default, graph::State)]
-        struct Other {
-            sum: Vec<String>,
-        }
         let graph = graph::Graph::<Other>::builder("g")
             .node("a", |_: Arc<Other>, _: Context| async move { Ok(OtherUpdate::default()) })
             .edge(START, "a").edge("a", END)

@@ -79,24 +79,37 @@ impl Thread {
         bases
     }
 
-    fn prune(&mut self, before: u64, snapshots: &BTreeMap<u64, Channels>) -> Pruned {
+    fn prune(
+        &mut self,
+        before: u64,
+        snapshots: &BTreeMap<u64, Channels>,
+    ) -> Result<Pruned, StorageError> {
         let mut bare = self.bare_bases(before);
         bare.retain(|number| !snapshots.contains_key(number));
         if !bare.is_empty() {
-            return Pruned::Needs(bare);
+            return Ok(Pruned::Needs(bare));
         }
+        // All that can fail comes first.
+        let mut bases = Vec::new();
         for base in self.bases(before) {
             let mut appends = Channels::new();
             for number in self.way(base) {
-                append_items(&mut appends, self.checkpoints[&number].new.appends.clone());
+                let mut new = self.checkpoints[&number].new.clone();
+                new.settle()?;
+                append_items(&mut appends, new.appends);
             }
+            bases.push((base, appends));
+        }
+        for (base, appends) in bases {
             if let Some(checkpoint) = self.checkpoints.get_mut(&base) {
-                checkpoint.base = true;
-                checkpoint.new.appends = appends;
-                checkpoint.new.changes = Channels::new();
-                if checkpoint.new.snapshot.is_none() {
-                    checkpoint.new.snapshot = snapshots.get(&base).cloned();
+                let new = &mut checkpoint.new;
+                new.settle()?;
+                new.appends = appends;
+                new.changes = Channels::new();
+                if new.snapshot.is_none() {
+                    new.snapshot = snapshots.get(&base).cloned();
                 }
+                checkpoint.base = true;
             }
         }
         let gone: Vec<u64> = self
@@ -114,10 +127,10 @@ impl Thread {
         self.branches.retain(|branch, tip| {
             *branch == head || tip.tip == 0 || checkpoints.contains_key(&tip.tip)
         });
-        Pruned::Done {
+        Ok(Pruned::Done {
             removed: gone.len() as u64,
             more: false,
-        }
+        })
     }
 }
 
@@ -169,11 +182,10 @@ impl Retention for MemoryCheckpointer {
         before: u64,
         snapshots: &BTreeMap<u64, Channels>,
     ) -> Result<Pruned, StorageError> {
-        Ok(self
-            .tables
+        self.tables
             .lock()
             .known_mut(thread)?
-            .prune(before, snapshots))
+            .prune(before, snapshots)
     }
 
     async fn copy_thread(&self, from: &ThreadId, to: &ThreadId) -> Result<Copied, StorageError> {

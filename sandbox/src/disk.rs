@@ -6,6 +6,12 @@ use std::path::{Path, PathBuf};
 /// More entries than this are not looked at.
 const MOST_ENTRIES: usize = 500_000;
 
+/// MiB on disk under a folder; links are not followed, and of more than half a million entries only so many are looked at.
+/// Blocks.
+pub fn used_mb(folder: &Path) -> u64 {
+    used_bytes(&[folder.to_owned()]) >> 20
+}
+
 /// Bytes on disk under the paths together; links are not followed. Blocks.
 pub(crate) fn used_bytes(roots: &[PathBuf]) -> u64 {
     let mut waiting: Vec<PathBuf> = Vec::new();

@@ -44,6 +44,7 @@ mod tree;
 
 pub use descriptors::detached;
 pub use detect::{Sandbox, Unavailable, Unconfined};
+pub use disk::used_mb;
 pub use error::Error;
 pub use job::{Job, Limits, Stdin};
 pub use output::Line;

@@ -4,6 +4,7 @@
 //! * [`Spawner`]: takes jobs from a [`protocol::Transport`] and brings each to one result.
 //! * `workspace`, `refresh.sh`: the clone that outlives its workers.
 //! * `broker`: model, proxy and report of one worker, behind a key that ends with it.
+//! * [`docker`]: containers of a Docker engine.
 //! * `process`: what the worker is given, and the limits that are watched here.
 //! * `collect`: takes the commits over, believing nothing that the worker left.
 //!
@@ -14,6 +15,7 @@
 mod attempt;
 mod broker;
 mod collect;
+pub mod docker;
 mod events;
 mod git;
 mod places;

@@ -1,0 +1,316 @@
+//! Containers of a Docker engine, as far as workers need them: checked, confined, watched, and cleared away.
+//!
+//! * [`Engine`]: the connection (API version negotiated), its runtime, images, and which containers are ours.
+//! * [`spec`]: a worker as a container: what it sees, what it may use, whose it is.
+//! * [`running`]: a container that runs: its output, what it uses, its end with the evidence.
+//!
+//! Nothing here knows a job, a broker or a repository. *Architecture invariant:* only containers with our label are ever
+//! stopped or removed.
+
+mod running;
+mod spec;
+
+use bollard::Docker;
+use bollard::errors::Error as DockerError;
+use bollard::models::ContainerSummaryStateEnum;
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder,
+};
+use futures::TryStreamExt as _;
+use std::collections::HashMap;
+use std::time::Duration;
+
+pub use running::{Ended, Running, Stopper};
+pub use spec::{LABEL, Limits, Mount, Spec};
+
+/// How long one request to the engine may take, in seconds. Waiting, logs and statistics are streams and have no such bound.
+const REQUEST_S: u64 = 60;
+/// How long an image may take to be pulled.
+const PULL: Duration = Duration::from_mins(15);
+/// How long an engine that does not answer is asked again.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// The pause between two such questions.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// What can go wrong with an engine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `DOCKER_HOST` is not an address of an engine.
+    #[error(
+        "DOCKER_HOST is {host:?}, which is no address of a Docker engine; it looks like unix:///var/run/docker.sock"
+    )]
+    Address {
+        /// What it is.
+        host: String,
+        /// Why it cannot be used.
+        #[source]
+        source: Box<DockerError>,
+    },
+    /// Nobody answers, or not in time.
+    #[error(
+        "the Docker engine at {host} does not answer; check that it runs and that this user may use it"
+    )]
+    Unreachable {
+        /// Its address.
+        host: String,
+        /// The last answer.
+        #[source]
+        source: Box<DockerError>,
+    },
+    /// The engine lacks the runtime.
+    #[error(
+        "the Docker engine has no runtime {runtime:?} (it has {known}); install it (docs/sysbox.md) or choose another one openly with SPAWNER_RUNTIME"
+    )]
+    NoRuntime {
+        /// What was asked for.
+        runtime: String,
+        /// What there is.
+        known: String,
+    },
+    /// There is no such image, and it may not or cannot be had.
+    #[error("the image {image} is not there: {reason}")]
+    NoImage {
+        /// Its name.
+        image: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// The engine refused.
+    #[error("the Docker engine refused {action}")]
+    Refused {
+        /// What was asked for.
+        action: &'static str,
+        /// Its words.
+        #[source]
+        source: Box<DockerError>,
+    },
+    /// The container is gone, and nothing is known of its end.
+    #[error("the container {container} is gone, and nothing is known of its end")]
+    Gone {
+        /// Which.
+        container: String,
+    },
+}
+
+impl Error {
+    fn refused(action: &'static str) -> impl FnOnce(DockerError) -> Self {
+        move |source| Self::Refused {
+            action,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// A container that carries our label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The engine's id of it.
+    pub id: String,
+    /// All labels.
+    pub labels: HashMap<String, String>,
+    /// Whether it runs now.
+    pub running: bool,
+}
+
+/// An engine that answers and has the runtime.
+#[derive(Clone)]
+pub struct Engine {
+    docker: Docker,
+    runtime: String,
+    version: String,
+}
+
+impl Engine {
+    /// Connects to `host` (`DOCKER_HOST`; the usual socket if absent) and checks that it has the runtime.
+    pub async fn connect(host: Option<&str>, runtime: &str) -> Result<Self, Error> {
+        let host = host.unwrap_or("unix:///var/run/docker.sock");
+        let docker = Docker::connect_with_host(host).map_err(|source| Error::Address {
+            host: host.to_owned(),
+            source: Box::new(source),
+        })?;
+        let unreachable = |source| Error::Unreachable {
+            host: host.to_owned(),
+            source: Box::new(source),
+        };
+        let docker = docker
+            .with_timeout(Duration::from_secs(REQUEST_S))
+            .negotiate_version()
+            .await
+            .map_err(unreachable)?;
+        let about = docker.info().await.map_err(unreachable)?;
+        let runtimes = about.runtimes.unwrap_or_default();
+        if !runtimes.contains_key(runtime) {
+            let mut known: Vec<_> = runtimes.into_keys().collect();
+            known.sort();
+            return Err(Error::NoRuntime {
+                runtime: runtime.to_owned(),
+                known: known.join(", "),
+            });
+        }
+        Ok(Self {
+            docker,
+            runtime: runtime.to_owned(),
+            version: about.server_version.unwrap_or_default(),
+        })
+    }
+
+    /// For people, such as `docker 28.2.2 with sysbox-runc`.
+    pub fn describe(&self) -> String {
+        format!("docker {} with {}", self.version, self.runtime)
+    }
+
+    /// The id of an image: of one that is there, else of one that is pulled because its name pins it by digest. The id names
+    /// the same image for ever, whatever a tag is moved to.
+    pub async fn image(&self, name: &str) -> Result<String, Error> {
+        if let Some(id) = self.present(name).await? {
+            return Ok(id);
+        }
+        let missing = |reason: String| Error::NoImage {
+            image: name.to_owned(),
+            reason,
+        };
+        if !name.contains("@sha256:") {
+            return Err(missing(
+                "it is not on this machine, and only an image that is pinned by digest (NAME@sha256:…) is pulled; `make image` builds artel-worker:dev".to_owned(),
+            ));
+        }
+        let options = CreateImageOptionsBuilder::default()
+            .from_image(name)
+            .build();
+        let pull = self
+            .docker
+            .create_image(Some(options), None, None)
+            .try_for_each(|_| async { Ok(()) });
+        match tokio::time::timeout(PULL, pull).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(missing(format!("it cannot be pulled: {error}"))),
+            Err(_) => return Err(missing(format!("it was not pulled within {PULL:?}"))),
+        }
+        self.present(name)
+            .await?
+            .ok_or_else(|| missing("it was pulled, and is not there all the same".to_owned()))
+    }
+
+    async fn present(&self, name: &str) -> Result<Option<String>, Error> {
+        match self.docker.inspect_image(name).await {
+            Ok(image) => Ok(image.id),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(Error::refused("to look at an image")(error)),
+        }
+    }
+
+    /// Makes a container, which does not run yet, and returns its id. One of the same name that is ours and does not run is
+    /// in the way and is removed.
+    pub async fn create(&self, spec: &Spec) -> Result<String, Error> {
+        let options = || {
+            CreateContainerOptionsBuilder::default()
+                .name(&spec.name)
+                .build()
+        };
+        let body = || spec.body(&self.runtime);
+        let made = match self.docker.create_container(Some(options()), body()).await {
+            Err(DockerError::DockerResponseServerError {
+                status_code: 409, ..
+            }) => {
+                self.remove(&spec.name).await?;
+                self.docker.create_container(Some(options()), body()).await
+            }
+            made => made,
+        };
+        Ok(made.map_err(Error::refused("to make a container"))?.id)
+    }
+
+    /// Starts a container that was made, and watches it.
+    pub async fn start(&self, id: &str, limits: &Limits) -> Result<Running, Error> {
+        // Before it starts, so that nothing of what it says first is missed.
+        let running = Running::watch(self.docker.clone(), id.to_owned(), limits.clone(), false);
+        self.docker
+            .start_container(id, None)
+            .await
+            .map_err(Error::refused("to start a container"))?;
+        running.started();
+        Ok(running)
+    }
+
+    /// Watches a container that somebody else has started, such as a former process of ours.
+    pub fn adopt(&self, id: &str, limits: &Limits) -> Running {
+        let running = Running::watch(self.docker.clone(), id.to_owned(), limits.clone(), true);
+        running.started();
+        running
+    }
+
+    /// All containers with our label of this spawner, whether they run or not.
+    pub async fn ours(&self, spawner: &str) -> Result<Vec<Found>, Error> {
+        let label = format!("{LABEL}.spawner={spawner}");
+        let options = ListContainersOptionsBuilder::default()
+            .all(true)
+            .filters(&HashMap::from([("label", vec![label])]))
+            .build();
+        let found = self
+            .docker
+            .list_containers(Some(options))
+            .await
+            .map_err(Error::refused("to list containers"))?;
+        Ok(found
+            .into_iter()
+            .filter_map(|container| {
+                Some(Found {
+                    id: container.id?,
+                    labels: container.labels.unwrap_or_default(),
+                    running: container.state == Some(ContainerSummaryStateEnum::RUNNING),
+                })
+            })
+            .collect())
+    }
+
+    /// Removes a container of ours, ending it if it runs, and confirms that it is gone. One that is not there is gone.
+    pub async fn remove(&self, id: &str) -> Result<(), Error> {
+        let about = match self.docker.inspect_container(id, None).await {
+            Ok(about) => about,
+            Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) => return Err(Error::refused("to look at a container")(error)),
+        };
+        let labels = about.config.and_then(|config| config.labels);
+        let is_ours =
+            labels.is_some_and(|labels| labels.keys().any(|label| label.starts_with(LABEL)));
+        if !is_ours {
+            return Err(Error::Refused {
+                action: "to remove a container that is not ours",
+                source: Box::new(DockerError::DockerResponseServerError {
+                    status_code: 409,
+                    message: format!("the container {id} does not carry the label {LABEL}"),
+                }),
+            });
+        }
+        let options = || {
+            RemoveContainerOptionsBuilder::default()
+                .force(true)
+                .v(true)
+                .build()
+        };
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.docker.remove_container(id, Some(options())).await {
+                Ok(()) => {}
+                Err(error) if is_missing(&error) => return Ok(()),
+                // Somebody else removes it, or it is not quite dead yet.
+                Err(error) if tokio::time::Instant::now() < deadline => {
+                    tracing::debug!(%error, container = id, "not removed yet");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(error) => return Err(Error::refused("to remove a container")(error)),
+            }
+        }
+    }
+}
+
+fn is_missing(error: &DockerError) -> bool {
+    matches!(
+        error,
+        DockerError::DockerResponseServerError {
+            status_code: 404,
+            ..
+        }
+    )
+}

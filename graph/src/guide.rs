@@ -32,3 +32,8 @@ pub mod travel {}
 
 #[doc = include_str!("../docs/guide/waiting.md")]
 pub mod waiting {}
+
+// The example there compiles and runs as well.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

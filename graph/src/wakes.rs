@@ -68,6 +68,8 @@ pub(crate) struct Wakes {
     interests_changed: Arc<Notify>,
     pending: Mutex<Pending>,
     sent: Notify,
+    /// Somebody waits for what is to be sent.
+    hurry: Notify,
     others: Mutex<Others>,
     /// Whether others read the journal, or follow threads; so that commits need not look it up.
     others_read: AtomicBool,
@@ -90,6 +92,14 @@ struct Pending {
     message: Message,
     /// Whether a task is sending.
     sending: bool,
+    /// Whether that task has sent everything and only keeps its distance to the next message.
+    resting: bool,
+}
+
+impl Pending {
+    fn is_sent(&self) -> bool {
+        !self.sending || (self.resting && self.message.is_empty())
+    }
 }
 
 #[derive(Default)]
@@ -126,6 +136,7 @@ impl Wakes {
             interests_changed: Arc::default(),
             pending: Mutex::default(),
             sent: Notify::new(),
+            hurry: Notify::new(),
             others: Mutex::default(),
             others_read: AtomicBool::new(false),
             others_follow: AtomicBool::new(false),
@@ -367,9 +378,10 @@ impl Wakes {
         let all_sent = async {
             loop {
                 let sent = self.sent.notified();
-                if !self.pending.lock().sending {
+                if self.pending.lock().is_sent() {
                     return;
                 }
+                self.hurry.notify_one();
                 sent.await;
             }
         };
@@ -423,13 +435,21 @@ async fn send(mut sender: Sender, bell: Arc<dyn Bell>) {
                 sender.done = true;
                 break;
             }
+            pending.resting = false;
             std::mem::take(&mut pending.message)
         };
         let text = message.encode(&wakes.me);
         let pause = match tokio::time::timeout(PATIENCE, bell.ring(&text)).await {
             Ok(Ok(())) => {
                 failures = 0;
-                SPACING
+                wakes.pending.lock().resting = true;
+                wakes.sent.notify_waiters();
+                // Whoever wants to leave does not wait for the distance.
+                tokio::select! {
+                    () = tokio::time::sleep(SPACING) => {}
+                    () = wakes.hurry.notified() => {}
+                }
+                continue;
             }
             Ok(Err(error)) => {
                 failures += 1;

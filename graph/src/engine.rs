@@ -26,7 +26,7 @@ use crate::{
     shape::Shape,
     state::State,
     traced::Traced,
-    waits::{ANSWER, Answer, INPUT, RESERVED},
+    waits::{ANSWER, Answer, INPUT, INTERRUPT, RESERVED, ROLLBACK, preempts},
 };
 
 /// How often the database is asked for what nobody told of.
@@ -65,13 +65,25 @@ pub enum Delivered {
     Duplicate,
 }
 
-/// What happens to a further input to a thread that has not ended.
+/// What happens to a further input to a thread that has not ended: its *round*, from its input to its end, is still under way.
+///
+/// Inputs are taken in the order in which they arrived. One that does not wait takes those along that were queued before it:
+/// they are applied to the state, in their order, and only it is run. With the round that is stopped go its open questions and
+/// waits (an answer is an error from then on) and the children that it has started, which are cancelled. When the round ends
+/// by itself before it can be stopped, the input begins the next one, like any other: an ended round is not rolled back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Busy {
     /// It is an error.
     Reject,
-    /// It is taken when the thread has ended.
+    /// It is taken when the round under way has ended.
     Enqueue,
+    /// The round under way is stopped at once (its tasks are cancelled), and the next one begins with the input, on the state
+    /// that the supersteps so far have led to. What a superstep under way has not finished is given up; what it has said stays
+    /// said.
+    Interrupt,
+    /// The round under way is stopped at once, and the next one begins with the input where the thread stood before the round:
+    /// on a new branch, which becomes the head. What was done is still in the thread's history, on the branch that was left.
+    Rollback,
 }
 
 /// A checkpoint in a thread's history.
@@ -247,8 +259,8 @@ impl Engine {
         })
     }
 
-    /// Gives a thread a further input: when it has ended (however), it begins again with this update, on the state it has.
-    /// Unique by its key.
+    /// Gives a thread a further input: when it has ended (however), it begins again with this update, on the state it has. What
+    /// happens when it has not is up to `busy`. Durable when this returns, unique by its key, whatever `busy` says.
     pub async fn input(
         &self,
         thread: impl Into<ThreadId>,
@@ -266,17 +278,24 @@ impl Engine {
                 status: record.status,
             });
         }
-        self.deliver(
-            NewSignal {
-                thread: id,
-                kind: INPUT.to_owned(),
-                key: format!("{INPUT}:{key}"),
-                payload: input,
-                revives: true,
-            },
-            None,
-        )
-        .await
+        let kind = match busy {
+            Busy::Reject | Busy::Enqueue => INPUT,
+            Busy::Interrupt => INTERRUPT,
+            Busy::Rollback => ROLLBACK,
+        };
+        let signal = NewSignal {
+            thread: id.clone(),
+            kind: kind.to_owned(),
+            key: format!("{INPUT}:{key}"),
+            payload: input,
+            revives: true,
+        };
+        let delivered = self.deliver(signal, None).await?;
+        if preempts(kind) {
+            // Whoever runs it finds the input with its lease.
+            self.shared.wakes.look_at(&id);
+        }
+        Ok(delivered)
     }
 
     /// Sends a signal: durable when this returns, unique by its key.

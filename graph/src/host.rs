@@ -17,9 +17,10 @@ use crate::{
     ids::ThreadId,
     kept::{Held, restore},
     observer::{Observer, Point},
-    run::{Controls, Run, RunShared, Unfit, end_thread, forked},
+    run::{Controls, Run, RunShared, Unfit, end_thread, forked, watch},
     shape::Shape,
     state::{ChannelError, State, Update, snapshot},
+    waits::is_input,
     wakes::Wakes,
 };
 
@@ -115,6 +116,7 @@ impl<S: State> AnyGraph for Compiled<S> {
             if let Some(reason) = cancel {
                 controls.request_cancel(reason);
             }
+            let mut dropped = Vec::new();
             let fault = if claim.takeovers >= MAX_TAKEOVERS {
                 Some(format!(
                     "{} runs in a row have died before they could commit anything; find out why before you retry it",
@@ -124,10 +126,20 @@ impl<S: State> AnyGraph for Compiled<S> {
                 match Run::new(self, shared.clone(), loaded, grace) {
                     Ok(mut run) => {
                         // Broken runs say why below.
-                        let _ = run.go().await;
+                        tokio::select! {
+                            _ = run.go() => {}
+                            () = watch(&shared) => {}
+                        }
                         None
                     }
-                    Err(Unfit(fault)) => Some(fault),
+                    Err(Unfit(fault)) => {
+                        // An input would make the thread due again, for ever: it cannot be taken before the program fits.
+                        dropped = shared
+                            .mailbox
+                            .lock()
+                            .discard_if(|signal| is_input(&signal.kind));
+                        Some(fault)
+                    }
                 }
             };
             let fault = match (fault, shared.take_trouble()) {
@@ -139,6 +151,7 @@ impl<S: State> AnyGraph for Compiled<S> {
             };
             tracing::error!(thread = %shared.thread, graph = %shared.graph, error = %fault, "thread failed");
             let mut commit = Commit::on(shared.base());
+            commit.consumed = dropped;
             let status = ThreadStatus::Failed;
             end_thread(
                 &shared,

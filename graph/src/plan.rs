@@ -35,6 +35,9 @@ pub(crate) struct Plan {
     /// Nodes that just ran and after which the thread is to stop.
     #[serde(rename = "a", default, skip_serializing_if = "BTreeSet::is_empty")]
     pub pause_after: BTreeSet<String>,
+    /// After a rollback, until the first step: the number of the newest signal among the inputs with which it began.
+    #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<u64>,
     /// Supersteps since the thread last waited.
     #[serde(rename = "c", default, skip_serializing_if = "is_zero")]
     pub hops: u64,
@@ -280,6 +283,7 @@ impl<'a, S: State> Next<'a, S> {
             joins: self.joins,
             deferred: self.deferred,
             pause_after: BTreeSet::new(),
+            begun: None,
             hops,
         };
         if plan.is_empty() {

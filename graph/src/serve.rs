@@ -358,6 +358,9 @@ async fn heartbeat(
                 .iter()
                 .find(|(lease, _)| lease.thread == renewal.thread && leases.contains(lease));
             let Some((_, controls)) = found else { continue };
+            if renewal.input {
+                controls.news.notify_one();
+            }
             if !renewal.held {
                 controls.lost.cancel();
             } else if let Some(reason) = renewal.cancel {

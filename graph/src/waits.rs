@@ -17,6 +17,19 @@ pub(crate) const ANSWER: &str = "graph.answer";
 pub(crate) const CHILD: &str = "graph.child";
 /// A further input to a thread that has ended, or will; the payload is an update.
 pub(crate) const INPUT: &str = "graph.input";
+/// A further input that does not wait for the end of the round under way.
+pub(crate) const INTERRUPT: &str = "graph.input.interrupt";
+/// A further input that undoes the round under way.
+pub(crate) const ROLLBACK: &str = "graph.input.rollback";
+
+pub(crate) fn is_input(kind: &str) -> bool {
+    matches!(kind, INPUT | INTERRUPT | ROLLBACK)
+}
+
+/// Whether a round under way makes way for such a signal.
+pub(crate) fn preempts(kind: &str) -> bool {
+    matches!(kind, INTERRUPT | ROLLBACK)
+}
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Answer {

@@ -276,6 +276,8 @@ pub struct Renewed {
     pub held: bool,
     /// The reason of a pending request to cancel.
     pub cancel: Option<String>,
+    /// Whether its mailbox holds an unconsumed signal that revives.
+    pub input: bool,
 }
 
 /// A request to cancel a thread.

@@ -101,6 +101,7 @@ pub async fn what_is_missing_is_said_to_be_missing(lab: &Lab) {
     assert_eq!(
         renewed,
         [Renewed {
+            input: false,
             thread: "none".into(),
             held: false,
             cancel: None

@@ -241,6 +241,9 @@ impl Checkpointer for MemoryCheckpointer {
                 Renewed {
                     thread: lease.thread.clone(),
                     held: thread.is_some(),
+                    input: thread
+                        .as_ref()
+                        .is_some_and(|thread| thread.mailbox.values().any(|mail| mail.revives)),
                     cancel: thread.and_then(|thread| {
                         let expires_at = after(now, duration);
                         thread.due_at = Some(expires_at);

@@ -91,7 +91,7 @@ pub(super) async fn renew(
              order by t.id for no key update of t \
          ) \
          update graph_thread t set due_at = now() + $3 * interval '1 microsecond' \
-         from held where t.thread = held.thread returning held.ord, t.cancel",
+         from held where t.thread = held.thread returning held.ord, t.cancel, t.revivals > 0",
     )
     .bind(ids)
     .bind(tokens)
@@ -104,6 +104,7 @@ pub(super) async fn renew(
             thread: lease.thread.clone(),
             held: false,
             cancel: None,
+            input: false,
         })
         .collect();
     for row in &found {
@@ -111,6 +112,7 @@ pub(super) async fn renew(
         if let Some(renewed) = renewed.get_mut(at) {
             renewed.held = true;
             renewed.cancel = rows::optional(row, 1)?;
+            renewed.input = row.try_get(2)?;
         }
     }
     Ok(renewed)

@@ -10,6 +10,7 @@ use crate::{
     builder::Node,
     checkpoint::{
         CancelRequest, Commit, NewEvent, NewSignal, Source, Then, ThreadFilter, ThreadStatus,
+        WriteKind,
     },
     command::Outcome,
     follow::StreamKind,
@@ -21,9 +22,9 @@ use crate::{
 };
 
 use super::{
-    Broken, Run, RunShared,
+    Broken, ENDED, Run, RunShared,
     attempt::{Job, TaskEnd},
-    tasks::Task,
+    tasks::{Task, write},
 };
 
 /// How long a node has to clean up after a cancellation.
@@ -275,6 +276,11 @@ pub(crate) fn end_thread(
             payload: serde_json::to_value(end).unwrap_or_default(),
             revives: false,
         });
+    }
+    if matches!(status, ThreadStatus::Failed | ThreadStatus::Cancelled) {
+        commit
+            .writes
+            .push(write(ENDED, WriteKind::Attempts, Value::Null));
     }
     commit.waits = Some(Vec::new());
     commit.then = Then::End {

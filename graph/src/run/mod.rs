@@ -6,6 +6,7 @@ mod cached;
 mod ending;
 mod fork;
 mod pause;
+mod preempt;
 mod shared;
 mod tasks;
 
@@ -26,18 +27,21 @@ use crate::{
     plan::Plan,
     private::chain,
     state::{State, Update, channels_weight},
-    waits::INPUT,
+    waits::is_input,
 };
 
 use apply::SNAPSHOT_AFTER;
 use attempt::attempts_write;
 pub(crate) use ending::end_thread;
 pub(crate) use fork::forked;
+pub(crate) use preempt::watch;
 pub(crate) use shared::{Broken, Controls, RunShared};
 use tasks::Status;
 
 /// The task path of the mark that a thread has reached its recursion limit.
 const LIMIT: &str = "~limit";
+/// The task path of the mark that a round has failed or was cancelled: a further input begins another one.
+const ENDED: &str = "~ended";
 
 /// Whether the run goes on.
 enum Flow {
@@ -61,6 +65,8 @@ pub(crate) struct Run<S: State> {
     next_snapshot: u64,
     /// Whether the thread's row names open waits.
     waiting: bool,
+    /// Whether the round under way had ended, failed or cancelled, and nobody has asked to try it again.
+    failed: bool,
     grace: Duration,
 }
 
@@ -105,6 +111,8 @@ impl<S: State> Run<S> {
         for write in loaded.writes {
             writes.entry(write.task.clone()).or_default().push(write);
         }
+        // Whoever retries a thread clears its error.
+        let failed = loaded.thread.error.is_some() && writes.contains_key(ENDED);
         let since_snapshot = loaded.state.since_snapshot.unwrap_or(loaded.state.step);
         Ok(Self {
             keeps: shared.engine.store.keeps_values(),
@@ -118,6 +126,7 @@ impl<S: State> Run<S> {
             changed_since_snapshot,
             next_snapshot: since_snapshot.max(SNAPSHOT_AFTER),
             waiting: !loaded.thread.waits.is_empty(),
+            failed,
             grace,
         })
     }
@@ -128,28 +137,38 @@ impl<S: State> Run<S> {
             if self.shared.controls.cancel.is_cancelled() {
                 return self.cancel(Vec::new()).await;
             }
-            if self.plan.is_empty() {
-                match self.next_input().await? {
-                    Flow::On => continue,
-                    Flow::Released => return Ok(()),
-                }
-            }
-            if self.shared.controls.drain.is_cancelled() {
-                let mut commit = self.commit();
-                commit.then = Then::Yield;
-                self.keep(&mut commit);
-                self.shared.commit(commit).await?;
-                return Ok(());
-            }
-            let span = tracing::info_span!(
-                "superstep",
-                thread = %self.shared.thread,
-                step = self.step + 1,
-            );
-            if let Flow::Released = self.superstep().instrument(span).await? {
+            self.forget_begun().await?;
+            let flow = if self.plan.is_empty() {
+                self.next_input().await?
+            } else if self.must_make_way() {
+                self.make_way().await?
+            } else if self.shared.controls.preempted.is_cancelled() {
+                // Tasks that begin now would be stopped at once.
+                self.give_way(&mut []).await?;
+                Flow::Released
+            } else {
+                self.step_or_drain().await?
+            };
+            if let Flow::Released = flow {
                 return Ok(());
             }
         }
+    }
+
+    async fn step_or_drain(&mut self) -> Result<Flow, Broken> {
+        if self.shared.controls.drain.is_cancelled() {
+            let mut commit = self.commit();
+            commit.then = Then::Yield;
+            self.keep(&mut commit);
+            self.shared.commit(commit).await?;
+            return Ok(Flow::Released);
+        }
+        let span = tracing::info_span!(
+            "superstep",
+            thread = %self.shared.thread,
+            step = self.step + 1,
+        );
+        self.superstep().instrument(span).await
     }
 
     fn commit(&self) -> Commit {
@@ -158,17 +177,30 @@ impl<S: State> Run<S> {
 
     /// Nothing is planned: a further input begins the next round, or the thread has ended.
     async fn next_input(&mut self) -> Result<Flow, Broken> {
+        let mut commit = self.commit();
+        let is_there = self
+            .shared
+            .mailbox
+            .lock()
+            .any(|signal| is_input(&signal.kind));
+        if is_there {
+            return self.begin(commit).await;
+        }
+        self.done(&mut commit);
+        self.land(commit, &[]).await?;
+        self.ended(ThreadStatus::Done);
+        Ok(Flow::Released)
+    }
+
+    /// Begins a round with the oldest input in the mailbox.
+    async fn begin(&mut self, mut commit: Commit) -> Result<Flow, Broken> {
         let input = self
             .shared
             .mailbox
             .lock()
-            .take(|signal| (signal.kind == INPUT).then(|| signal.payload.clone()));
-        let mut commit = self.commit();
+            .take(|signal| is_input(&signal.kind).then(|| signal.payload.clone()));
         let Some((input, number)) = input else {
-            self.done(&mut commit);
-            self.land(commit, &[]).await?;
-            self.ended(ThreadStatus::Done);
-            return Ok(Flow::Released);
+            return Ok(Flow::On);
         };
         commit.consumed.push(number);
         let begun = S::Update::from_json(input)
@@ -229,6 +261,9 @@ impl<S: State> Run<S> {
         self.take_cached(&mut tasks).await;
         let names: Vec<String> = tasks.iter().map(|task| task.planned.node.clone()).collect();
         loop {
+            if self.must_make_way() {
+                return Ok(Flow::On);
+            }
             if self.wake(&mut tasks) {
                 self.waited();
             }
@@ -241,6 +276,10 @@ impl<S: State> Run<S> {
             }
             if self.shared.controls.cancel.is_cancelled() {
                 self.cancel(tasks).await?;
+                return Ok(Flow::Released);
+            }
+            if self.shared.controls.preempted.is_cancelled() {
+                self.give_way(&mut tasks).await?;
                 return Ok(Flow::Released);
             }
             let failure = tasks.iter().find_map(|task| match &task.status {

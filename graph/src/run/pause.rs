@@ -76,6 +76,9 @@ impl<S: State> Run<S> {
             if self.shared.controls.cancel.is_cancelled() {
                 return self.cancel(Vec::new()).await.map(|()| Flow::Released);
             }
+            if self.must_make_way() {
+                return Ok(Flow::On);
+            }
             let mut commit = self.commit();
             memo.flush_memory(&mut commit);
             if open.is_empty() {

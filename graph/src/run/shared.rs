@@ -49,15 +49,28 @@ impl Mailbox {
 
     /// Takes all signals of a kind, and returns their numbers.
     pub fn discard(&mut self, kind: &str) -> Vec<u64> {
+        self.discard_if(|signal| signal.kind == kind)
+    }
+
+    pub fn discard_if(&mut self, is_meant: impl Fn(&SignalRecord) -> bool) -> Vec<u64> {
         let mut numbers = Vec::new();
         self.signals.retain(|signal| {
-            let discard = signal.kind == kind;
+            let discard = is_meant(signal);
             if discard {
                 numbers.push(signal.number);
             }
             !discard
         });
         numbers
+    }
+
+    pub fn any(&self, is_meant: impl Fn(&SignalRecord) -> bool) -> bool {
+        self.signals.iter().any(is_meant)
+    }
+
+    pub fn filtered(&self, is_meant: impl Fn(&SignalRecord) -> bool) -> Vec<SignalRecord> {
+        let meant = self.signals.iter().filter(|signal| is_meant(signal));
+        meant.cloned().collect()
     }
 
     fn add(&mut self, signals: Vec<SignalRecord>, seen: u64) {
@@ -74,6 +87,12 @@ pub(crate) struct Controls {
     /// The thread is to be cancelled.
     pub cancel: CancellationToken,
     pub reason: Arc<Mutex<Option<String>>>,
+    /// The tasks are to stop, for whatever reason.
+    pub tasks: CancellationToken,
+    /// The round under way makes way for an input: stop, and give the lease back.
+    pub preempted: CancellationToken,
+    /// An input may have arrived.
+    pub news: Arc<Notify>,
     /// Stop after this step and give the lease back.
     pub drain: CancellationToken,
     /// The lease is lost: stop at once.
@@ -86,6 +105,12 @@ impl Controls {
     pub fn request_cancel(&self, reason: String) {
         self.reason.lock().get_or_insert(reason);
         self.cancel.cancel();
+        self.tasks.cancel();
+    }
+
+    pub fn make_way(&self) {
+        self.preempted.cancel();
+        self.tasks.cancel();
     }
 }
 
@@ -96,6 +121,7 @@ pub(crate) struct RunShared {
     pub graph: Arc<str>,
     pub parent: Option<Parent>,
     pub priority: Priority,
+    pub created_at: Timestamp,
     pub branch: u32,
     pub lease: Lease,
     pub controls: Controls,
@@ -118,6 +144,7 @@ impl RunShared {
             graph: loaded.thread.graph.as_str().into(),
             parent: loaded.thread.parent.clone(),
             priority: loaded.thread.priority,
+            created_at: loaded.thread.created_at,
             branch: loaded.state.branch,
             lease,
             controls,

@@ -291,7 +291,7 @@ impl<S: State> Run<S> {
             failure: task.failure.clone(),
             alone,
             may_wait: true,
-            cancel: self.shared.controls.cancel.clone(),
+            cancel: self.shared.controls.tasks.clone(),
             grace: self.grace,
             bound: None,
         }

@@ -135,7 +135,8 @@ pub(super) async fn renew(
     let mut renewed = Vec::with_capacity(leases.len());
     for held in leases {
         let row = sqlx::query(
-            "update graph_thread set due_at = ?3 where id = ?1 and token = ?2 and owner is not null returning cancel",
+            "update graph_thread set due_at = ?3 where id = ?1 and token = ?2 and owner is not null \
+             returning cancel, revivals > 0",
         )
         .bind(held.thread.as_str())
         .bind(int(held.token))
@@ -145,6 +146,7 @@ pub(super) async fn renew(
         renewed.push(Renewed {
             thread: held.thread.clone(),
             held: row.is_some(),
+            input: row.as_ref().map_or(Ok(false), |row| row.try_get(1))?,
             cancel: row.map_or(Ok(None), |row| row.try_get(0))?,
         });
     }

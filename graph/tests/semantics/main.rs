@@ -6,6 +6,7 @@ mod crashes;
 mod failure;
 mod graphs;
 mod handlers;
+mod inputs;
 mod journal;
 mod lab;
 mod leases;

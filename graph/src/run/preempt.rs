@@ -1,0 +1,326 @@
+//! Rounds that make way for a further input, because it asks for that or because they have failed.
+//!
+//! Nobody takes a run's tasks away while it goes on: a run that hears of such an input stops its tasks and gives its lease back.
+//! The next one finds the input in the mailbox and the round unfinished, whether the thread slept, ran here or ran elsewhere.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::{
+    checkpoint::{
+        CancelRequest, HistoryFilter, NewCheckpoint, SignalRecord, Source, StorageError, Then,
+        ThreadFilter, ThreadStatus,
+    },
+    kept::restore,
+    plan::Plan,
+    private::chain,
+    state::{Changes, State, Update},
+    waits::{ANSWER, ROLLBACK, is_input, preempts},
+};
+
+use super::{Broken, Flow, Run, RunShared};
+
+/// How many checkpoints are read at once on the way back to the beginning of a round.
+const PAGE: usize = 500;
+
+/// Where the round under way began.
+struct Round {
+    /// The checkpoint before its input; absent: it is the thread's first.
+    before: Option<u64>,
+    since: Timestamp,
+}
+
+impl<S: State> Run<S> {
+    /// Whether the round under way is not to go on.
+    pub(super) fn must_make_way(&self) -> bool {
+        if self.plan.is_empty() {
+            return false;
+        }
+        let mailbox = self.shared.mailbox.lock();
+        mailbox.any(|signal| preempts(&signal.kind))
+            || (self.failed && mailbox.any(|signal| is_input(&signal.kind)))
+    }
+
+    /// Stops the round under way and begins with the input that is to come next.
+    pub(super) async fn make_way(&mut self) -> Result<Flow, Broken> {
+        let inputs = self
+            .shared
+            .mailbox
+            .lock()
+            .filtered(|signal| is_input(&signal.kind));
+        // What was queued before an input that does not wait comes with it, in order. (Without one, the round has failed.)
+        let first = inputs
+            .iter()
+            .position(|signal| preempts(&signal.kind))
+            .unwrap_or(0);
+        let Some(input) = inputs.get(first) else {
+            return Ok(Flow::On);
+        };
+        tracing::info!(thread = %self.shared.thread, input = %input.key, "the round under way makes way for an input");
+        let round = self.round().await.map_err(|error| self.broke(error))?;
+        let cancels = self
+            .children_since(round.since)
+            .await
+            .map_err(|error| self.broke(error))?;
+        // A round that has failed is over, so there is nothing to be taken back.
+        if input.kind == ROLLBACK && !self.failed {
+            if !cancels.is_empty() {
+                let mut commit = self.commit();
+                commit.cancels = cancels;
+                self.land(commit, &[]).await?;
+            }
+            self.roll_back(&round, &inputs[..=first]).await?;
+            return Ok(Flow::Released);
+        }
+        self.failed = false;
+        let mut cancels = Some(cancels);
+        for _ in 0..=first {
+            // The step that was stopped counts: what it asked and did must not be taken for what the next one asks and does.
+            self.step += 1;
+            self.writes.clear();
+            let mut commit = self.commit();
+            commit.clear_writes = self.shared.is_dirty();
+            commit.cancels = cancels.take().unwrap_or_default();
+            commit
+                .consumed
+                .extend(self.shared.mailbox.lock().discard(ANSWER));
+            if std::mem::take(&mut self.waiting) {
+                commit.waits = Some(Vec::new());
+            }
+            if let Flow::Released = self.begin(commit).await? {
+                return Ok(Flow::Released);
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    /// After a rollback: the inputs with which the branch began are still in the mailbox, and perhaps answers to questions
+    /// of the branch that was left.
+    pub(super) async fn forget_begun(&mut self) -> Result<(), Broken> {
+        let Some(begun) = self.plan.begun else {
+            return Ok(());
+        };
+        let numbers = {
+            let mut mailbox = self.shared.mailbox.lock();
+            mailbox.discard_if(|signal| {
+                signal.number <= begun && (is_input(&signal.kind) || signal.kind == ANSWER)
+            })
+        };
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let mut commit = self.commit();
+        commit.consumed = numbers;
+        self.land(commit, &[]).await?;
+        Ok(())
+    }
+
+    /// Gives the lease back with what the tasks have done so far.
+    pub(super) async fn give_way(
+        &mut self,
+        tasks: &mut [super::tasks::Task<S>],
+    ) -> Result<(), Broken> {
+        let mut commit = self.commit();
+        Self::record(tasks, &mut commit);
+        commit.then = Then::Yield;
+        self.keep(&mut commit);
+        self.land(commit, &[]).await?;
+        Ok(())
+    }
+
+    fn broke(&self, error: StorageError) -> Broken {
+        self.shared.fail(error);
+        Broken
+    }
+
+    /// Finds the newest input on the way to where the thread stands.
+    async fn round(&self) -> Result<Round, StorageError> {
+        let shared = &*self.shared;
+        let mut filter = HistoryFilter {
+            branch: Some(shared.branch),
+            before: None,
+            limit: Some(PAGE),
+        };
+        loop {
+            let page = shared.engine.store.history(&shared.thread, &filter).await?;
+            let input = page.iter().find(|record| record.source == Source::Input);
+            if let Some(record) = input {
+                return Ok(Round {
+                    before: Some(record.parent),
+                    since: record.at,
+                });
+            }
+            match page.last() {
+                Some(oldest) if page.len() == PAGE => filter.before = Some(oldest.checkpoint),
+                _ => {
+                    return Ok(Round {
+                        before: None,
+                        since: shared.created_at,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Requests to cancel the children that the round has started. Both times are the database's.
+    async fn children_since(&self, since: Timestamp) -> Result<Vec<CancelRequest>, StorageError> {
+        let shared = &*self.shared;
+        let filter = ThreadFilter {
+            parent: Some(shared.thread.clone()),
+            statuses: vec![
+                ThreadStatus::Ready,
+                ThreadStatus::Running,
+                ThreadStatus::Waiting,
+            ],
+            limit: Some(usize::MAX >> 1),
+            ..ThreadFilter::default()
+        };
+        let children = shared.engine.store.threads(&filter).await?;
+        Ok(children
+            .into_iter()
+            .filter(|child| child.created_at >= since)
+            .map(|child| CancelRequest {
+                thread: child.id,
+                reason: format!(
+                    "the round of `{}` that started it made way for an input",
+                    shared.thread
+                ),
+            })
+            .collect())
+    }
+
+    /// Begins anew where the thread stood before the round, on a branch of its own, which becomes the head. The lease is gone
+    /// then. The branch says up to which signal it has begun with, so that this can be done again after a crash.
+    async fn roll_back(&self, round: &Round, inputs: &[SignalRecord]) -> Result<(), Broken> {
+        let shared = &*self.shared;
+        let store = &shared.engine.store;
+        let begun = inputs.last().map_or(0, |signal| signal.number);
+        let newest = HistoryFilter {
+            limit: Some(1),
+            ..HistoryFilter::default()
+        };
+        let newest = store
+            .history(&shared.thread, &newest)
+            .await
+            .map_err(|error| self.broke(error))?;
+        let made = newest.first().filter(|record| {
+            record.branch != shared.branch
+                && serde_json::from_value::<Plan>(record.plan.clone())
+                    .is_ok_and(|plan| plan.begun == Some(begun))
+        });
+        let branch = match made {
+            Some(record) => record.branch,
+            None => {
+                let checkpoint = match self.before(round, inputs, begun).await? {
+                    Ok(checkpoint) => checkpoint,
+                    Err(fault) => {
+                        return Err(self.broke(StorageError::Unstorable {
+                            what: format!("the round cannot be rolled back: {fault}"),
+                        }));
+                    }
+                };
+                store
+                    .fork(&shared.thread, checkpoint)
+                    .await
+                    .map_err(|error| self.broke(error))?
+                    .0
+            }
+        };
+        store
+            .set_head(&shared.thread, branch)
+            .await
+            .map_err(|error| self.broke(error))?;
+        shared.engine.wakes.due(Some(&shared.graph));
+        shared.engine.wakes.moved(&shared.thread);
+        Ok(())
+    }
+
+    /// The checkpoint with which the new branch begins, or why it cannot be made.
+    async fn before(
+        &self,
+        round: &Round,
+        inputs: &[SignalRecord],
+        begun: u64,
+    ) -> Result<Result<NewCheckpoint, String>, Broken> {
+        let shared = &*self.shared;
+        let (mut state, parent, step) = match round.before {
+            // Before its first input, a thread has the default state.
+            None => (S::default(), 0, 0),
+            Some(checkpoint) => {
+                let mut rows = shared
+                    .engine
+                    .store
+                    .state_rows(&shared.thread, Some(checkpoint))
+                    .await
+                    .map_err(|error| self.broke(error))?;
+                let thread = shared
+                    .engine
+                    .store
+                    .thread(&shared.thread)
+                    .await
+                    .map_err(|error| self.broke(error))?;
+                let input = thread.map(|thread| thread.input).unwrap_or_default();
+                match restore::<S>(&input, &mut rows) {
+                    Ok(state) => (Arc::unwrap_or_clone(state), checkpoint, rows.step),
+                    Err(error) => return Ok(Err(chain(&error))),
+                }
+            }
+        };
+        let mut changes = Changes::default();
+        for input in inputs {
+            let update = match S::Update::from_json(input.payload.clone()) {
+                Ok(update) => update,
+                Err(error) => return Ok(Err(chain(&error))),
+            };
+            if let Err(error) = changes.add::<S>(&update) {
+                return Ok(Err(chain(&error)));
+            }
+            state.apply(update);
+        }
+        let mut plan = match Plan::entry(&self.graph, &state) {
+            Ok(plan) => plan,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        plan.begun = Some(begun);
+        let mut snapshot = None;
+        if round.before.is_none() {
+            // Checkpoint 0 has the first input in it: a snapshot of everything stands above that.
+            changes = Changes::default();
+            match state.channels() {
+                Ok(channels) => snapshot = Some(channels),
+                Err(error) => return Ok(Err(chain(&error))),
+            }
+        }
+        Ok(Ok(NewCheckpoint {
+            parent,
+            branch: 0,
+            step,
+            source: Source::Input,
+            appends: changes.appends,
+            changes: changes.changes,
+            snapshot,
+            plan: serde_json::to_value(&plan).unwrap_or_default(),
+            kept: None,
+        }))
+    }
+}
+
+/// Stops the tasks of a run when an input has arrived that does not wait. Never comes back.
+pub(crate) async fn watch(shared: &RunShared) {
+    loop {
+        shared.controls.news.notified().await;
+        let seen = shared.mailbox.lock().seen;
+        match shared.engine.store.mailbox(&shared.thread, seen).await {
+            Ok((signals, _)) => {
+                if signals.iter().any(|signal| preempts(&signal.kind)) {
+                    shared.controls.make_way();
+                }
+            }
+            // The next heartbeat asks again.
+            Err(error) => {
+                tracing::warn!(thread = %shared.thread, error = %chain(&error), "looking for an input failed");
+            }
+        }
+    }
+}

@@ -70,7 +70,9 @@ impl<S: State> Run<S> {
                 commit.cancels = cancels;
                 self.land(commit, &[]).await?;
             }
-            self.roll_back(&round, &inputs[..=first]).await?;
+            self.roll_back(&round, &inputs[..=first])
+                .await
+                .map_err(|error| self.broke(error))?;
             return Ok(Flow::Released);
         }
         self.failed = false;
@@ -192,7 +194,7 @@ impl<S: State> Run<S> {
 
     /// Begins anew where the thread stood before the round, on a branch of its own, which becomes the head. The lease is gone
     /// then. The branch says up to which signal it has begun with, so that this can be done again after a crash.
-    async fn roll_back(&self, round: &Round, inputs: &[SignalRecord]) -> Result<(), Broken> {
+    async fn roll_back(&self, round: &Round, inputs: &[SignalRecord]) -> Result<(), StorageError> {
         let shared = &*self.shared;
         let store = &shared.engine.store;
         let begun = inputs.last().map_or(0, |signal| signal.number);
@@ -200,99 +202,66 @@ impl<S: State> Run<S> {
             limit: Some(1),
             ..HistoryFilter::default()
         };
-        let newest = store
-            .history(&shared.thread, &newest)
-            .await
-            .map_err(|error| self.broke(error))?;
+        let newest = store.history(&shared.thread, &newest).await?;
         let made = newest.first().filter(|record| {
             record.branch != shared.branch
                 && serde_json::from_value::<Plan>(record.plan.clone())
                     .is_ok_and(|plan| plan.begun == Some(begun))
         });
-        let branch = match made {
-            Some(record) => record.branch,
-            None => {
-                let checkpoint = match self.before(round, inputs, begun).await? {
-                    Ok(checkpoint) => checkpoint,
-                    Err(fault) => {
-                        return Err(self.broke(StorageError::Unstorable {
-                            what: format!("the round cannot be rolled back: {fault}"),
-                        }));
-                    }
-                };
-                store
-                    .fork(&shared.thread, checkpoint)
-                    .await
-                    .map_err(|error| self.broke(error))?
-                    .0
-            }
+        let branch = if let Some(record) = made {
+            record.branch
+        } else {
+            let checkpoint = self.before(round, inputs, begun).await?;
+            store.fork(&shared.thread, checkpoint).await?.0
         };
-        store
-            .set_head(&shared.thread, branch)
-            .await
-            .map_err(|error| self.broke(error))?;
+        store.set_head(&shared.thread, branch).await?;
         shared.engine.wakes.due(Some(&shared.graph));
         shared.engine.wakes.moved(&shared.thread);
         Ok(())
     }
 
-    /// The checkpoint with which the new branch begins, or why it cannot be made.
+    /// The checkpoint with which the new branch begins.
     async fn before(
         &self,
         round: &Round,
         inputs: &[SignalRecord],
         begun: u64,
-    ) -> Result<Result<NewCheckpoint, String>, Broken> {
-        let shared = &*self.shared;
+    ) -> Result<NewCheckpoint, StorageError> {
+        let (store, thread) = (&self.shared.engine.store, &self.shared.thread);
         let (mut state, parent, step) = match round.before {
             // Before its first input, a thread has the default state.
             None => (S::default(), 0, 0),
             Some(checkpoint) => {
-                let mut rows = shared
-                    .engine
-                    .store
-                    .state_rows(&shared.thread, Some(checkpoint))
-                    .await
-                    .map_err(|error| self.broke(error))?;
-                let thread = shared
-                    .engine
-                    .store
-                    .thread(&shared.thread)
-                    .await
-                    .map_err(|error| self.broke(error))?;
-                let input = thread.map(|thread| thread.input).unwrap_or_default();
-                match restore::<S>(&input, &mut rows) {
-                    Ok(state) => (Arc::unwrap_or_clone(state), checkpoint, rows.step),
-                    Err(error) => return Ok(Err(chain(&error))),
-                }
+                let mut rows = store.state_rows(thread, Some(checkpoint)).await?;
+                let record = store.thread(thread).await?;
+                let input = record.map(|record| record.input).unwrap_or_default();
+                let state =
+                    restore::<S>(&input, &mut rows).map_err(|error| no_way_back(&chain(&error)))?;
+                (Arc::unwrap_or_clone(state), checkpoint, rows.step)
             }
         };
         let mut changes = Changes::default();
         for input in inputs {
-            let update = match S::Update::from_json(input.payload.clone()) {
-                Ok(update) => update,
-                Err(error) => return Ok(Err(chain(&error))),
-            };
-            if let Err(error) = changes.add::<S>(&update) {
-                return Ok(Err(chain(&error)));
-            }
+            let update = S::Update::from_json(input.payload.clone())
+                .map_err(|error| no_way_back(&chain(&error)))?;
+            changes
+                .add::<S>(&update)
+                .map_err(|error| no_way_back(&chain(&error)))?;
             state.apply(update);
         }
-        let mut plan = match Plan::entry(&self.graph, &state) {
-            Ok(plan) => plan,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
+        let mut plan =
+            Plan::entry(&self.graph, &state).map_err(|error| no_way_back(&error.to_string()))?;
         plan.begun = Some(begun);
         let mut snapshot = None;
         if round.before.is_none() {
             // Checkpoint 0 has the first input in it: a snapshot of everything stands above that.
             changes = Changes::default();
-            match state.channels() {
-                Ok(channels) => snapshot = Some(channels),
-                Err(error) => return Ok(Err(chain(&error))),
-            }
+            let channels = state
+                .channels()
+                .map_err(|error| no_way_back(&chain(&error)))?;
+            snapshot = Some(channels);
         }
-        Ok(Ok(NewCheckpoint {
+        Ok(NewCheckpoint {
             parent,
             branch: 0,
             step,
@@ -302,7 +271,14 @@ impl<S: State> Run<S> {
             snapshot,
             plan: serde_json::to_value(&plan).unwrap_or_default(),
             kept: None,
-        }))
+        })
+    }
+}
+
+/// Fails the thread: the values are at fault, not the database.
+fn no_way_back(fault: &str) -> StorageError {
+    StorageError::Unstorable {
+        what: format!("the round cannot be rolled back: {fault}"),
     }
 }
 

@@ -24,11 +24,21 @@ use super::{Broken, Flow, Run, RunShared};
 /// How many checkpoints are read at once on the way back to the beginning of a round.
 const PAGE: usize = 500;
 
+const FORGOTTEN: &str = "the checkpoints from before it are no longer kept";
+
 /// Where the round under way began.
 struct Round {
-    /// The checkpoint before its input; absent: it is the thread's first.
-    before: Option<u64>,
+    before: Before,
     since: Timestamp,
+}
+
+/// What was before a round.
+enum Before {
+    /// Nothing: it is the thread's first.
+    Nothing,
+    Checkpoint(u64),
+    /// Its beginning is no longer kept.
+    Forgotten,
 }
 
 impl<S: State> Run<S> {
@@ -149,15 +159,21 @@ impl<S: State> Run<S> {
             let input = page.iter().find(|record| record.source == Source::Input);
             if let Some(record) = input {
                 return Ok(Round {
-                    before: Some(record.parent),
+                    before: Before::Checkpoint(record.parent),
                     since: record.at,
                 });
             }
             match page.last() {
                 Some(oldest) if page.len() == PAGE => filter.before = Some(oldest.checkpoint),
+                Some(oldest) if oldest.parent != 0 => {
+                    return Ok(Round {
+                        before: Before::Forgotten,
+                        since: oldest.at,
+                    });
+                }
                 _ => {
                     return Ok(Round {
-                        before: None,
+                        before: Before::Nothing,
                         since: shared.created_at,
                     });
                 }
@@ -230,9 +246,15 @@ impl<S: State> Run<S> {
         let (store, thread) = (&self.shared.engine.store, &self.shared.thread);
         let (mut state, parent, step) = match round.before {
             // Before its first input, a thread has the default state.
-            None => (S::default(), 0, 0),
-            Some(checkpoint) => {
-                let mut rows = store.state_rows(thread, Some(checkpoint)).await?;
+            Before::Nothing => (S::default(), 0, 0),
+            Before::Forgotten => return Err(no_way_back(FORGOTTEN)),
+            Before::Checkpoint(checkpoint) => {
+                let mut rows = match store.state_rows(thread, Some(checkpoint)).await {
+                    Err(StorageError::UnknownCheckpoint { .. }) => {
+                        return Err(no_way_back(FORGOTTEN));
+                    }
+                    rows => rows?,
+                };
                 let record = store.thread(thread).await?;
                 let input = record.map(|record| record.input).unwrap_or_default();
                 let state =
@@ -253,7 +275,7 @@ impl<S: State> Run<S> {
             Plan::entry(&self.graph, &state).map_err(|error| no_way_back(&error.to_string()))?;
         plan.begun = Some(begun);
         let mut snapshot = None;
-        if round.before.is_none() {
+        if let Before::Nothing = round.before {
             // Checkpoint 0 has the first input in it: a snapshot of everything stands above that.
             changes = Changes::default();
             let channels = state

@@ -195,7 +195,8 @@ promise! {
 
 promise! {
     async fn several_inputs_keep_their_order(lab) {
-        let cases: [(&[(&str, Busy)], &[&str]); 4] = [
+        type Case = (&'static [(&'static str, Busy)], &'static [&'static str]);
+        let cases: [Case; 4] = [
             (&[("1", Busy::Enqueue), ("2", Busy::Interrupt), ("3", Busy::Enqueue)],
              &["first", "1", "2", "a after 3", "3", "a after 5"]),
             (&[("1", Busy::Interrupt), ("2", Busy::Interrupt)], &["first", "1", "2", "a after 3"]),
@@ -428,6 +429,49 @@ promise! {
             engine.answer(id.as_str(), &again.waits[0].id, &()).await.expect("is open");
             run(&engine).await;
             assert_eq!(thread_as(&engine, &id).await.status, ThreadStatus::Done);
+        }
+    }
+}
+
+promise! {
+    async fn a_round_whose_beginning_is_forgotten_is_not_rolled_back(lab) {
+        for rounds in [1, 2] {
+            let id = format!("t{rounds}");
+            let engine = lab.notes(
+                notes("g")
+                    .node("a", |_, _| async { Ok(log("a")) })
+                    .node("b", |notes: Arc<Notes>, ctx: Context| async move {
+                        if notes.last != "quick" {
+                            ctx.interrupt::<()>("q", "?").await?;
+                        }
+                        Ok(log("b"))
+                    })
+                    .edge(START, "a")
+                    .edge("a", "a2")
+                    .node("a2", |_, _| async { Ok(()) })
+                    .edge("a2", "b")
+                    .edge("b", END),
+            ).await;
+            let mut expected = Vec::new();
+            if rounds == 2 {
+                engine.start(id.as_str(), "g", &quick("one"), graph::StartOptions::default()).await.expect("starts");
+                run(&engine).await;
+                engine.input(id.as_str(), "2", &log("two").last(String::new()), Busy::Reject).await.expect("is taken");
+                expected.extend(["one", "a", "b"]);
+            } else {
+                engine.start(id.as_str(), "g", &log("two"), graph::StartOptions::default()).await.expect("starts");
+            }
+            run(&engine).await;
+            engine.prune(id.as_str(), graph::Keep::latest()).await.expect("prunes");
+            engine.input(id.as_str(), "3", &quick("three"), Busy::Rollback).await.expect("is taken");
+            run(&engine).await;
+            // It says so, and goes on where it is.
+            let ends = said(&engine, &id).await;
+            assert!(ends[rounds - 1].contains("no longer kept"), "{ends:?}");
+            assert_eq!(thread_as(&engine, &id).await.status, ThreadStatus::Done);
+            let notes: Notes = engine.state(id.as_str()).await.expect("has a state");
+            expected.extend(["two", "a", "three", "a", "b"]);
+            assert_eq!(notes.log, expected);
         }
     }
 }

@@ -342,7 +342,7 @@ impl Wakes {
 
     /// Whether another process wants to know. Where that is not known, one may.
     fn others_want(&self, wants: impl Fn(&Interests) -> bool) -> bool {
-        if self.bell.is_none() {
+        if !self.bell.as_ref().is_some_and(|bell| bell.is_heard()) {
             return false;
         }
         let others = self.others.lock();

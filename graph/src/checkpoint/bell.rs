@@ -15,6 +15,11 @@ pub const MAX_MESSAGE_BYTES: usize = 7_500;
 /// when, sends one message at a time, and puts together what there is to tell while one is under way.
 #[async_trait]
 pub trait Bell: Send + Sync + 'static {
+    /// Whether anybody may be listening. Where it is known that nobody is, nothing is rung.
+    fn is_heard(&self) -> bool {
+        true
+    }
+
     /// Sends a message of at most [`MAX_MESSAGE_BYTES`] to everybody who listens on the same database, whoever sends it included.
     async fn ring(&self, message: &str) -> Result<(), StorageError>;
 

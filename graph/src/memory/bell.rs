@@ -20,6 +20,10 @@ impl Default for MemoryBell {
 
 #[async_trait]
 impl Bell for MemoryBell {
+    fn is_heard(&self) -> bool {
+        self.0.receiver_count() > 0
+    }
+
     async fn ring(&self, message: &str) -> Result<(), StorageError> {
         // Nobody listens: nobody needs to know.
         let _ = self.0.send(message.to_owned());

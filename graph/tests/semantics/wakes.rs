@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     lab::{
-        Lab, Notes, eventually, log, notes, options, promise, serve, start, start_as, takes,
+        Lab, Notes, eventually, log, notes, options, promise, run, serve, start, start_as, takes,
         thread_as, until_cancelled, until_status,
     },
     storage,
@@ -273,6 +273,10 @@ fn fault() -> StorageError {
 
 #[async_trait]
 impl Bell for Tapped {
+    fn is_heard(&self) -> bool {
+        self.inner.is_heard()
+    }
+
     async fn ring(&self, message: &str) -> Result<(), StorageError> {
         if self.broken.load(Ordering::SeqCst) {
             return Err(fault());
@@ -375,10 +379,38 @@ promise! {
     }
 }
 
+#[tokio::test]
+async fn in_memory_nothing_is_told_while_nobody_listens() {
+    let lab = Lab::memory();
+    let bell = Tapped::on(&lab.store, false);
+    let engine = bell
+        .engine(
+            &lab,
+            notes("g")
+                .node("a", |_, _| async { Ok(log("a")) })
+                .edge(START, "a")
+                .edge("a", END),
+        )
+        .await;
+    start_as(&engine, "alone").await;
+    run(&engine).await;
+    assert_eq!(*bell.rung.lock(), Vec::<String>::new());
+    let listening = bell.listen().await.expect("listens");
+    start_as(&engine, "heard").await;
+    run(&engine).await;
+    assert_ne!(*bell.rung.lock(), Vec::<String>::new());
+    drop(listening);
+    bell.rung.lock().clear();
+    start_as(&engine, "alone again").await;
+    run(&engine).await;
+    assert_eq!(*bell.rung.lock(), Vec::<String>::new());
+}
+
 promise! {
     async fn many_wakes_at_once_are_told_in_few_messages(lab) {
         let bell = Tapped::on(&lab.store, false);
         let engine = bell.engine(&lab, nothing()).await;
+        let _listening = bell.listen().await.expect("listens");
         // It does not run threads itself: whoever does has to be told.
         let starts = (0..200).map(|number| {
             let engine = engine.clone();

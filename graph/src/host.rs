@@ -99,7 +99,10 @@ impl<S: State> AnyGraph for Compiled<S> {
         grace: Duration,
     ) -> BoxFuture<'static, Result<(), StorageError>> {
         Box::pin(async move {
-            let mut loaded = engine.store.load(&claim.lease).await?;
+            let mut loaded = match claim.loaded {
+                Some(loaded) => *loaded,
+                None => engine.store.load(&claim.lease).await?,
+            };
             let state = &mut loaded.state;
             if state
                 .state

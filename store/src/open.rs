@@ -18,6 +18,8 @@ static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
 
 /// How long a connection waits for a lock, and a query for a connection.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long an idle connection is trusted to be alive.
+const TRUSTED_IDLE: Duration = Duration::from_millis(200);
 
 /// Two processes that open one SQLite file at the same moment meet in the migrations; the later one tries again.
 const MIGRATION_TRIES: u32 = 20;
@@ -229,6 +231,17 @@ async fn open_postgres(url: &str, location: &Location) -> Result<PgPool> {
     PgPoolOptions::new()
         .max_connections(10)
         .acquire_timeout(PATIENCE)
+        // Only what was idle for a while is tried before it is used, which takes a round trip: the server may have been
+        // restarted meanwhile.
+        .test_before_acquire(false)
+        .before_acquire(|connection, about| {
+            Box::pin(async move {
+                if about.idle_for < TRUSTED_IDLE {
+                    return Ok(true);
+                }
+                Ok(connection.ping().await.is_ok())
+            })
+        })
         .after_connect(|connection, _| {
             Box::pin(async move {
                 connection

@@ -107,7 +107,7 @@ pub struct Receipt {
 }
 
 /// All that a run needs to go on with a thread.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     /// The thread.
     pub thread: ThreadRecord,
@@ -121,4 +121,27 @@ pub struct Loaded {
     pub mail: u64,
     /// The database's clock.
     pub now: Timestamp,
+}
+
+impl Loaded {
+    /// A thread that has its input, and nothing else yet: no checkpoint, no pending write, no unconsumed signal. `mail` is the
+    /// number of the newest signal that ever arrived.
+    pub fn fresh(thread: &ThreadRecord, mail: u64, now: Timestamp) -> Self {
+        Self {
+            state: StateRows {
+                checkpoint: 0,
+                branch: thread.branch,
+                step: 0,
+                plan: None,
+                since_snapshot: None,
+                rows: Vec::new(),
+                state: None,
+            },
+            writes: Vec::new(),
+            mailbox: Vec::new(),
+            mail,
+            now,
+            thread: thread.clone(),
+        }
+    }
 }

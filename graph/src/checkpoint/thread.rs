@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Loaded;
 use crate::ids::ThreadId;
 
 /// How much longer a thread of the next lower priority waits before it is served first, in seconds.
@@ -253,6 +254,9 @@ pub struct Claim {
     pub thread: ThreadRecord,
     /// How many leases in a row have expired without any commit of a run that lived: this one's predecessor died so often.
     pub takeovers: u32,
+    /// What [`Checkpointer::load`](super::Checkpointer::load) would answer, if the claim came across it anyway: for a thread
+    /// that has just begun, a run need not ask again.
+    pub loaded: Option<Box<Loaded>>,
 }
 
 /// The answer to a [`ClaimRequest`].

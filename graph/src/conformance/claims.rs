@@ -5,8 +5,12 @@ use std::{collections::BTreeSet, time::Duration};
 use futures::future::join_all;
 use jiff::SignedDuration;
 
-use super::lab::{LONG, Lab, assert_fenced, claim_from, new_thread};
-use crate::checkpoint::{AGING_S, ClaimRequest, Commit, NewThread, Priority, Then, ThreadStatus};
+use serde_json::json;
+
+use super::lab::{LONG, Lab, assert_fenced, checkpoint, claim_from, new_thread, signal};
+use crate::checkpoint::{
+    AGING_S, ClaimRequest, Commit, Lease, NewThread, Priority, Then, ThreadStatus, Write, WriteKind,
+};
 
 /// A lease that runs out while a test waits for it.
 const SHORT: Duration = Duration::from_millis(150);
@@ -33,6 +37,52 @@ pub async fn a_thread_is_claimed_once(lab: &Lab) {
     assert_eq!(lab.thread("t").await, claim.thread);
     let none = claim_from(&*lab.db, "t", 0, LONG).await;
     assert!(none.claims.is_empty());
+}
+
+/// What a claim brings is what loading reads, whatever the thread has by then (the lab compares).
+pub async fn a_claim_brings_nothing_but_what_loading_reads(lab: &Lab) {
+    async fn again(lab: &Lab, lease: Lease, commit: Commit) -> Lease {
+        let commit = Commit {
+            then: Then::Yield,
+            ..commit
+        };
+        assert!(lab.commit(&lease, commit).await.released);
+        lab.claim("t").await.lease
+    }
+    let mut lease = lab.running("t").await;
+    lease = again(lab, lease, Commit::on(0)).await;
+    lab.db
+        .signal(signal("t", "unread"), None)
+        .await
+        .expect("signals");
+    lease = again(lab, lease, Commit::on(0)).await;
+    assert_eq!(lab.load(&lease).await.mailbox.len(), 1);
+    let used = Commit {
+        consumed: vec![1],
+        ..Commit::on(0)
+    };
+    lease = again(lab, lease, used).await;
+    let loaded = lab.load(&lease).await;
+    assert_eq!((loaded.mail, loaded.mailbox.len()), (1, 0));
+    let started = Commit {
+        writes: vec![Write {
+            task: "a".to_owned(),
+            kind: WriteKind::Step,
+            name: "s".to_owned(),
+            round: 0,
+            value: json!(1),
+        }],
+        ..Commit::on(0)
+    };
+    lease = again(lab, lease, started).await;
+    assert_eq!(lab.load(&lease).await.writes.len(), 1);
+    let step = Commit {
+        checkpoint: Some(checkpoint(0)),
+        clear_writes: true,
+        ..Commit::on(0)
+    };
+    lease = again(lab, lease, step).await;
+    assert_eq!(lab.load(&lease).await.state.checkpoint, 1);
 }
 
 /// Many claimers at once, through several handles: every thread is claimed by exactly one of them.

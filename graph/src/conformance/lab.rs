@@ -91,7 +91,14 @@ impl Lab {
     pub(super) async fn claim(&self, graph: &str) -> Claim {
         let mut claimed = self.try_claim(graph, LONG).await;
         assert_eq!(claimed.claims.len(), 1, "a thread of {graph} is due");
-        claimed.claims.remove(0)
+        let claim = claimed.claims.remove(0);
+        if let Some(brought) = &claim.loaded {
+            let mut read = self.load(&claim.lease).await;
+            assert!(read.now >= brought.now);
+            read.now = brought.now;
+            assert_eq!(**brought, read, "the claim brought what there is to load");
+        }
+        claim
     }
 
     pub(super) async fn try_claim(&self, graph: &str, lease: Duration) -> Claimed {

@@ -210,11 +210,15 @@ impl Checkpointer for MemoryCheckpointer {
             thread.due_at = Some(expires_at);
             thread.record.status = ThreadStatus::Running;
             thread.record.updated_at = now;
+            let is_fresh = thread.record.checkpoint == 0
+                && thread.mailbox.is_empty()
+                && !thread.writes.contains_key(&0);
             claims.push(Claim {
                 lease: Lease {
                     thread: id,
                     token: tables.tokens,
                 },
+                loaded: is_fresh.then(|| Box::new(Loaded::fresh(&thread.record, thread.mail, now))),
                 thread: thread.record.clone(),
                 takeovers: thread.takeovers,
             });

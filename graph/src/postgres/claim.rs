@@ -20,6 +20,9 @@ use crate::{
 /// The most that priorities can move a thread in the queue, in seconds.
 const LONGEST_AGING_S: i64 = 3 * AGING_S;
 
+/// After something was due, when to look again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 pub(super) async fn claim(
     db: &mut PgConnection,
     request: &ClaimRequest<'_>,
@@ -37,10 +40,12 @@ pub(super) async fn claim(
                  owner = $3, status = 1, due_at = now() + $4 * interval '1 microsecond', updated_at = now() \
              from due where t.thread = due.thread returning t.*, due.place \
          ) ",
-        ", ( \
+        ", case when t.thread is null then ( \
              select (extract(epoch from min(n.due_at) - now()) * 1000000)::bigint from ( \
                  select due_at from graph_thread where urgency > now() and due_at > now() and graph = any ($1) \
                  order by urgency limit 200) n \
+         ) end, t.last_signal, t.unread, t.thread is not null and exists ( \
+             select 1 from graph_write w where w.thread = t.thread and w.checkpoint = t.checkpoint \
          ) from (select 1) one left join claimed t on true order by t.place, t.thread"
     ))
     .bind(graphs)
@@ -60,18 +65,28 @@ pub(super) async fn claim(
             continue;
         }
         let thread = rows::thread(row)?;
+        let is_fresh = thread.record.checkpoint == 0
+            && row.try_get::<i32, _>(26)? == 0
+            && !row.try_get::<bool, _>(27)?;
+        let mail = number(row.try_get(25)?);
         claims.push(Claim {
             lease: Lease {
                 thread: thread.record.id.clone(),
                 token: thread.token,
             },
             takeovers: thread.takeovers,
+            loaded: is_fresh.then(|| Box::new(Loaded::fresh(&thread.record, mail, thread.now))),
             thread: thread.record,
         });
     }
+    let next_due = match next_due {
+        Some(next) => Some(Duration::from_micros(number(next))),
+        // Where something was due there may be more to come soon, and looking for it is not for busy times.
+        None => (!claims.is_empty()).then_some(LOOK_AGAIN),
+    };
     Ok(Claimed {
         claims,
-        next_due: next_due.map(|next| Duration::from_micros(number(next))),
+        next_due,
         now: first.try_get::<Time, _>(23)?.0,
     })
 }

@@ -1,18 +1,20 @@
 //! Threads in PostgreSQL (15 or newer): [`PostgresCheckpointer`].
 //!
 //! Its tables, sequences and functions begin with `graph_` and live in the first schema of the search path, beside whatever
-//! else is there. What a commit changes is one statement and one round trip; commits of different threads that only write a
-//! checkpoint share transactions. Acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
+//! else is there. What a commit changes is one statement and one round trip, and whatever waits to be written at the same
+//! moment shares a transaction. Acknowledged is as durable as the server's `synchronous_commit` says; leave it on.
 
 mod bell;
 mod cache;
 mod claim;
-mod commit;
-mod document;
+mod hands;
 mod history;
+mod job;
 mod journal;
+mod land;
 mod retention;
 mod rows;
+mod sharing;
 mod threads;
 mod values;
 
@@ -37,6 +39,10 @@ use crate::{
     stored::Fault,
 };
 
+use hands::Hands;
+use job::{Answer, CommitJob, Job, SignalJob, StartRow};
+use sharing::Sharing;
+
 /// How many connections [`PostgresCheckpointer::connect`] opens at most.
 const CONNECTIONS: u32 = 12;
 
@@ -58,8 +64,9 @@ const MIGRATION_TABLE: &str = "graph_migrations";
 #[derive(Clone, Debug)]
 pub struct PostgresCheckpointer {
     pool: PgPool,
-    sharing: Arc<commit::Sharing>,
     bell: Arc<bell::PostgresBell>,
+    hands: Arc<Hands>,
+    sharing: Arc<Sharing>,
 }
 
 impl PostgresCheckpointer {
@@ -100,15 +107,17 @@ impl PostgresCheckpointer {
         Ok(Self::from_pool(pool))
     }
 
-    /// Uses somebody else's pool, whose search path says where the tables live. It should have `test_before_acquire` off, which
-    /// costs a round trip for each request, and should set `enable_seqscan = off` on its connections: everything that is read
-    /// has an index, and a plan that was made while a table was small must not outlive its growth.
+    /// Uses somebody else's pool, whose search path says where the tables live. A few connections are taken out of it for
+    /// good and set to this crate's needs: claims and commits go over them. It should have `test_before_acquire` off, which
+    /// costs a round trip for each request.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
+        let hands = Arc::new(Hands::new(pool.clone()));
         Self {
             bell: Arc::new(bell::PostgresBell::new(pool.clone())),
             pool,
-            sharing: Arc::default(),
+            sharing: Arc::new(Sharing::new(hands.clone())),
+            hands,
         }
     }
 
@@ -194,12 +203,11 @@ impl Checkpointer for PostgresCheckpointer {
     }
 
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
-        let run = async {
-            let mut db = self.pool.acquire().await?;
-            threads::create(&mut db, &thread).await
-        };
-        run.await
-            .map_err(|fault: Fault| fault.during(&format!("creating thread {}", thread.id)))
+        let job = Job::Start(StartRow::of(&thread)?);
+        match self.sharing.write(job).await? {
+            Answer::Created(created) => Ok(created),
+            other => Err(other.unexpected()),
+        }
     }
 
     async fn signal(
@@ -207,12 +215,11 @@ impl Checkpointer for PostgresCheckpointer {
         signal: NewSignal,
         answers: Option<&str>,
     ) -> Result<SignalOutcome, StorageError> {
-        let run = async {
-            let mut db = self.pool.acquire().await?;
-            threads::signal(&mut db, &signal, answers).await
-        };
-        run.await
-            .map_err(|fault: Fault| fault.during(&format!("signalling thread {}", signal.thread)))
+        let job = Job::Signal(SignalJob::of(&signal, answers)?);
+        match self.sharing.write(job).await? {
+            Answer::Signalled(outcome) => Ok(outcome),
+            other => Err(other.unexpected()),
+        }
     }
 
     async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
@@ -273,8 +280,13 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
-            claim::claim(&mut db, &request).await
+            let mut db = self.hands.take().await?;
+            let claimed = claim::claim(&mut db, &request).await;
+            match &claimed {
+                Err(Fault::Database(error)) => self.hands.give_after(db, error),
+                _ => self.hands.give(db),
+            }
+            claimed
         };
         run.await
             .map_err(|fault: Fault| fault.during("claiming threads"))
@@ -332,9 +344,11 @@ impl Checkpointer for PostgresCheckpointer {
     }
 
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
-        commit::commit(&self.pool, &self.sharing, lease, &commit)
-            .await
-            .map_err(|fault| fault.during(&format!("committing a step of thread {}", lease.thread)))
+        let job = Job::Commit(Box::new(CommitJob::of(lease, &commit)?));
+        match self.sharing.write(job).await? {
+            Answer::Committed(receipt) => Ok(receipt),
+            other => Err(other.unexpected()),
+        }
     }
 
     async fn history(

@@ -3,29 +3,30 @@
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::{
+    job::{SignalJob, StartRow},
     rows::{self, Thread, select_threads, status_of_thread},
-    values::{Jsonb, text},
+    values::text,
 };
 use crate::{
     checkpoint::{
-        CancelOutcome, CancelRequest, Created, MAILBOX_LIMIT, NewSignal, NewThread, Reopened,
-        SignalOutcome, SignalRecord, StorageError, ThreadFilter, ThreadRecord, ThreadStatus,
+        CancelOutcome, CancelRequest, Created, MAILBOX_LIMIT, Reopened, SignalOutcome,
+        SignalRecord, StorageError, ThreadFilter, ThreadRecord, ThreadStatus,
     },
     ids::ThreadId,
-    stored::{Fault, THREADS_LIMIT, digest, int, number, status_code, status_from},
+    stored::{Fault, THREADS_LIMIT, int, number, status_code, status_from},
 };
 
-pub(super) async fn create(db: &mut PgConnection, thread: &NewThread) -> Result<Created, Fault> {
+pub(super) async fn create(db: &mut PgConnection, new: &StartRow) -> Result<Created, Fault> {
     let made = sqlx::query(
         "insert into graph_thread (id, graph, parent, parent_name, priority, due_at, input) \
          values ($1, $2, $3, $4, $5, now(), $6) on conflict (id) do nothing",
     )
-    .bind(text(thread.id.as_str()))
-    .bind(text(&thread.graph))
-    .bind(thread.parent.as_ref().map(|p| text(p.thread.as_str())))
-    .bind(thread.parent.as_ref().map(|p| text(&p.name)))
-    .bind(i16::from(thread.priority.rank()))
-    .bind(Jsonb::of(&thread.input)?)
+    .bind(&new.id)
+    .bind(&new.graph)
+    .bind(&new.parent)
+    .bind(&new.parent_name)
+    .bind(new.priority)
+    .bind(&new.input)
     .execute(db)
     .await?
     .rows_affected();
@@ -127,17 +128,17 @@ pub(super) fn with_prefix(query: &mut QueryBuilder<Postgres>, prefix: &str) {
 
 pub(super) async fn signal(
     db: &mut PgConnection,
-    signal: &NewSignal,
-    answers: Option<&str>,
+    signal: &SignalJob,
 ) -> Result<SignalOutcome, Fault> {
+    let SignalJob { row, wait } = signal;
     let outcome: String = sqlx::query_scalar("select graph_send($1, $2, $3, $4, $5, $6, $7, $8)")
-        .bind(text(signal.thread.as_str()))
-        .bind(digest(&signal.key))
-        .bind(text(&signal.kind))
-        .bind(text(&signal.key))
-        .bind(Jsonb::of(&signal.payload)?)
-        .bind(signal.revives)
-        .bind(answers.map(text))
+        .bind(&row.thread)
+        .bind(row.digest)
+        .bind(&row.kind)
+        .bind(&row.key)
+        .bind(&row.payload)
+        .bind(row.revives)
+        .bind(wait)
         .bind(int(MAILBOX_LIMIT))
         .fetch_one(db)
         .await?;

@@ -122,6 +122,10 @@ impl Jsonb {
         Ok(stored::channels_text(channels)?.map(|text| Self(marked(text))))
     }
 
+    pub fn as_text(&self) -> &str {
+        &self.0
+    }
+
     /// The size of the text, in bytes.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -174,6 +178,19 @@ impl Type<Postgres> for Time {
     fn type_info() -> PgTypeInfo {
         // `timestamptz` in every PostgreSQL.
         PgTypeInfo::with_oid(Oid(1184))
+    }
+}
+
+impl PgHasArrayType for Time {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(Oid(1185))
+    }
+}
+
+impl Encode<'_, Postgres> for Time {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxError> {
+        let since_2000 = self.0.as_microsecond().saturating_sub(EPOCH);
+        <i64 as Encode<Postgres>>::encode_by_ref(&since_2000, buffer)
     }
 }
 

@@ -115,6 +115,7 @@ pub(super) async fn claim(
                 thread: record.id.clone(),
                 token: number(token),
             },
+            loaded: None,
             thread: record,
             takeovers,
         });

@@ -1,0 +1,86 @@
+//! Connections that are kept for the statements of the hot path: claims and commits.
+//!
+//! They are taken out of the pool for good, so that nobody waits for one and each keeps its prepared statements, and they are
+//! set to plan each statement once: planning takes longer than all else of a small commit. Everything that is looked for has
+//! an index, so the planner is told to use it: a plan that was made while a table was small must not outlive its growth.
+
+use std::{ops::ControlFlow, time::Instant};
+
+use parking_lot::Mutex;
+use sqlx::{
+    Connection, PgConnection, PgPool,
+    postgres::{PgDatabaseError, PgSeverity},
+};
+
+use super::TRUSTED_IDLE;
+
+/// The most connections that are kept while nobody uses them.
+const KEPT: usize = 4;
+
+const SETTINGS: &str = "set plan_cache_mode = force_generic_plan; set jit = off; set enable_seqscan = off; \
+    set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off";
+
+/// The connections that nobody uses at the moment, the last used one last.
+#[derive(Debug)]
+pub(super) struct Hands {
+    pool: PgPool,
+    idle: Mutex<Vec<(PgConnection, Instant)>>,
+}
+
+impl Hands {
+    pub fn new(pool: PgPool) -> Self {
+        Self {
+            pool,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// A connection for one use. Whoever does not give it back, because it is broken or its caller went away, closes it.
+    pub async fn take(&self) -> Result<PgConnection, sqlx::Error> {
+        while let ControlFlow::Continue(kept) = self.pop() {
+            let Some((mut connection, since)) = kept else {
+                let mut connection = self.pool.acquire().await?.detach();
+                sqlx::raw_sql(SETTINGS).execute(&mut connection).await?;
+                return Ok(connection);
+            };
+            // The server may have been restarted meanwhile.
+            if since.elapsed() < TRUSTED_IDLE || connection.ping().await.is_ok() {
+                return Ok(connection);
+            }
+        }
+        Err(sqlx::Error::PoolClosed)
+    }
+
+    /// Breaks when the pool was closed: then these connections are not to be used either.
+    fn pop(&self) -> ControlFlow<(), Option<(PgConnection, Instant)>> {
+        let mut idle = self.idle.lock();
+        if self.pool.is_closed() {
+            idle.clear();
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(idle.pop())
+    }
+
+    /// Gives a connection back that has nothing left to answer.
+    pub fn give(&self, connection: PgConnection) {
+        let mut idle = self.idle.lock();
+        if idle.len() < KEPT && !self.pool.is_closed() {
+            idle.push((connection, Instant::now()));
+        }
+    }
+
+    /// The same after a failure, if the connection survived it.
+    pub fn give_after(&self, connection: PgConnection, error: &sqlx::Error) {
+        if is_refusal(error) {
+            self.give(connection);
+        }
+    }
+}
+
+/// Whether the database said no and goes on: then nothing of the statement was done. After anything else, nothing is known.
+pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| error.severity() == PgSeverity::Error)
+}

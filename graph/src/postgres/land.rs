@@ -1,0 +1,520 @@
+//! The statements that write jobs: one for a checkpoint alone, one for any number of them, and one for everything.
+
+use std::collections::{BTreeMap, HashSet};
+
+use sqlx::{PgConnection, Row, postgres::PgRow};
+
+use super::{
+    DEADLOCK_ATTEMPTS, is_transient,
+    job::{Answer, CommitJob, Head, Job, More, SignalRow, StartRow, narrow},
+    rows::{optional, wide},
+    threads,
+    values::{Jsonb, Time, plain, text},
+};
+use crate::{
+    checkpoint::{Created, MAILBOX_LIMIT, Receipt, SignalOutcome, StorageError},
+    stored::{Fault, int, number},
+};
+
+/// The code of the error with which `graph_land` refuses.
+pub(super) const REFUSED: &str = "GR001";
+
+/// The answers, in the order of the jobs.
+pub(super) type Answers = Vec<Result<Answer, StorageError>>;
+
+/// Writes jobs in one transaction. No two of them clash, and commits come in the order of their threads.
+pub(super) async fn land(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fault> {
+    let mut attempt = 1;
+    loop {
+        match once(db, jobs).await {
+            Err(Fault::Database(error)) if attempt < DEADLOCK_ATTEMPTS && is_transient(&error) => {
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn once(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fault> {
+    match jobs {
+        [Job::Start(row)] => Ok(vec![Ok(Answer::Created(threads::create(db, row).await?))]),
+        [Job::Signal(signal)] => {
+            let outcome = threads::signal(db, signal).await?;
+            Ok(vec![Ok(Answer::Signalled(outcome))])
+        }
+        [Job::Commit(commit)] if commit.more.is_none() => step(db, commit).await,
+        _ => match bare(jobs) {
+            Some(steps) => step_all(db, &steps).await,
+            None => everything(db, jobs).await,
+        },
+    }
+}
+
+/// The commits, if all jobs are commits of no more than a checkpoint.
+fn bare<'a>(jobs: &[&'a Job]) -> Option<Vec<(&'a CommitJob, &'a Head)>> {
+    jobs.iter()
+        .map(|job| match job {
+            Job::Commit(commit) if commit.more.is_none() => {
+                Some((&**commit, commit.head.as_ref()?))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn receipt(checkpoint: u64, mail: i64, cancel: Option<String>, now: Time) -> Receipt {
+    Receipt {
+        checkpoint: Some(checkpoint),
+        released: false,
+        mail: number(mail),
+        cancel,
+        undelivered: Vec::new(),
+        now: now.0,
+    }
+}
+
+/// A row of what the two statements below answer.
+fn step_receipt(row: &PgRow) -> Result<Receipt, Fault> {
+    Ok(receipt(
+        wide(row, 0)?,
+        row.try_get(1)?,
+        optional(row, 2)?,
+        row.try_get(3)?,
+    ))
+}
+
+/// The fence, the head and the checkpoint in one statement.
+async fn step(db: &mut PgConnection, commit: &CommitJob) -> Result<Answers, Fault> {
+    let Some(head) = &commit.head else {
+        return Ok(vec![Err(commit.fenced())]);
+    };
+    let found = sqlx::query(
+        "with u as ( \
+             update graph_thread t set checkpoint = t.last_checkpoint + 1, last_checkpoint = t.last_checkpoint + 1, \
+                 step = $5, takeovers = 0, updated_at = now() \
+             where t.id = $1 and t.token = $2 and t.owner is not null and t.branch = $4 and t.checkpoint = $3 \
+             returning t.thread, t.checkpoint, t.last_signal, t.cancel \
+         ), i as ( \
+             insert into graph_checkpoint (thread, number, parent, branch, step, source, plan, appends, changes, snapshot) \
+             select thread, checkpoint, $3, $4, $5, $6, $7::text::json, $8, $9, $10 from u \
+         ) \
+         select checkpoint, last_signal, cancel, now() from u",
+    )
+    .bind(&commit.id)
+    .bind(commit.token)
+    .bind(narrow(head.parent))
+    .bind(narrow(head.branch.into()))
+    .bind(narrow(head.step))
+    .bind(&head.source)
+    .bind(head.plan.as_text())
+    .bind(&head.appends)
+    .bind(&head.changes)
+    .bind(&head.snapshot)
+    .fetch_optional(&mut *db)
+    .await?;
+    let answer = match &found {
+        Some(row) => Ok(Answer::Committed(step_receipt(row)?)),
+        None => Err(refusal(db, commit).await?),
+    };
+    Ok(vec![answer])
+}
+
+/// The same for many: who is refused finds no row, writes nothing, and the others do not notice.
+async fn step_all(db: &mut PgConnection, steps: &[(&CommitJob, &Head)]) -> Result<Answers, Fault> {
+    fn column<'a, T>(
+        steps: &[(&'a CommitJob, &'a Head)],
+        of: impl Fn(&'a CommitJob, &'a Head) -> T,
+    ) -> Vec<T> {
+        steps
+            .iter()
+            .map(|(commit, head)| of(commit, head))
+            .collect()
+    }
+    let found = sqlx::query(
+        "with u as ( \
+             update graph_thread t set checkpoint = t.last_checkpoint + 1, last_checkpoint = t.last_checkpoint + 1, \
+                 step = b.step, takeovers = 0, updated_at = now() \
+             from unnest($1::text[], $2::bigint[], $3::int[], $4::int[], $5::int[], $6::text[], $7::text[], $8::jsonb[], \
+                 $9::jsonb[], $10::jsonb[]) with ordinality \
+                 as b (id, token, parent, branch, step, source, plan, appends, changes, snapshot, ord) \
+             where t.id = b.id and t.token = b.token and t.owner is not null \
+                 and t.branch = b.branch and t.checkpoint = b.parent \
+             returning b.*, t.thread, t.checkpoint, t.last_signal, t.cancel \
+         ), i as ( \
+             insert into graph_checkpoint (thread, number, parent, branch, step, source, plan, appends, changes, snapshot) \
+             select thread, checkpoint, parent, branch, step, source, plan::json, appends, changes, snapshot from u \
+         ) \
+         select checkpoint, last_signal, cancel, now(), ord from u",
+    )
+    .bind(column(steps, |commit, _| commit.id.as_str()))
+    .bind(column(steps, |commit, _| commit.token))
+    .bind(column(steps, |_, head| narrow(head.parent)))
+    .bind(column(steps, |_, head| narrow(head.branch.into())))
+    .bind(column(steps, |_, head| narrow(head.step)))
+    .bind(column(steps, |_, head| head.source.as_deref()))
+    .bind(column(steps, |_, head| head.plan.as_text()))
+    .bind(column(steps, |_, head| head.appends.as_ref()))
+    .bind(column(steps, |_, head| head.changes.as_ref()))
+    .bind(column(steps, |_, head| head.snapshot.as_ref()))
+    .fetch_all(&mut *db)
+    .await?;
+    let mut receipts: Vec<Option<Receipt>> = steps.iter().map(|_| None).collect();
+    for row in &found {
+        let at = usize::try_from(row.try_get::<i64, _>(4)? - 1).unwrap_or(usize::MAX);
+        if let Some(receipt) = receipts.get_mut(at) {
+            *receipt = Some(step_receipt(row)?);
+        }
+    }
+    let mut answers = Vec::with_capacity(steps.len());
+    for ((commit, _), receipt) in steps.iter().zip(receipts) {
+        answers.push(match receipt {
+            Some(receipt) => Ok(Answer::Committed(receipt)),
+            None => Err(refusal(db, commit).await?),
+        });
+    }
+    Ok(answers)
+}
+
+/// Why a commit was refused: its lease is not good, or it does not stand on the tip.
+pub(super) async fn refusal(
+    db: &mut PgConnection,
+    commit: &CommitJob,
+) -> Result<StorageError, sqlx::Error> {
+    if commit.head.is_none() {
+        return Ok(commit.fenced());
+    }
+    let holds = sqlx::query_scalar(
+        "select exists (select 1 from graph_thread where id = $1 and token = $2 and owner is not null)",
+    )
+    .bind(text(commit.lease.thread.as_str()))
+    .bind(commit.token)
+    .fetch_one(db)
+    .await?;
+    Ok(commit.refusal(holds))
+}
+
+/// A group of columns, as the database takes it: nothing when there is no row.
+fn group<T>(column: Vec<T>) -> Option<Vec<T>> {
+    (!column.is_empty()).then_some(column)
+}
+
+/// The commits among the jobs, each with its place from 1.
+struct Columns<'a> {
+    commits: Vec<&'a CommitJob>,
+    more: Vec<(i32, &'a More)>,
+    /// New threads, those from outside first.
+    starts: Vec<&'a StartRow>,
+    /// Signals, those of commits first: an outsider's may find the mailbox full.
+    signals: Vec<(i32, &'a SignalRow, Option<&'a str>)>,
+    events: Events<'a>,
+    lock: Option<Vec<&'a str>>,
+}
+
+/// Events, numbered within their streams.
+#[derive(Default)]
+struct Events<'a> {
+    streams: Vec<&'a str>,
+    counts: Vec<i32>,
+    /// The stream's place from 1.
+    stream: Vec<i32>,
+    nth: Vec<i32>,
+    name: Vec<&'a str>,
+    payload: Vec<&'a Jsonb>,
+    thread: Vec<Option<&'a str>>,
+}
+
+impl<'a> Events<'a> {
+    fn of(more: &[(i32, &'a More)]) -> Self {
+        let events = || more.iter().flat_map(|(_, more)| &more.events);
+        let mut places: BTreeMap<&str, i32> =
+            events().map(|event| (event.stream.as_str(), 0)).collect();
+        for (place, index) in places.values_mut().zip(1..) {
+            *place = index;
+        }
+        let mut all = Self {
+            streams: places.keys().copied().collect(),
+            counts: vec![0; places.len()],
+            ..Self::default()
+        };
+        for event in events() {
+            let place = places.get(event.stream.as_str()).copied().unwrap_or(0);
+            let mut nth = 0;
+            if let Some(count) = usize::try_from(place - 1)
+                .ok()
+                .and_then(|index| all.counts.get_mut(index))
+            {
+                *count += 1;
+                nth = *count;
+            }
+            all.stream.push(place);
+            all.nth.push(nth);
+            all.name.push(&event.name);
+            all.payload.push(&event.payload);
+            all.thread.push(event.thread.as_deref());
+        }
+        all
+    }
+}
+
+impl<'a> Columns<'a> {
+    fn of(jobs: &[&'a Job]) -> Self {
+        let commits: Vec<&CommitJob> = jobs
+            .iter()
+            .filter_map(|job| match job {
+                Job::Commit(commit) => Some(&**commit),
+                _ => None,
+            })
+            .collect();
+        let more: Vec<(i32, &More)> = commits
+            .iter()
+            .zip(1..)
+            .filter_map(|(commit, op)| Some((op, commit.more.as_ref()?)))
+            .collect();
+        let mut starts: Vec<&StartRow> = Vec::new();
+        let mut outside = Vec::new();
+        for job in jobs {
+            match job {
+                Job::Start(row) => starts.push(row),
+                Job::Signal(signal) => outside.push((0, &signal.row, signal.wait.as_deref())),
+                Job::Commit(_) => {}
+            }
+        }
+        starts.extend(more.iter().flat_map(|(_, more)| &more.children));
+        let mut signals: Vec<_> = more
+            .iter()
+            .flat_map(|(op, more)| more.signals.iter().map(|row| (*op, row, None)))
+            .collect();
+        signals.extend(outside);
+        let reached = signals
+            .iter()
+            .map(|(_, row, _)| row.thread.as_str())
+            .chain(cancels(&more).map(|(thread, _)| thread.as_str()));
+        let mut lock: Vec<&str> = reached.collect();
+        if !lock.is_empty() {
+            lock.extend(commits.iter().map(|commit| commit.id.as_str()));
+            lock.sort_unstable();
+            lock.dedup();
+        }
+        Self {
+            events: Events::of(&more),
+            lock: group(lock),
+            commits,
+            more,
+            starts,
+            signals,
+        }
+    }
+
+    fn commits<T>(&self, of: impl Fn(&'a CommitJob) -> T) -> Option<Vec<T>> {
+        group(self.commits.iter().map(|commit| of(commit)).collect())
+    }
+
+    fn heads<T>(&self, of: impl Fn(&'a Head) -> T) -> Option<Vec<Option<T>>> {
+        self.commits(|commit| commit.head.as_ref().map(&of))
+    }
+
+    fn more<T>(&self, of: impl Fn(&'a More) -> T) -> Option<Vec<T>> {
+        group(self.more.iter().map(|(_, more)| of(more)).collect())
+    }
+
+    fn rows<R, T>(
+        &self,
+        rows: impl Fn(&'a More) -> &'a [R],
+        of: impl Fn(i32, &'a More, &'a R) -> T,
+    ) -> Option<Vec<T>>
+    where
+        R: 'a,
+    {
+        let mut column = Vec::new();
+        for (op, more) in &self.more {
+            column.extend(rows(more).iter().map(|row| of(*op, more, row)));
+        }
+        group(column)
+    }
+
+    fn starts<T>(&self, of: impl Fn(&'a StartRow) -> T) -> Option<Vec<T>> {
+        group(self.starts.iter().map(|row| of(row)).collect())
+    }
+
+    fn signals<T>(&self, of: impl Fn(&'a SignalRow) -> T) -> Option<Vec<T>> {
+        group(self.signals.iter().map(|(_, row, _)| of(row)).collect())
+    }
+}
+
+fn cancels<'a>(more: &[(i32, &'a More)]) -> impl Iterator<Item = &'a (String, String)> {
+    more.iter().flat_map(|(_, more)| &more.cancels)
+}
+
+fn count(list: &[i64]) -> i32 {
+    i32::try_from(list.len()).unwrap_or(i32::MAX)
+}
+
+const EVERYTHING: &str = "select at, made, mail, cancelled, ended, released, ended_mail, ended_cancelled, started, sent \
+     from graph_land($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
+     $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, \
+     $46, $47, $48, $49, $50, $51, $52, $53, $54, $55, $56)";
+
+async fn everything(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fault> {
+    let columns = Columns::of(jobs);
+    let Columns {
+        events, signals, ..
+    } = &columns;
+    let row = sqlx::query(EVERYTHING)
+        .bind(columns.lock.as_ref())
+        // c_
+        .bind(columns.commits(|commit| commit.id.as_str()))
+        .bind(columns.commits(|commit| commit.token))
+        .bind(columns.heads(|head| narrow(head.parent)))
+        .bind(columns.heads(|head| narrow(head.branch.into())))
+        .bind(columns.heads(|head| narrow(head.step)))
+        .bind(columns.commits(|commit| commit.head.as_ref()?.source.as_deref()))
+        .bind(columns.heads(|head| head.plan.as_text()))
+        .bind(columns.commits(|commit| commit.head.as_ref()?.appends.as_ref()))
+        .bind(columns.commits(|commit| commit.head.as_ref()?.changes.as_ref()))
+        .bind(columns.commits(|commit| commit.head.as_ref()?.snapshot.as_ref()))
+        // x_
+        .bind(group(columns.more.iter().map(|(op, _)| *op).collect()))
+        .bind(columns.more(|more| more.base))
+        .bind(columns.more(|more| more.then))
+        .bind(columns.more(|more| more.clear))
+        .bind(columns.more(|more| count(&more.consumed)))
+        .bind(columns.more(|more| more.waits.as_ref()))
+        .bind(columns.more(|more| more.mail_seen))
+        .bind(columns.more(|more| more.wake_at))
+        .bind(columns.more(|more| more.status))
+        .bind(columns.more(|more| more.error.as_deref()))
+        .bind(columns.more(|more| more.output.as_ref()))
+        // w_
+        .bind(columns.rows(|more| &more.writes, |op, _, _| op))
+        .bind(columns.rows(|more| &more.writes, |_, more, _| more.base))
+        .bind(columns.rows(|more| &more.writes, |_, _, row| row.digest))
+        .bind(columns.rows(|more| &more.writes, |_, _, row| row.task.as_str()))
+        .bind(columns.rows(|more| &more.writes, |_, _, row| row.kind))
+        .bind(columns.rows(|more| &more.writes, |_, _, row| row.name.as_str()))
+        .bind(columns.rows(|more| &more.writes, |_, _, row| row.round))
+        .bind(columns.rows(|more| &more.writes, |_, _, row| &row.value))
+        // u_
+        .bind(columns.rows(|more| &more.consumed, |op, _, _| op))
+        .bind(columns.rows(|more| &more.consumed, |_, _, number| *number))
+        // n_
+        .bind(columns.starts(|row| row.id.as_str()))
+        .bind(columns.starts(|row| row.graph.as_str()))
+        .bind(columns.starts(|row| row.parent.as_deref()))
+        .bind(columns.starts(|row| row.parent_name.as_deref()))
+        .bind(columns.starts(|row| row.priority))
+        .bind(columns.starts(|row| &row.input))
+        // s_
+        .bind(group(signals.iter().map(|(op, _, _)| *op).collect()))
+        .bind(columns.signals(|row| row.thread.as_str()))
+        .bind(columns.signals(|row| row.digest))
+        .bind(columns.signals(|row| row.kind.as_str()))
+        .bind(columns.signals(|row| row.key.as_str()))
+        .bind(columns.signals(|row| &row.payload))
+        .bind(columns.signals(|row| row.revives))
+        .bind(group(signals.iter().map(|(_, _, wait)| *wait).collect()))
+        .bind(int(MAILBOX_LIMIT))
+        // k_
+        .bind(group(
+            cancels(&columns.more)
+                .map(|(thread, _)| thread.as_str())
+                .collect(),
+        ))
+        .bind(group(
+            cancels(&columns.more)
+                .map(|(_, reason)| reason.as_str())
+                .collect(),
+        ))
+        // g_, e_
+        .bind((!events.streams.is_empty()).then_some(&events.streams))
+        .bind((!events.streams.is_empty()).then_some(&events.counts))
+        .bind((!events.streams.is_empty()).then_some(&events.stream))
+        .bind((!events.streams.is_empty()).then_some(&events.nth))
+        .bind((!events.streams.is_empty()).then_some(&events.name))
+        .bind((!events.streams.is_empty()).then_some(&events.payload))
+        .bind((!events.streams.is_empty()).then_some(&events.thread))
+        .fetch_one(db)
+        .await?;
+    answers(jobs, &columns, &row)
+}
+
+fn list<T>(row: &PgRow, index: usize) -> Result<Vec<T>, sqlx::Error>
+where
+    for<'r> Option<Vec<T>>: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    Ok(row.try_get::<Option<Vec<T>>, _>(index)?.unwrap_or_default())
+}
+
+/// What the commits, the new threads and the signals became, told to whoever asked.
+fn answers(jobs: &[&Job], columns: &Columns<'_>, row: &PgRow) -> Result<Answers, Fault> {
+    let now: Time = row.try_get(0)?;
+    let made: Vec<i32> = list(row, 1)?;
+    let mail: Vec<i64> = list(row, 2)?;
+    let cancelled: Vec<Option<String>> = list(row, 3)?;
+    let short = || StorageError::Corrupt {
+        what: "graph_land gave too few answers".to_owned(),
+    };
+    let mut receipts = Vec::with_capacity(made.len());
+    for ((made, mail), cancel) in made.into_iter().zip(mail).zip(cancelled) {
+        let mut receipt = receipt(number(made.into()), mail, cancel.map(plain), now);
+        receipt.checkpoint = receipt.checkpoint.filter(|made| *made > 0);
+        receipts.push(receipt);
+    }
+    let ended: Vec<i32> = list(row, 4)?;
+    let released: Vec<bool> = list(row, 5)?;
+    let mail: Vec<i64> = list(row, 6)?;
+    let cancelled: Vec<Option<String>> = list(row, 7)?;
+    for (((op, released), mail), cancel) in ended.into_iter().zip(released).zip(mail).zip(cancelled)
+    {
+        let receipt = at(&mut receipts, op).ok_or_else(short)?;
+        receipt.released = released;
+        receipt.mail = number(mail);
+        receipt.cancel = cancel.map(plain);
+    }
+    let mut outcomes: Vec<i32> = list(row, 9)?;
+    if outcomes.len() != columns.signals.len() || receipts.len() != columns.commits.len() {
+        return Err(short().into());
+    }
+    let inside = columns.signals.iter().filter(|(op, _, _)| *op > 0).count();
+    let outside = outcomes.split_off(inside);
+    for ((op, signal, _), outcome) in columns.signals.iter().zip(outcomes) {
+        let receipt = at(&mut receipts, *op).ok_or_else(short)?;
+        if outcome == UNKNOWN && !receipt.undelivered.contains(&signal.receiver) {
+            receipt.undelivered.push(signal.receiver.clone());
+        }
+    }
+    let started: HashSet<String> = list(row, 8)?.into_iter().collect();
+    let (mut receipts, mut outside) = (receipts.into_iter(), outside.into_iter());
+    jobs.iter()
+        .map(|job| {
+            Ok(Ok(match job {
+                Job::Commit(_) => Answer::Committed(receipts.next().ok_or_else(short)?),
+                Job::Start(row) if started.contains(&row.id) => Answer::Created(Created::New),
+                Job::Start(_) => Answer::Created(Created::Existing),
+                Job::Signal(_) => Answer::Signalled(outcome_of(outside.next().ok_or_else(short)?)?),
+            }))
+        })
+        .collect()
+}
+
+/// By its place from 1.
+fn at<T>(list: &mut [T], place: i32) -> Option<&mut T> {
+    list.get_mut(usize::try_from(place - 1).ok()?)
+}
+
+/// What `graph_land` says of a signal to nobody.
+const UNKNOWN: i32 = 4;
+
+fn outcome_of(code: i32) -> Result<SignalOutcome, StorageError> {
+    Ok(match code {
+        0 => SignalOutcome::New,
+        1 => SignalOutcome::Duplicate,
+        2 => SignalOutcome::NoSuchWait,
+        3 => SignalOutcome::MailboxFull,
+        UNKNOWN => SignalOutcome::UnknownThread,
+        other => {
+            return Err(StorageError::Corrupt {
+                what: format!("graph_land answered {other} for a signal"),
+            });
+        }
+    })
+}

@@ -16,7 +16,7 @@ use crate::{
         Write, WriteKind,
     },
     error::{NodeError, TaskFailure},
-    follow::StreamKind,
+    follow::{MessageChunk, Modes, StreamKind},
     ids::{IdempotencyKey, ThreadId},
     memo::{Emission, Memo, Waiting},
     observer::Point,
@@ -456,21 +456,32 @@ impl Context {
         Ok(appended)
     }
 
-    /// Sends something to whoever follows the run now: progress, tokens. Not stored.
+    /// Sends something to whoever follows the run now ([`Modes::CUSTOM`]), such as progress. Not stored.
     pub fn custom(&self, payload: &(impl Serialize + ?Sized)) -> Result<(), NodeError> {
         let inner = &*self.inner;
-        if inner.run.engine.bus.is_followed(&inner.run.thread) {
-            inner.run.engine.bus.send(
-                &inner.run.thread,
-                &[],
-                inner.step,
-                StreamKind::Custom {
-                    node: inner.node.to_string(),
-                    payload: serde_json::to_value(payload)?,
-                },
-            );
+        if inner.run.wanted().has(Modes::CUSTOM) {
+            let kind = StreamKind::Custom {
+                task: inner.task.clone(),
+                node: inner.node.to_string(),
+                payload: serde_json::to_value(payload)?,
+            };
+            inner.run.tell(&[], inner.step, kind);
         }
         Ok(())
+    }
+
+    /// Passes a part of a message on to whoever follows the run now ([`Modes::MESSAGES`]), such as what a model has said so
+    /// far. Not stored: the whole message belongs into the state, or into an event.
+    pub fn message(&self, chunk: MessageChunk) {
+        let inner = &*self.inner;
+        if inner.run.wanted().has(Modes::MESSAGES) {
+            let kind = StreamKind::Message {
+                task: inner.task.clone(),
+                node: inner.node.to_string(),
+                chunk,
+            };
+            inner.run.tell(&[], inner.step, kind);
+        }
     }
 
     fn event(

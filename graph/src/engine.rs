@@ -15,7 +15,7 @@ use crate::{
         ThreadRecord,
     },
     error::EngineError,
-    follow::{Modes, StreamItem},
+    follow::{Modes, StreamItem, follow},
     host::{AnyGraph, Shared},
     ids::ThreadId,
     journal::Journal,
@@ -593,13 +593,41 @@ impl Engine {
         Journal::new(self.shared.clone())
     }
 
-    /// What happens in a thread while it runs in this process. Ends with the thread.
+    /// What happens in a thread from now on, wherever it runs; ends with the thread. One that has not been started yet, or has
+    /// ended, is followed from its start, or its next round.
+    ///
+    /// What happens in this process comes as it happens: all kinds of items, from the moment this returns, in a defined order:
+    /// - tasks that start, in the order of their paths (nodes by name, then sends by index);
+    /// - custom items and messages, as nodes send them, and attempts that failed and are made again;
+    /// - when the step is in the database: for each task, in the order of the paths, that it finished, and its updates; the
+    ///   values; the checkpoint.
+    /// - When a step does not get to its end, because a task waits, fails for good or is cancelled: the tasks that ran, and
+    ///   then the suspension or the end. Tasks that had finished do not run again; their updates are marked as cached.
+    ///
+    /// Of what happens in other processes there is what the database keeps ([`StreamItem::live`] is false), from the moment the
+    /// stream is first polled: of each checkpoint the updates of its step (together), the values, and the checkpoint;
+    /// suspensions that last until it looks; the end. It comes as soon as a message tells of it (see [`Bell`]), else within a second. Custom items,
+    /// messages and tasks are stored nowhere, so there are none. Values and updates need the thread's graph in this engine.
+    ///
+    /// A thread may move between processes at any time: each checkpoint is told once, and in order. A reader that is more than
+    /// 1,024 items behind is told how many it missed.
     pub fn follow(
         &self,
         thread: impl Into<ThreadId>,
         modes: Modes,
     ) -> BoxStream<'static, StreamItem> {
-        self.shared.bus.follow(&thread.into(), modes)
+        follow(self.shared.clone(), thread.into(), None, modes)
+    }
+
+    /// Like [`Engine::follow`], but from a checkpoint on (0: the input), so that nothing is missed between what a reader knows
+    /// and now: what is in the database comes first. Ends at once when the thread has ended there.
+    pub fn follow_from(
+        &self,
+        thread: impl Into<ThreadId>,
+        checkpoint: u64,
+        modes: Modes,
+    ) -> BoxStream<'static, StreamItem> {
+        follow(self.shared.clone(), thread.into(), Some(checkpoint), modes)
     }
 
     async fn require(&self, thread: &ThreadId) -> Result<ThreadRecord, EngineError> {

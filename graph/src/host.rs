@@ -9,17 +9,18 @@ use crate::{
     builder::Compiled,
     cache::Cache,
     checkpoint::{
-        Bell, Channels, Checkpointer, Claim, Commit, NewCheckpoint, StateRows, StorageError,
-        ThreadStatus,
+        Bell, Channels, Checkpointer, Claim, Commit, NewCheckpoint, StateRow, StateRows,
+        StorageError, ThreadStatus,
     },
     error::EngineError,
     follow::Bus,
     ids::ThreadId,
     kept::{Held, restore},
     observer::{Observer, Point},
+    plan::Plan,
     run::{Controls, Run, RunShared, Unfit, end_thread, forked, watch},
     shape::Shape,
-    state::{ChannelError, State, Update, snapshot},
+    state::{ChannelError, State, Update, rebuild, snapshot, updates_of},
     waits::is_input,
     wakes::Wakes,
 };
@@ -36,6 +37,10 @@ pub(crate) trait AnyGraph: Send + Sync {
     fn values(&self, input: &Value, rows: StateRows) -> Result<Value, ChannelError>;
     /// What a checkpoint holds when what was before it goes.
     fn snapshot(&self, input: &Value, rows: StateRows) -> Result<Channels, ChannelError>;
+    /// The updates whose effect, one after the other, is that of a row.
+    fn updates(&self, row: &StateRow) -> Vec<Value>;
+    /// The nodes that run first.
+    fn entry(&self, input: &Value) -> Vec<String>;
     fn fork(
         &self,
         thread: &ThreadId,
@@ -78,6 +83,18 @@ impl<S: State> AnyGraph for Compiled<S> {
     fn snapshot(&self, input: &Value, mut rows: StateRows) -> Result<Channels, ChannelError> {
         let state: Arc<S> = restore(input, &mut rows)?;
         snapshot(&*state)
+    }
+
+    fn updates(&self, row: &StateRow) -> Vec<Value> {
+        updates_of::<S>(row)
+    }
+
+    fn entry(&self, input: &Value) -> Vec<String> {
+        rebuild::<S>(input, Vec::new())
+            .ok()
+            .and_then(|state| Plan::entry(self, &state).ok())
+            .map(|plan| plan.names())
+            .unwrap_or_default()
     }
 
     fn fork(

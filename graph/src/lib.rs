@@ -129,7 +129,7 @@ pub use command::{Command, END, Goto, Outcome, START, Send};
 pub use context::Context;
 pub use engine::{Busy, CheckpointInfo, Delivered, Engine, EngineBuilder, StartOptions, Started};
 pub use error::{EngineError, NodeError, TaskFailure};
-pub use follow::{Modes, StreamItem, StreamKind};
+pub use follow::{MessageChunk, Modes, StreamItem, StreamKind, TaskResult, Trigger};
 pub use graph_derive::State;
 pub use ids::{Cursor, IdempotencyKey, MAX_THREAD_ID_BYTES, ThreadId};
 pub use journal::Journal;

@@ -213,6 +213,34 @@ impl Changes {
     }
 }
 
+/// The updates whose effect, one after the other, is that of a row's changes.
+pub(crate) fn updates_of<S: State>(row: &crate::checkpoint::StateRow) -> Vec<Value> {
+    let kept = row.kept.as_ref().and_then(|kept| kept.json().ok());
+    let (appends, changes) = kept.unwrap_or_else(|| (row.appends.clone(), row.changes.clone()));
+    let mut updates = vec![appends];
+    for (name, value) in &changes {
+        let folds = S::CHANNELS.iter().any(|channel| {
+            channel.name == name && matches!(channel.reducer, Reducer::Merge | Reducer::Reduce)
+        });
+        match value {
+            Value::Array(several) if folds => {
+                for (index, value) in several.iter().enumerate() {
+                    if updates.len() <= index {
+                        updates.push(Map::new());
+                    }
+                    updates[index].insert(name.clone(), value.clone());
+                }
+            }
+            value => _ = updates[0].insert(name.clone(), value.clone()),
+        }
+    }
+    updates
+        .into_iter()
+        .filter(|update| !update.is_empty())
+        .map(Value::Object)
+        .collect()
+}
+
 fn single<S: State>(channel: &str, value: Value) -> Result<S::Update, ChannelError> {
     let mut channels = Map::new();
     channels.insert(channel.to_owned(), value);

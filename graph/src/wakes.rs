@@ -109,7 +109,6 @@ struct Others {
     heard: HashMap<String, (Instant, Interests)>,
 }
 
-#[allow(dead_code)]
 struct Followed {
     readers: usize,
     moved: Arc<Notify>,
@@ -258,9 +257,10 @@ impl Wakes {
         {
             live.remove(thread);
         }
+        drop(live);
+        self.moved_here(thread);
     }
 
-    #[allow(dead_code)]
     /// Whether a run of the thread is under way here.
     pub fn is_live(&self, thread: &ThreadId) -> bool {
         self.live.lock().contains_key(thread)
@@ -318,7 +318,6 @@ impl Wakes {
         }
     }
 
-    #[allow(dead_code)]
     /// Somebody here follows a thread, as long as the guard lives.
     pub fn following(self: &Arc<Self>, thread: &ThreadId) -> Following {
         let mut followed = self.followed.lock();
@@ -475,7 +474,6 @@ impl Drop for Serving {
     }
 }
 
-#[allow(dead_code)]
 /// While it lives, others tell this process how far a thread is.
 pub(crate) struct Following {
     wakes: Arc<Wakes>,

@@ -6,17 +6,18 @@ use serde_json::Value;
 
 use crate::{
     checkpoint::{Channels, KeptStep, NewCheckpoint, Source, Then, ThreadStatus, WriteKind},
-    follow::StreamKind,
+    follow::Modes,
     kept::Updates,
     plan::{Finished, Plan, PlanError, conflicts},
     private::chain,
-    state::{Changes, ChannelError, State, Update, channels_weight, snapshot},
+    state::{Changes, ChannelError, State, channels_weight, snapshot},
     waits::ANSWER,
 };
 
 use super::{
     Broken, Flow, Run,
     tasks::{Status, Task, write},
+    tell::Landed,
 };
 
 /// After so many checkpoints without one, a snapshot is considered.
@@ -53,9 +54,9 @@ impl<S: State> Run<S> {
     ) -> Result<Flow, Broken> {
         // By task path: nodes by name, then sends by index, whatever finished first.
         tasks.sort_by_key(|task| task.planned.order);
-        let followed = self.shared.engine.bus.is_followed(&self.shared.thread);
+        let wanted = self.shared.wanted();
         let fresh = self.cacheable(&tasks);
-        let applied = self.fold(&mut tasks, followed);
+        let applied = self.fold(&mut tasks, wanted.has(Modes::UPDATES));
         let (changes, plan) = match applied {
             Ok(applied) => applied,
             Err(fault) => {
@@ -104,10 +105,11 @@ impl<S: State> Run<S> {
             commit.then = Then::Yield;
             self.keep(&mut commit);
         }
+        let parent = commit.base;
         let receipt = self.land(commit, names).await?;
         self.keep_cached(fresh).await;
-        if followed {
-            self.tell(&tasks);
+        if wanted != Modes::NONE {
+            self.tell(&tasks, Landed::on(parent, &receipt));
         }
         if ends {
             self.ended(ThreadStatus::Done);
@@ -226,47 +228,6 @@ impl<S: State> Run<S> {
         self.changed_since_snapshot = 0;
         self.next_snapshot = SNAPSHOT_AFTER;
         Some(snapshot)
-    }
-
-    /// Tells followers about a step.
-    pub(super) fn tell(&self, tasks: &[Task<S>]) {
-        let shared = &*self.shared;
-        let bus = &shared.engine.bus;
-        for task in tasks {
-            let Status::Done(outcome) = &task.status else {
-                continue;
-            };
-            let mut updates: Vec<Value> = outcome
-                .updates
-                .iter()
-                .filter_map(|update| update.to_channels().ok().map(Value::Object))
-                .collect();
-            if updates.is_empty() {
-                updates.push(Value::Null);
-            }
-            for update in updates {
-                let node = task.planned.node.clone();
-                let cached = task.cached;
-                bus.send(
-                    &shared.thread,
-                    &[],
-                    self.step,
-                    StreamKind::Updates {
-                        node,
-                        update,
-                        cached,
-                    },
-                );
-            }
-        }
-        if let Ok(values) = self.state.channels() {
-            bus.send(
-                &shared.thread,
-                &[],
-                self.step,
-                StreamKind::Values(Value::Object(values)),
-            );
-        }
     }
 }
 

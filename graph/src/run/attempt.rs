@@ -14,13 +14,17 @@ use crate::{
     command::Outcome,
     context::{Context, TaskContext},
     error::{NodeError, TaskFailure},
+    follow::Modes,
     memo::{Attempts, Memo},
     observer::Point,
     options::RetryPolicy,
     state::State,
 };
 
-use super::{Broken, RunShared};
+use super::{
+    Broken, RunShared,
+    tell::{failed_item, started_item},
+};
 
 /// A retry after a longer time is a timer; after a shorter one, the run waits for it.
 const HELD_RETRY: Duration = Duration::from_secs(2);
@@ -274,11 +278,23 @@ impl<S: State> Job<S> {
         if self.run.commit(commit).await.is_err() {
             return Some(TaskEnd::Lost);
         }
+        let followed = self.run.wanted().has(Modes::TASKS);
+        if followed {
+            let kind = failed_item(&self.key, &self.node.name, &self.attempts);
+            self.run.tell(&[], self.step, kind);
+        }
         if !held {
             return Some(TaskEnd::RetryAt(at));
         }
         tokio::select! {
-            () = tokio::time::sleep(interval) => None,
+            () = tokio::time::sleep(interval) => {
+                if followed {
+                    let argument = self.argument.as_ref();
+                    let kind = started_item(&self.key, &self.node.name, attempt + 1, argument);
+                    self.run.tell(&[], self.step, kind);
+                }
+                None
+            }
             () = self.cancel.cancelled() => Some(TaskEnd::Cancelled),
         }
     }
@@ -299,12 +315,21 @@ impl<S: State> Job<S> {
             .push(attempts_write(&self.key, &self.attempts));
         self.run.commit(commit).await?;
         tracing::warn!(thread = %self.run.thread, node = %self.node.name, handler = %node.name, "the error handler takes over");
+        let followed = self.run.wanted().has(Modes::TASKS);
+        if followed {
+            let kind = failed_item(&self.key, &self.node.name, &self.attempts);
+            self.run.tell(&[], self.step, kind);
+        }
         let failure = TaskFailure {
             node: self.node.name.to_string(),
             error,
             attempts: self.attempts.made,
         };
         let handler = Handler::new(node, &self.key, failure);
+        if followed {
+            let kind = started_item(&handler.key, &handler.node.name, 1, self.argument.as_ref());
+            self.run.tell(&[], self.step, kind);
+        }
         self.node = handler.node.clone();
         self.key.clone_from(&handler.key);
         self.memo = handler.memo.clone();

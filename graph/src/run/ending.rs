@@ -25,6 +25,7 @@ use super::{
     Broken, ENDED, Run, RunShared,
     attempt::{Job, TaskEnd},
     tasks::{Task, write},
+    tell::Landed,
 };
 
 /// How long a node has to clean up after a cancellation.
@@ -64,13 +65,8 @@ impl<S: State> Run<S> {
 
     pub(super) fn ended(&self, status: ThreadStatus) {
         tracing::info!(thread = %self.shared.thread, graph = %self.graph.name, status = status.as_str(), step = self.step, "thread ended");
-        let bus = &self.shared.engine.bus;
-        bus.send(
-            &self.shared.thread,
-            &[],
-            self.step,
-            StreamKind::Ended(status),
-        );
+        let kind = StreamKind::Ended(status);
+        self.shared.tell(&[], self.step, kind);
     }
 
     pub(super) async fn fail(
@@ -104,6 +100,7 @@ impl<S: State> Run<S> {
             .unwrap_or_else(|| "no reason was given".to_owned());
         let mut commit = self.commit();
         Self::record(&mut tasks, &mut commit);
+        self.tell_unfinished(&mut tasks);
         let filter = ThreadFilter {
             parent: Some(shared.thread.clone()),
             statuses: vec![
@@ -157,7 +154,14 @@ impl<S: State> Run<S> {
             output,
             None,
         );
-        self.land(commit, &[]).await?;
+        let (parent, source) = (
+            commit.base,
+            commit.checkpoint.as_ref().map(|it| it.source.clone()),
+        );
+        let receipt = self.land(commit, &[]).await?;
+        if let Some(source) = source {
+            self.tell_state(Landed::on(parent, &receipt), source);
+        }
         self.ended(ThreadStatus::Cancelled);
         Ok(())
     }

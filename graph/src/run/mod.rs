@@ -9,6 +9,7 @@ mod pause;
 mod preempt;
 mod shared;
 mod tasks;
+mod tell;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -37,6 +38,7 @@ pub(crate) use fork::forked;
 pub(crate) use preempt::watch;
 pub(crate) use shared::{Broken, Controls, RunShared};
 use tasks::Status;
+use tell::Landed;
 
 /// The task path of the mark that a thread has reached its recursion limit.
 const LIMIT: &str = "~limit";
@@ -216,7 +218,9 @@ impl<S: State> Run<S> {
             Ok((changes, plan)) => {
                 self.plan = Arc::new(plan);
                 commit.checkpoint = Some(self.checkpoint(changes, Source::Input));
-                self.land(commit, &[]).await?;
+                let parent = commit.base;
+                let receipt = self.land(commit, &[]).await?;
+                self.tell_state(Landed::on(parent, &receipt), Source::Input);
                 Ok(Flow::On)
             }
             Err(fault) => {
@@ -267,6 +271,7 @@ impl<S: State> Run<S> {
             if self.wake(&mut tasks) {
                 self.waited();
             }
+            self.tell_started(&mut tasks);
             self.run_ready(&mut tasks).await?;
             let settled = tasks
                 .iter()
@@ -299,6 +304,7 @@ impl<S: State> Run<S> {
                             .push(attempts_write(&task.planned.key, &task.attempts));
                     }
                 }
+                self.tell_unfinished(&mut tasks);
                 self.fail(commit, &text, Some(&node)).await?;
                 return Ok(Flow::Released);
             }
@@ -309,6 +315,7 @@ impl<S: State> Run<S> {
             let waits = self.open_waits(&tasks);
             let mut commit = self.commit();
             Self::record(&mut tasks, &mut commit);
+            self.tell_unfinished(&mut tasks);
             if let Flow::Released = self.suspend(commit, waits, &names).await? {
                 return Ok(Flow::Released);
             }
@@ -327,10 +334,15 @@ impl<S: State> Run<S> {
             wake_at: waits.iter().filter_map(|wait| wait.until).min(),
         };
         self.waiting = !waits.is_empty();
+        let followed = self.shared.engine.bus.is_followed(&self.shared.thread);
+        let told = followed.then(|| waits.clone());
         commit.waits = Some(waits);
         self.keep(&mut commit);
         let receipt = self.land(commit, names).await?;
         if receipt.released {
+            if let Some(waits) = told {
+                self.tell_suspended(waits);
+            }
             return Ok(Flow::Released);
         }
         if receipt.mail > self.shared.mailbox.lock().seen {

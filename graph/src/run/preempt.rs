@@ -135,6 +135,7 @@ impl<S: State> Run<S> {
     ) -> Result<(), Broken> {
         let mut commit = self.commit();
         Self::record(tasks, &mut commit);
+        self.tell_unfinished(tasks);
         commit.then = Then::Yield;
         self.keep(&mut commit);
         self.land(commit, &[]).await?;

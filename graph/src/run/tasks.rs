@@ -39,6 +39,8 @@ pub(super) struct Task<S: State> {
     pub recorded: bool,
     /// Whether it was finished before this run, or its result came from the cache.
     pub cached: bool,
+    /// Whether those who follow the thread know what came of it.
+    pub told: bool,
     /// The key under which its result is cached, if it may be.
     pub cache_key: Option<String>,
 }
@@ -79,6 +81,7 @@ impl<S: State> Run<S> {
                 failure: None,
                 recorded: false,
                 cached: false,
+                told: true,
                 cache_key: None,
             };
             self.remember(&mut task)?;

@@ -354,8 +354,9 @@ promise! {
         }
         let bell = Tapped::on(&lab.store, false);
         let engine = bell.engine(&lab, chain).await;
-        // Somebody else serves the same graph, with nothing to do; and nobody reads the journal.
         let server = serve(&engine, patient());
+        let serves = || async { bell.rung.lock().iter().any(|message| message.contains("\"g\":[")) };
+        eventually("it says that it runs threads", serves).await;
         let mut runs = 0;
         eventually("it is known who else is there", || {
             runs += 1;

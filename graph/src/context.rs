@@ -15,7 +15,8 @@ use crate::{
         Appended, CancelRequest, NewEvent, NewSignal, NewThread, Parent, WaitKind, WaitRecord,
         Write, WriteKind,
     },
-    error::{NodeError, TaskFailure},
+    documents::Documents,
+    error::{EngineError, NodeError, TaskFailure},
     follow::{MessageChunk, Modes, StreamKind},
     ids::{IdempotencyKey, ThreadId},
     memo::{Emission, Memo, Waiting},
@@ -98,6 +99,13 @@ impl Context {
     /// ([`GraphBuilder::on_error`](crate::GraphBuilder::on_error)).
     pub fn failure(&self) -> Option<&TaskFailure> {
         self.inner.failure.as_deref()
+    }
+
+    /// Long-term memory: documents that belong to no thread. What is written there is written at once, and not with the commit of
+    /// the step; see [`graph::documents`](crate::documents). An error if there is no store of them.
+    pub fn documents(&self) -> Result<Documents, NodeError> {
+        let documents = self.inner.run.engine.documents.clone();
+        documents.ok_or_else(|| NodeError::from(EngineError::NoDocuments).fatal())
     }
 
     // ---- waiting ----

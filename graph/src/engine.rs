@@ -14,6 +14,7 @@ use crate::{
         NewSignal, NewThread, Priority, Reopened, SignalOutcome, Source, ThreadFilter,
         ThreadRecord,
     },
+    documents::{DocumentStore, Documents},
     error::EngineError,
     follow::{Modes, StreamItem, follow},
     host::{AnyGraph, Shared},
@@ -126,6 +127,7 @@ pub struct EngineBuilder {
     graphs: Vec<Arc<dyn AnyGraph>>,
     observer: Option<Arc<dyn Observer>>,
     cache: Option<Arc<dyn Cache>>,
+    documents: Option<Arc<dyn DocumentStore>>,
     bell: Option<Arc<dyn Bell>>,
     poll: Duration,
 }
@@ -149,6 +151,13 @@ impl EngineBuilder {
     #[must_use]
     pub fn cache(mut self, cache: Arc<dyn Cache>) -> Self {
         self.cache = Some(cache);
+        self
+    }
+
+    /// With this store of documents, in place of the one beside the threads.
+    #[must_use]
+    pub fn documents(mut self, documents: Arc<dyn DocumentStore>) -> Self {
+        self.documents = Some(documents);
         self
     }
 
@@ -181,6 +190,7 @@ impl EngineBuilder {
             .cache
             .or_else(|| self.store.cache())
             .unwrap_or_else(|| Arc::new(MemoryCache::new()));
+        let documents = self.documents.or_else(|| self.store.documents());
         let bell = self.bell.or_else(|| self.store.bell());
         Ok(Engine {
             shared: Arc::new(Shared::new(
@@ -188,6 +198,7 @@ impl EngineBuilder {
                 graphs,
                 self.observer,
                 cache,
+                documents.map(Documents::new),
                 bell,
                 self.poll,
             )),
@@ -209,6 +220,7 @@ impl Engine {
             graphs: Vec::new(),
             observer: None,
             cache: None,
+            documents: None,
             bell: None,
             poll: POLL,
         }
@@ -217,6 +229,14 @@ impl Engine {
     /// The database.
     pub fn checkpointer(&self) -> &Arc<dyn Checkpointer> {
         &self.shared.store
+    }
+
+    /// The documents beside the threads. An error if the database has no store of them, and the engine was given none.
+    pub fn documents(&self) -> Result<Documents, EngineError> {
+        self.shared
+            .documents
+            .clone()
+            .ok_or(EngineError::NoDocuments)
     }
 
     /// The shapes of the graphs, by name.

@@ -231,6 +231,11 @@ pub enum EngineError {
     /// There is no such thread.
     #[error("there is no thread `{0}`")]
     UnknownThread(ThreadId),
+    /// There is no store of documents.
+    #[error(
+        "this database has no store of documents; give the engine one with `EngineBuilder::documents`"
+    )]
+    NoDocuments,
     /// A thread cannot be copied to an id that another one has.
     #[error("there is a thread `{0}` already; copy to another id, or delete it first")]
     ThreadExists(ThreadId),

@@ -12,6 +12,7 @@ use crate::{
         Bell, Channels, Checkpointer, Claim, Commit, NewCheckpoint, StateRow, StateRows,
         StorageError, ThreadStatus,
     },
+    documents::Documents,
     error::EngineError,
     follow::Bus,
     ids::ThreadId,
@@ -197,6 +198,7 @@ pub(crate) struct Shared {
     pub graphs: BTreeMap<String, Arc<dyn AnyGraph>>,
     pub bus: Bus,
     pub cache: Arc<dyn Cache>,
+    pub documents: Option<Documents>,
     observer: Option<Arc<dyn Observer>>,
     pub wakes: Arc<Wakes>,
 }
@@ -207,11 +209,13 @@ impl Shared {
         graphs: BTreeMap<String, Arc<dyn AnyGraph>>,
         observer: Option<Arc<dyn Observer>>,
         cache: Arc<dyn Cache>,
+        documents: Option<Documents>,
         bell: Option<Arc<dyn Bell>>,
         poll: Duration,
     ) -> Self {
         Self {
             cache,
+            documents,
             wakes: Arc::new(Wakes::new(bell, poll, graphs.keys().cloned())),
             store,
             graphs,

@@ -86,6 +86,7 @@ pub mod checkpoint;
 mod command;
 pub mod conformance;
 mod context;
+pub mod documents;
 mod engine;
 mod error;
 mod folding;
@@ -127,6 +128,7 @@ pub use checkpoint::{
 };
 pub use command::{Command, END, Goto, Outcome, START, Send};
 pub use context::Context;
+pub use documents::{Document, DocumentKey, DocumentStore, Documents, Namespace};
 pub use engine::{Busy, CheckpointInfo, Delivered, Engine, EngineBuilder, StartOptions, Started};
 pub use error::{EngineError, NodeError, TaskFailure};
 pub use follow::{MessageChunk, Modes, StreamItem, StreamKind, TaskResult, Trigger};

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     checkpoint::{
-        Copied, DeleteFilter, Deleted, Keep, Pruned, StorageError, SurveyFilter, Surveyed,
+        BATCH, Copied, DeleteFilter, Deleted, Keep, Pruned, StorageError, SurveyFilter, Surveyed,
         ThreadStatus,
     },
     engine::Engine,
@@ -63,6 +63,8 @@ pub struct Swept {
     pub deleted: Vec<ThreadId>,
     /// How many keys of signals were forgotten.
     pub keys: u64,
+    /// How many documents had expired and were cleaned up.
+    pub documents: u64,
     /// Threads that could not be pruned, and why. They are left as they are.
     pub failed: Vec<(ThreadId, String)>,
     /// Where the next batch goes on: hand it to [`Engine::sweep`]. Nothing: every thread has been looked at.
@@ -147,7 +149,7 @@ impl Engine {
     }
 
     /// Forgets by a policy, at most a hundred threads at a time: after the one that the last batch ended with
-    /// ([`Swept::next`]; nothing for the first batch). Several processes may sweep at the same time.
+    /// ([`Swept::next`]; nothing for the first batch). Cleans up behind deleted threads and expired documents, too. Several processes may sweep at the same time.
     pub async fn sweep(
         &self,
         policy: &RetentionPolicy,
@@ -231,6 +233,9 @@ async fn sweep(
         ..DeleteFilter::default()
     };
     swept.deleted = retention.delete_threads(&ended).await?.threads;
+    if let Some(documents) = &shared.documents {
+        swept.documents = documents.store().sweep(BATCH).await?;
+    }
     let threads = retention
         .survey(&SurveyFilter {
             graphs,
@@ -310,12 +315,17 @@ pub(crate) async fn keep_swept(
                 for (thread, reason) in &swept.failed {
                     tracing::warn!(%thread, error = %reason, "the thread could not be pruned; it is left as it is");
                 }
-                if swept.checkpoints > 0 || swept.keys > 0 || !swept.deleted.is_empty() {
+                if swept.checkpoints > 0
+                    || swept.keys > 0
+                    || swept.documents > 0
+                    || !swept.deleted.is_empty()
+                {
                     tracing::info!(
                         threads = swept.seen,
                         checkpoints = swept.checkpoints,
                         deleted = swept.deleted.len(),
                         keys = swept.keys,
+                        documents = swept.documents,
                         "swept"
                     );
                 }

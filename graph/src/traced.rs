@@ -14,6 +14,7 @@ use crate::{
         NewThread, PrunePlan, Pruned, Receipt, Renewed, Reopened, Retention, SignalOutcome,
         SignalRecord, StateRows, StorageError, SurveyFilter, Surveyed, ThreadFilter, ThreadRecord,
     },
+    documents::DocumentStore,
     ids::{Cursor, ThreadId},
 };
 
@@ -28,6 +29,10 @@ impl Checkpointer for Traced {
 
     fn cache(&self) -> Option<Arc<dyn Cache>> {
         self.0.cache()
+    }
+
+    fn documents(&self) -> Option<Arc<dyn DocumentStore>> {
+        self.0.documents()
     }
 
     fn keeps_values(&self) -> bool {

@@ -13,6 +13,7 @@ mod sqlite {
     }
 
     graph::checkpointer_conformance!(lab());
+    graph::documents_conformance!(lab());
 }
 
 mod postgres {
@@ -27,6 +28,7 @@ mod postgres {
     }
 
     graph::checkpointer_conformance!(lab());
+    graph::documents_conformance!(lab());
 }
 
 mod memory {
@@ -45,4 +47,5 @@ mod memory {
     }
 
     graph::checkpointer_conformance!(lab());
+    graph::documents_conformance!(lab());
 }

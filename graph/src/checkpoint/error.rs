@@ -59,6 +59,31 @@ pub enum StorageError {
         /// What is wrong with it.
         what: String,
     },
+    /// Something is larger than what is accepted. Nothing was written.
+    #[error("{what} has {bytes} bytes, and at most {most} are accepted")]
+    TooLarge {
+        /// What it is.
+        what: String,
+        /// How large it is.
+        bytes: usize,
+        /// How large it may be.
+        most: usize,
+    },
+    /// A search cannot be made as it was asked for.
+    #[error("the filter is not valid: {what}")]
+    InvalidFilter {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// What is stored is not of the type that it was asked for as.
+    #[error("{what} is of another type than was asked for")]
+    OtherType {
+        /// What it is.
+        what: String,
+        /// What does not fit.
+        #[source]
+        source: serde_json::Error,
+    },
     /// The database was written by a newer release.
     #[error(
         "the database has schema {found}, this program knows up to {known}; use the newer release"

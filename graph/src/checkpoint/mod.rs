@@ -43,6 +43,7 @@ use async_trait::async_trait;
 
 use crate::{
     cache::Cache,
+    documents::DocumentStore,
     ids::{Cursor, ThreadId},
 };
 
@@ -76,6 +77,11 @@ pub trait Checkpointer: Send + Sync + 'static {
 
     /// The cache that lives beside the threads; without one, an engine keeps what it caches in its own memory.
     fn cache(&self) -> Option<Arc<dyn Cache>> {
+        None
+    }
+
+    /// The store of documents that lives beside the threads, if there is one.
+    fn documents(&self) -> Option<Arc<dyn DocumentStore>> {
         None
     }
 

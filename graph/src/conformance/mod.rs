@@ -32,6 +32,7 @@ pub mod commits;
 pub mod concurrency;
 pub mod copies;
 pub mod deletion;
+pub mod documents;
 pub mod history;
 pub mod journal;
 mod lab;
@@ -149,6 +150,28 @@ macro_rules! checkpointer_conformance {
     };
 }
 
+/// Makes a `#[tokio::test]` of every case of [`conformance::documents`](crate::conformance::documents), for the
+/// [store](crate::checkpoint::Checkpointer::documents) beside the threads of a [`Lab`].
+#[macro_export]
+macro_rules! documents_conformance {
+    ($lab:expr) => {
+        $crate::checkpointer_conformance!(@cases $lab;
+            documents::a_document_comes_back_as_it_was_put,
+            documents::a_deleted_document_is_gone,
+            documents::batches_are_written_as_one_and_read_in_order,
+            documents::what_cannot_be_a_document_is_refused,
+            documents::a_prefix_means_whole_labels,
+            documents::comparisons_are_typed,
+            documents::paths_lead_through_objects,
+            documents::what_is_found_comes_in_order_and_in_pages,
+            documents::namespaces_are_listed_by_prefix_and_depth,
+            documents::what_has_expired_is_not_there,
+            documents::reading_refreshes_when_asked,
+            documents::documents_live_beside_threads,
+        );
+    };
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
@@ -166,6 +189,7 @@ mod tests {
             ("deletion", include_str!("deletion.rs")),
             ("journal", include_str!("journal.rs")),
             ("bells", include_str!("bells.rs")),
+            ("documents", include_str!("documents.rs")),
         ] {
             for line in source.lines() {
                 if let Some(rest) = line.strip_prefix("pub async fn ") {

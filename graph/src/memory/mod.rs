@@ -6,6 +6,7 @@
 
 mod bell;
 mod cache;
+mod documents;
 mod retention;
 mod tables;
 
@@ -24,9 +25,11 @@ use crate::{
         Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows, StorageError, Then,
         ThreadFilter, ThreadRecord, ThreadStatus, Write,
     },
+    documents::DocumentStore,
     ids::{Cursor, ThreadId},
 };
 pub use cache::MemoryCache;
+pub use documents::MemoryDocuments;
 use tables::{Branch, Checkpoint, Seen, Tables, Thread, plan};
 
 /// Threads in memory. Clones share them.
@@ -34,6 +37,7 @@ use tables::{Branch, Checkpoint, Seen, Tables, Thread, plan};
 pub struct MemoryCheckpointer {
     tables: Arc<Mutex<Tables>>,
     cache: MemoryCache,
+    documents: MemoryDocuments,
     bell: bell::MemoryBell,
 }
 
@@ -67,6 +71,10 @@ impl Checkpointer for MemoryCheckpointer {
 
     fn cache(&self) -> Option<Arc<dyn Cache>> {
         Some(Arc::new(self.cache.clone()))
+    }
+
+    fn documents(&self) -> Option<Arc<dyn DocumentStore>> {
+        Some(Arc::new(self.documents.clone()))
     }
 
     fn keeps_values(&self) -> bool {

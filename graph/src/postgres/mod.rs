@@ -7,6 +7,7 @@
 mod bell;
 mod cache;
 mod claim;
+mod documents;
 mod hands;
 mod history;
 mod job;
@@ -35,6 +36,7 @@ use crate::{
         NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
         SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
     },
+    documents::DocumentStore,
     ids::{Cursor, ThreadId},
     stored::Fault,
 };
@@ -189,6 +191,12 @@ impl Checkpointer for PostgresCheckpointer {
         Some(Arc::new(cache::PostgresCache {
             pool: self.pool.clone(),
             sweeps: Sweeps::default(),
+        }))
+    }
+
+    fn documents(&self) -> Option<Arc<dyn DocumentStore>> {
+        Some(Arc::new(documents::PostgresDocuments {
+            pool: self.pool.clone(),
         }))
     }
 

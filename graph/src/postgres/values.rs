@@ -30,6 +30,11 @@ const MARK: char = '\u{fdd0}';
 /// Microseconds from 1970 to 2000, which is where PostgreSQL begins to count.
 const EPOCH: i64 = 946_684_800_000_000;
 
+/// What stands for U+0000.
+pub(super) fn nul() -> String {
+    String::from_iter([MARK, '0'])
+}
+
 /// Text as PostgreSQL can hold it.
 pub(super) fn text(text: &str) -> Cow<'_, str> {
     if !text.contains(['\0', MARK]) {

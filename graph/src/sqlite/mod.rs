@@ -15,6 +15,7 @@ mod bell;
 mod cache;
 mod claim;
 mod commit;
+mod documents;
 mod history;
 mod journal;
 mod retention;
@@ -49,6 +50,7 @@ use crate::{
         NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
         SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
     },
+    documents::DocumentStore,
     ids::{Cursor, ThreadId},
     stored::Fault,
 };
@@ -284,6 +286,13 @@ impl Checkpointer for SqliteCheckpointer {
             writer: self.writer.clone(),
             readers: self.readers.clone(),
             sweeps: Sweeps::default(),
+        }))
+    }
+
+    fn documents(&self) -> Option<Arc<dyn DocumentStore>> {
+        Some(Arc::new(documents::SqliteDocuments {
+            writer: self.writer.clone(),
+            readers: self.readers.clone(),
         }))
     }
 

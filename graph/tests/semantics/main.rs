@@ -3,6 +3,7 @@
 mod caching;
 mod children;
 mod crashes;
+mod documents;
 mod failure;
 mod graphs;
 mod handlers;

@@ -21,6 +21,7 @@ mod journal;
 mod retention;
 mod rows;
 mod sharing;
+mod steps;
 mod threads;
 
 use std::{
@@ -185,6 +186,8 @@ impl SqliteCheckpointer {
         let writer = loop {
             let opened = SqlitePoolOptions::new()
                 .max_connections(1)
+                // It is in this process, and each look costs a way to the thread that it lives on.
+                .test_before_acquire(false)
                 .acquire_timeout(BUSY_TIMEOUT * 2)
                 .connect_with(options.clone())
                 .await;
@@ -200,6 +203,7 @@ impl SqliteCheckpointer {
         };
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
+            .test_before_acquire(false)
             .acquire_timeout(BUSY_TIMEOUT * 2)
             .connect_lazy_with(options.pragma("query_only", "true"));
         Ok(Self {

@@ -1,17 +1,20 @@
 //! Commits that share a transaction: making sure that the log is on the disk is what takes the time, and one transaction does
 //! it once for all that it holds.
 //!
-//! A commit gets into a queue, and one task writes whatever waits at the moment (nobody waits for a batch to fill), each in a
-//! savepoint: one that is refused leaves no trace and does not hurt the others. When the database itself fails, everything
+//! A commit gets into a queue, and one task writes whatever waits at the moment (nobody waits for a batch to fill): plain steps
+//! with the same few statements, the others each in a savepoint: one that is refused leaves no trace and does not hurt the others. When the database itself fails, everything
 //! is rolled back, and each commit is tried alone.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use sqlx::Connection;
 use tokio::sync::oneshot;
 
-use super::{Writer, commit::commit, now};
+use super::{Writer, commit::commit, now, steps::Steps};
 use crate::{
     checkpoint::{Commit, Lease, Receipt, StorageError},
     stored::Fault,
@@ -124,20 +127,56 @@ impl Turn {
 }
 
 async fn write(writer: &Writer, batch: Vec<Waiting>) {
-    if batch.len() > 1
-        && let Ok(receipts) = together(writer, &batch).await
-    {
-        for (waiting, receipt) in batch.into_iter().zip(receipts) {
-            // Nobody listens any more: the commit landed all the same.
-            let _ = waiting.answer.send(receipt);
-        }
-        return;
+    let mut steps = Steps::default();
+    for (place, waiting) in batch.iter().enumerate() {
+        steps.take(place, &waiting.lease, &waiting.commit);
     }
-    for waiting in batch {
-        let receipt = alone(writer, &waiting)
-            .await
-            .map_err(|fault| fault.during(&operation(&waiting.lease)));
+    let written = if steps.len() == batch.len() {
+        only_steps(writer, &steps).await
+    } else if batch.len() > 1 {
+        together(writer, &steps, &batch).await
+    } else {
+        Ok(Receipts::new())
+    };
+    let mut receipts = match (written, &batch[..]) {
+        (Ok(receipts), _) => receipts,
+        (Err(fault), [waiting]) => {
+            Receipts::from([(0, Err(fault.during(&operation(&waiting.lease))))])
+        }
+        (Err(_), _) => Receipts::new(),
+    };
+    for (place, waiting) in batch.into_iter().enumerate() {
+        let receipt = match receipts.remove(&place) {
+            Some(receipt) => receipt,
+            // It is no plain step; or its batch failed, or it was refused, and now it is found out why.
+            None => alone(writer, &waiting)
+                .await
+                .map_err(|fault| fault.during(&operation(&waiting.lease))),
+        };
+        // Nobody listens any more: the commit landed all the same.
         let _ = waiting.answer.send(receipt);
+    }
+}
+
+/// The answers to commits of a batch, by their places in it.
+type Receipts = BTreeMap<usize, Result<Receipt, StorageError>>;
+
+/// A batch of nothing but plain steps. There is no answer to those that were refused.
+async fn only_steps(writer: &Writer, steps: &Steps) -> Result<Receipts, Fault> {
+    let _gate = writer.gate.lock().await;
+    let mut connection = writer.pool.acquire().await?;
+    match steps.write_alone(&mut connection, now()).await {
+        Ok(receipts) => Ok(receipts
+            .into_iter()
+            .map(|(place, receipt)| (place, Ok(receipt)))
+            .collect()),
+        Err(fault) => {
+            // Which takes back what was begun.
+            if let Err(error) = connection.close().await {
+                tracing::debug!(%error, "a connection with a failed transaction was not closed cleanly");
+            }
+            Err(fault)
+        }
     }
 }
 
@@ -149,22 +188,27 @@ async fn alone(writer: &Writer, waiting: &Waiting) -> Result<Receipt, Fault> {
 }
 
 /// One answer for each; or a failure of the database, which leaves none of them.
-async fn together(
-    writer: &Writer,
-    batch: &[Waiting],
-) -> Result<Vec<Result<Receipt, StorageError>>, Fault> {
+async fn together(writer: &Writer, steps: &Steps, batch: &[Waiting]) -> Result<Receipts, Fault> {
     let mut writing = writer.write().await?;
-    let mut receipts = Vec::with_capacity(batch.len());
-    for waiting in batch {
+    let mut receipts = Receipts::new();
+    if steps.len() > 0 {
+        for (place, receipt) in steps.write(&mut writing, now()).await? {
+            receipts.insert(place, Ok(receipt));
+        }
+    }
+    for (place, waiting) in batch.iter().enumerate() {
+        if receipts.contains_key(&place) {
+            continue;
+        }
         let mut savepoint = (*writing).begin().await?;
         match commit(&mut savepoint, &waiting.lease, &waiting.commit, now()).await {
             Ok(receipt) => {
                 savepoint.commit().await?;
-                receipts.push(Ok(receipt));
+                receipts.insert(place, Ok(receipt));
             }
             Err(Fault::Said(refusal)) => {
                 savepoint.rollback().await?;
-                receipts.push(Err(refusal));
+                receipts.insert(place, Err(refusal));
             }
             // It may have rolled back more than the savepoint, by itself.
             Err(fault @ Fault::Database(_)) => return Err(fault),

@@ -14,7 +14,7 @@ use crate::{
     host::Shared,
     observer::Point,
     retention::{SweepOptions, keep_swept},
-    run::Controls,
+    run::{Controls, give_back},
 };
 
 /// How often leases are looked at, if not even less is asked for.
@@ -232,6 +232,7 @@ impl Server {
             return;
         };
         let controls = Controls {
+            lease: self.options.lease,
             look: self.look.clone(),
             ..Controls::default()
         };
@@ -256,6 +257,8 @@ impl Server {
             span: &span,
         });
         let engine = self.shared.clone();
+        let (shared, within) = (self.shared.clone(), self.options.lease);
+        let name = claim.thread.graph.clone();
         let grace = self.options.cancel_grace;
         self.runs.spawn(
             async move {
@@ -273,9 +276,12 @@ impl Server {
                     Err(error @ StorageError::Fenced { .. }) => {
                         tracing::warn!(%error, "somebody else runs the thread now");
                     }
-                    // The lease runs out by itself; whoever claims the thread then finds out what the database knows.
                     Err(error) => {
                         tracing::error!(thread = %guard.lease.thread, error = %crate::private::chain(&error), "the run broke off");
+                        // Whoever claims the thread then finds out what the database knows.
+                        if let StorageError::Backend { .. } = error {
+                            give_back(&shared, &guard.lease, &name, within).await;
+                        }
                     }
                 }
                 drop(guard);

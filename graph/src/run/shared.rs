@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -84,6 +84,8 @@ impl Mailbox {
 /// How the process that runs threads talks to one of its runs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Controls {
+    /// How long the lease holds without renewal.
+    pub lease: Duration,
     /// The thread is to be cancelled.
     pub cancel: CancellationToken,
     pub reason: Arc<Mutex<Option<String>>>,
@@ -195,7 +197,8 @@ impl RunShared {
             .map_err(|Broken| NodeError::lost())
     }
 
-    /// Commits. When that fails, the run is broken: what the database knows now is found out by the next one.
+    /// Commits. When the database fails, it is asked again. When that fails too, the run is broken: what the database knows now
+    /// is found out by the next one.
     pub async fn commit(&self, commit: Commit) -> Result<Receipt, Broken> {
         if self.is_broken() {
             return Err(Broken);
@@ -216,7 +219,14 @@ impl RunShared {
         let cancels: Vec<_> = commit.cancels.clone();
         let advances = commit.checkpoint.is_some();
         let writes = !commit.writes.is_empty();
-        match self.engine.store.commit(&self.lease, commit).await {
+        let base = commit.base;
+        // Whoever keeps values keeps them here, where no connection breaks.
+        let spare = (!self.engine.store.keeps_values()).then(|| commit.clone());
+        let mut result = self.engine.store.commit(&self.lease, commit).await;
+        if let Err(error @ StorageError::Backend { .. }) = result {
+            result = self.find_out(base, spare, error).await;
+        }
+        match result {
             Ok(receipt) => {
                 if let Some(checkpoint) = receipt.checkpoint {
                     self.base.store(checkpoint, Ordering::Release);

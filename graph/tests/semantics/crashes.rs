@@ -147,6 +147,8 @@ struct Faulty {
     commits: AtomicU64,
     fails_at: u64,
     lands: bool,
+    /// So many times, a run cannot even load its thread.
+    failing_loads: AtomicU64,
 }
 
 impl Faulty {
@@ -210,6 +212,14 @@ impl Checkpointer for Faulty {
         self.inner.break_leases(owner).await
     }
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
+        let failing = self
+            .failing_loads
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            });
+        if failing.is_ok() {
+            return Err(Self::fault());
+        }
         self.inner.load(lease).await
     }
     async fn mailbox(
@@ -272,13 +282,15 @@ async fn with_fault(lab: &Lab, fails_at: u64, lands: bool) -> bool {
         commits: AtomicU64::new(0),
         fails_at,
         lands,
+        failing_loads: AtomicU64::new(0),
     });
     let engine = engine_on(store.clone()).await;
     start(&engine).await;
     let server = serve(
         &engine,
         ServeOptions {
-            lease: Duration::from_millis(40),
+            // Nobody waits for a lease to expire.
+            lease: Duration::from_mins(5),
             poll: Duration::from_millis(10),
             ..options()
         },
@@ -471,5 +483,32 @@ promise! {
         let failed = thread(&engine).await;
         assert_eq!(failed.status, ThreadStatus::Failed);
         assert!(failed.error.expect("says why").contains("runs in a row have died"));
+    }
+}
+
+promise! {
+    async fn a_thread_that_could_not_be_loaded_is_given_back_before_its_lease_expires(lab) {
+        let store = Arc::new(Faulty {
+            inner: lab.store.clone(),
+            commits: AtomicU64::new(0),
+            fails_at: 0,
+            lands: false,
+            failing_loads: AtomicU64::new(1),
+        });
+        let engine = engine_on(store.clone()).await;
+        start(&engine).await;
+        let server = serve(
+            &engine,
+            ServeOptions {
+                lease: Duration::from_mins(5),
+                poll: Duration::from_millis(10),
+                ..options()
+            },
+        );
+        until_status(&engine, "t", ThreadStatus::Done).await;
+        until_status(&engine, "t/kid", ThreadStatus::Done).await;
+        server.drain().await;
+        assert_eq!(store.failing_loads.load(Ordering::SeqCst), 0);
+        expect_everything(&engine).await;
     }
 }

@@ -1,7 +1,7 @@
 # The verbs of the project. Each is one line of what it does; the work is in cargo and in scripts/.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build migrate bench bench-peers
+.PHONY: help demo test soak check build migrate bench bench-peers
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -11,6 +11,9 @@ demo: ## build, run the main job from the demo tape, end with a service that ans
 
 test: ## get what the tests need, run all of them, stop what was started
 	@scripts/test
+
+soak: ## the long forms of the tests of faults: kills, restarts, cuts, random graphs; under half an hour
+	@scripts/soak
 
 check: ## format, lints, dependency audit
 	@scripts/check

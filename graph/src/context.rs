@@ -12,8 +12,8 @@ use tracing::Instrument;
 
 use crate::{
     checkpoint::{
-        Appended, CancelRequest, NewEvent, NewSignal, NewThread, Parent, WaitKind, WaitRecord,
-        Write, WriteKind,
+        Appended, CancelRequest, NewEvent, NewSignal, NewThread, Parent, StorageError, WaitKind,
+        WaitRecord, Write, WriteKind,
     },
     documents::Documents,
     error::{EngineError, NodeError, TaskFailure},
@@ -459,7 +459,15 @@ impl Context {
         let event = self.event(stream, name, payload)?;
         let engine = &self.inner.run.engine;
         self.inner.memo.lock().spoke = true;
-        let appended = engine.store.append(id, event).await?;
+        let appended = match engine.store.append(id, event).await {
+            Ok(appended) => appended,
+            // The database is away. That is no fault of the task, and must not use up its attempts.
+            Err(error @ StorageError::Backend { .. }) => {
+                self.inner.run.fail(error);
+                return Err(NodeError::lost());
+            }
+            Err(error) => return Err(error.into()),
+        };
         engine.journal_grew();
         Ok(appended)
     }

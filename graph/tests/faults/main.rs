@@ -5,8 +5,12 @@
 
 mod connections;
 mod database;
+mod graphs;
+mod kills;
+mod load;
 mod operations;
 mod proxy;
+mod restarts;
 mod statements;
 #[path = "../storage/mod.rs"]
 mod storage;
@@ -18,4 +22,10 @@ fn long<T>(long: T, short: T) -> T {
     } else {
         short
     }
+}
+
+/// Blocks a thread that may block.
+#[expect(clippy::disallowed_methods, reason = "it is no thread of a runtime")]
+fn block(milliseconds: u64) {
+    std::thread::sleep(std::time::Duration::from_millis(milliseconds));
 }

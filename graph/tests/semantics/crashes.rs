@@ -1,7 +1,6 @@
 //! Statements 18 and 24: whatever moment a process dies at, what is in the database is a whole, and another one goes on.
 
 use std::{
-    collections::BTreeMap,
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -10,17 +9,10 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use graph::{
-    Arrived, CompiledGraph, Context, Cursor, END, Engine, Entry, Goto, GraphBuilder, JournalFilter,
-    NodeError, NodeOptions, Observer, Point, RetryPolicy, START, Send, ServeOptions, StartOptions,
-    ThreadId, ThreadInfo, ThreadStatus, WaitFor,
-    checkpoint::{
-        Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
-        Claimed, Commit, Created, HistoryFilter, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
-        NewThread, Receipt, Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows,
-        StorageError, ThreadFilter,
-    },
+    Arrived, CompiledGraph, Context, END, Engine, Goto, GraphBuilder, NodeError, NodeOptions,
+    Observer, Point, RetryPolicy, START, Send, ServeOptions, StartOptions, ThreadStatus, WaitFor,
+    checkpoint::{Checkpointer, ClaimRequest},
 };
 
 use crate::{
@@ -28,7 +20,10 @@ use crate::{
         Lab, Notes, NotesUpdate, log, notes, options, promise, said, serve, start, state, thread,
         until_status,
     },
-    storage,
+    storage::{
+        self,
+        faulty::{Fault, Faulty},
+    },
 };
 
 /// A graph with one of everything: parallel tasks, sends, durable steps, a retry, a child, signals, waits, events.
@@ -141,149 +136,12 @@ async fn expect_everything(engine: &Engine) {
     assert_eq!(said(engine, "t/kid").await, ["thread.done {}"]);
 }
 
-/// Fails at one commit: before it lands, or after it has landed (the answer is lost).
-struct Faulty {
-    inner: Arc<dyn Checkpointer>,
-    commits: AtomicU64,
-    fails_at: u64,
-    lands: bool,
-    /// So many times, a run cannot even load its thread.
-    failing_loads: AtomicU64,
-}
-
-impl Faulty {
-    fn fault() -> StorageError {
-        StorageError::Backend {
-            operation: "committing".into(),
-            source: "the connection broke".into(),
-        }
-    }
-}
-
-#[async_trait]
-impl Checkpointer for Faulty {
-    fn name(&self) -> &'static str {
-        "faulty"
-    }
-    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
-        if self.commits.fetch_add(1, Ordering::SeqCst) + 1 != self.fails_at {
-            return self.inner.commit(lease, commit).await;
-        }
-        if self.lands {
-            self.inner.commit(lease, commit).await?;
-        }
-        Err(Self::fault())
-    }
-    async fn migrate(&self) -> Result<(), StorageError> {
-        self.inner.migrate().await
-    }
-    async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
-        self.inner.create_thread(thread).await
-    }
-    async fn signal(
-        &self,
-        signal: NewSignal,
-        answers: Option<&str>,
-    ) -> Result<SignalOutcome, StorageError> {
-        self.inner.signal(signal, answers).await
-    }
-    async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
-        self.inner.cancel(request).await
-    }
-    async fn reopen(&self, thread: &ThreadId) -> Result<Reopened, StorageError> {
-        self.inner.reopen(thread).await
-    }
-    async fn thread(&self, thread: &ThreadId) -> Result<Option<ThreadInfo>, StorageError> {
-        self.inner.thread(thread).await
-    }
-    async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadInfo>, StorageError> {
-        self.inner.threads(filter).await
-    }
-    async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
-        self.inner.delete_thread(thread).await
-    }
-    async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
-        self.inner.claim(request).await
-    }
-    async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
-        self.inner.renew(leases, lease).await
-    }
-    async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
-        self.inner.break_leases(owner).await
-    }
-    async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
-        let failing = self
-            .failing_loads
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
-                left.checked_sub(1)
-            });
-        if failing.is_ok() {
-            return Err(Self::fault());
-        }
-        self.inner.load(lease).await
-    }
-    async fn mailbox(
-        &self,
-        thread: &ThreadId,
-        after: u64,
-    ) -> Result<(Vec<SignalRecord>, u64), StorageError> {
-        self.inner.mailbox(thread, after).await
-    }
-    async fn history(
-        &self,
-        thread: &ThreadId,
-        filter: &HistoryFilter,
-    ) -> Result<Vec<CheckpointRecord>, StorageError> {
-        self.inner.history(thread, filter).await
-    }
-    async fn state_rows(
-        &self,
-        thread: &ThreadId,
-        checkpoint: Option<u64>,
-    ) -> Result<StateRows, StorageError> {
-        self.inner.state_rows(thread, checkpoint).await
-    }
-    async fn fork(
-        &self,
-        thread: &ThreadId,
-        checkpoint: NewCheckpoint,
-    ) -> Result<(u32, u64), StorageError> {
-        self.inner.fork(thread, checkpoint).await
-    }
-    async fn set_head(&self, thread: &ThreadId, branch: u32) -> Result<(), StorageError> {
-        self.inner.set_head(thread, branch).await
-    }
-    async fn branches(&self, thread: &ThreadId) -> Result<BTreeMap<u32, u64>, StorageError> {
-        self.inner.branches(thread).await
-    }
-    async fn journal(
-        &self,
-        filter: &JournalFilter,
-        after: Cursor,
-        limit: usize,
-    ) -> Result<Vec<Entry>, StorageError> {
-        self.inner.journal(filter, after, limit).await
-    }
-    async fn journal_end(&self) -> Result<Cursor, StorageError> {
-        self.inner.journal_end().await
-    }
-    async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
-        self.inner.append(id, event).await
-    }
-    fn retention(&self) -> &dyn Retention {
-        self.inner.retention()
-    }
-}
-
 /// Runs everything with one commit failing, and returns whether there was such a commit.
 async fn with_fault(lab: &Lab, fails_at: u64, lands: bool) -> bool {
-    let store = Arc::new(Faulty {
-        inner: lab.store.clone(),
-        commits: AtomicU64::new(0),
-        fails_at,
-        lands,
-        failing_loads: AtomicU64::new(0),
-    });
+    let fault = if lands { Fault::After } else { Fault::Before };
+    let store = Arc::new(Faulty::commits(lab.store.clone(), move |commit| {
+        (commit == fails_at).then_some(fault)
+    }));
     let engine = engine_on(store.clone()).await;
     start(&engine).await;
     let server = serve(
@@ -299,7 +157,7 @@ async fn with_fault(lab: &Lab, fails_at: u64, lands: bool) -> bool {
     until_status(&engine, "t/kid", ThreadStatus::Done).await;
     server.drain().await;
     expect_everything(&engine).await;
-    store.commits.load(Ordering::SeqCst) >= fails_at
+    store.seen() >= fails_at
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -488,13 +346,7 @@ promise! {
 
 promise! {
     async fn a_thread_that_could_not_be_loaded_is_given_back_before_its_lease_expires(lab) {
-        let store = Arc::new(Faulty {
-            inner: lab.store.clone(),
-            commits: AtomicU64::new(0),
-            fails_at: 0,
-            lands: false,
-            failing_loads: AtomicU64::new(1),
-        });
+        let store = Arc::new(Faulty::loads(lab.store.clone(), 1));
         let engine = engine_on(store.clone()).await;
         start(&engine).await;
         let server = serve(
@@ -508,7 +360,28 @@ promise! {
         until_status(&engine, "t", ThreadStatus::Done).await;
         until_status(&engine, "t/kid", ThreadStatus::Done).await;
         server.drain().await;
-        assert_eq!(store.failing_loads.load(Ordering::SeqCst), 0);
+        assert_eq!(store.failing_loads_left(), 0);
         expect_everything(&engine).await;
+    }
+}
+
+promise! {
+    async fn a_task_does_not_fail_because_the_database_is_away_while_it_speaks(lab) {
+        for lands in [false, true] {
+            let fault = if lands { Fault::After } else { Fault::Before };
+            let store = Faulty::appends(lab.store.clone(), move |append| (append == 1).then_some(fault));
+            // It is tried once, so a failure would be the thread's.
+            let graph = notes("g").node("a", |_, ctx: Context| async move {
+                ctx.say_now(ctx.thread().as_str(), "s", ctx.thread().as_str(), &()).await?;
+                Ok(log("a"))
+            }).edge(START, "a").edge("a", END);
+            let engine = Engine::builder(Arc::new(store)).graph(graph.compile().expect("compiles")).build().await.expect("builds");
+            let id = if lands { "landed" } else { "lost" };
+            crate::lab::start_as(&engine, id).await;
+            let server = serve(&engine, killed_options());
+            until_status(&engine, id, ThreadStatus::Done).await;
+            server.drain().await;
+        }
+        assert_eq!(said(&lab.notes(notes("g").node("a", |_, _| crate::lab::says("a")).edge(START, "a").edge("a", END)).await, "s").await, ["lost null", "landed null"]);
     }
 }

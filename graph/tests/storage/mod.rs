@@ -3,6 +3,8 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub mod faulty;
+
 use std::{path::PathBuf, time::Duration};
 
 use graph::{postgres::PostgresCheckpointer, sqlite::SqliteCheckpointer};

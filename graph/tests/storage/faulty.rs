@@ -1,0 +1,225 @@
+//! A database that fails when it is told to.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use graph::{
+    Cache, Cursor, DocumentStore, Entry, JournalFilter, ThreadId, ThreadInfo,
+    checkpoint::{
+        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
+        Claimed, Commit, Created, HistoryFilter, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
+        NewThread, Receipt, Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows,
+        StorageError, ThreadFilter,
+    },
+};
+
+/// What is wrong with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It does not reach the database.
+    Before,
+    /// It is carried out; the answer is lost.
+    After,
+}
+
+/// Says which requests fail, by their number, from 1.
+type Plan = Box<dyn Fn(u64) -> Option<Fault> + Send + Sync>;
+
+/// Hands requests on to another database, and fails some commits and appends.
+pub struct Faulty {
+    inner: Arc<dyn Checkpointer>,
+    commits: AtomicU64,
+    commit_fails: Plan,
+    appends: AtomicU64,
+    append_fails: Plan,
+    /// So many times, a run cannot even load its thread.
+    failing_loads: AtomicU64,
+}
+
+impl Faulty {
+    pub fn commits(
+        inner: Arc<dyn Checkpointer>,
+        fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            inner,
+            commits: AtomicU64::new(0),
+            commit_fails: Box::new(fails),
+            appends: AtomicU64::new(0),
+            append_fails: Box::new(|_| None),
+            failing_loads: AtomicU64::new(0),
+        }
+    }
+
+    /// The first so many runs cannot load their threads.
+    pub fn loads(inner: Arc<dyn Checkpointer>, fail: u64) -> Self {
+        Self {
+            failing_loads: AtomicU64::new(fail),
+            ..Self::commits(inner, |_| None)
+        }
+    }
+
+    /// How many loads have still to fail.
+    pub fn failing_loads_left(&self) -> u64 {
+        self.failing_loads.load(Ordering::SeqCst)
+    }
+
+    pub fn appends(
+        inner: Arc<dyn Checkpointer>,
+        fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            append_fails: Box::new(fails),
+            ..Self::commits(inner, |_| None)
+        }
+    }
+
+    /// How many commits there were.
+    pub fn seen(&self) -> u64 {
+        self.commits.load(Ordering::SeqCst)
+    }
+}
+
+/// Carries a request out, or not, or without saying so.
+async fn through<T>(
+    fault: Option<Fault>,
+    request: impl Future<Output = Result<T, StorageError>>,
+) -> Result<T, StorageError> {
+    match fault {
+        None => return request.await,
+        Some(Fault::Before) => {}
+        Some(Fault::After) => {
+            request.await?;
+        }
+    }
+    Err(StorageError::Backend {
+        operation: "doing what it was asked".into(),
+        source: "the connection broke".into(),
+    })
+}
+
+#[async_trait]
+impl Checkpointer for Faulty {
+    fn name(&self) -> &'static str {
+        "faulty"
+    }
+    async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
+        let fault = (self.commit_fails)(self.commits.fetch_add(1, Ordering::SeqCst) + 1);
+        through(fault, self.inner.commit(lease, commit)).await
+    }
+    fn retention(&self) -> &dyn Retention {
+        self.inner.retention()
+    }
+    fn cache(&self) -> Option<Arc<dyn Cache>> {
+        self.inner.cache()
+    }
+    fn documents(&self) -> Option<Arc<dyn DocumentStore>> {
+        self.inner.documents()
+    }
+    fn bell(&self) -> Option<Arc<dyn Bell>> {
+        self.inner.bell()
+    }
+    fn keeps_values(&self) -> bool {
+        self.inner.keeps_values()
+    }
+    async fn migrate(&self) -> Result<(), StorageError> {
+        self.inner.migrate().await
+    }
+    async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
+        self.inner.create_thread(thread).await
+    }
+    async fn signal(
+        &self,
+        signal: NewSignal,
+        answers: Option<&str>,
+    ) -> Result<SignalOutcome, StorageError> {
+        self.inner.signal(signal, answers).await
+    }
+    async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
+        self.inner.cancel(request).await
+    }
+    async fn reopen(&self, thread: &ThreadId) -> Result<Reopened, StorageError> {
+        self.inner.reopen(thread).await
+    }
+    async fn thread(&self, thread: &ThreadId) -> Result<Option<ThreadInfo>, StorageError> {
+        self.inner.thread(thread).await
+    }
+    async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadInfo>, StorageError> {
+        self.inner.threads(filter).await
+    }
+    async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
+        self.inner.delete_thread(thread).await
+    }
+    async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
+        self.inner.claim(request).await
+    }
+    async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
+        self.inner.renew(leases, lease).await
+    }
+    async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
+        self.inner.break_leases(owner).await
+    }
+    async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
+        let failing = self
+            .failing_loads
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let fault = failing.is_ok().then_some(Fault::Before);
+        through(fault, self.inner.load(lease)).await
+    }
+    async fn mailbox(
+        &self,
+        thread: &ThreadId,
+        after: u64,
+    ) -> Result<(Vec<SignalRecord>, u64), StorageError> {
+        self.inner.mailbox(thread, after).await
+    }
+    async fn history(
+        &self,
+        thread: &ThreadId,
+        filter: &HistoryFilter,
+    ) -> Result<Vec<CheckpointRecord>, StorageError> {
+        self.inner.history(thread, filter).await
+    }
+    async fn state_rows(
+        &self,
+        thread: &ThreadId,
+        checkpoint: Option<u64>,
+    ) -> Result<StateRows, StorageError> {
+        self.inner.state_rows(thread, checkpoint).await
+    }
+    async fn fork(
+        &self,
+        thread: &ThreadId,
+        checkpoint: NewCheckpoint,
+    ) -> Result<(u32, u64), StorageError> {
+        self.inner.fork(thread, checkpoint).await
+    }
+    async fn set_head(&self, thread: &ThreadId, branch: u32) -> Result<(), StorageError> {
+        self.inner.set_head(thread, branch).await
+    }
+    async fn branches(&self, thread: &ThreadId) -> Result<BTreeMap<u32, u64>, StorageError> {
+        self.inner.branches(thread).await
+    }
+    async fn journal(
+        &self,
+        filter: &JournalFilter,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.inner.journal(filter, after, limit).await
+    }
+    async fn journal_end(&self) -> Result<Cursor, StorageError> {
+        self.inner.journal_end().await
+    }
+    async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
+        let fault = (self.append_fails)(self.appends.fetch_add(1, Ordering::SeqCst) + 1);
+        through(fault, self.inner.append(id, event)).await
+    }
+}

@@ -169,7 +169,9 @@ impl Checkpointer for Faulty {
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
         let failing = self
             .failing_loads
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            });
         let fault = failing.is_ok().then_some(Fault::Before);
         through(fault, self.inner.load(lease)).await
     }

@@ -16,8 +16,10 @@ use crate::{
     context::Context,
     error::NodeError,
     options::NodeOptions,
+    run::{Begin, invoke},
     shape::{EdgeKind, Shape, ShapeEdge, ShapeNode},
     state::State,
+    subgraph::{SubgraphMemory, SubgraphOptions},
 };
 
 pub(crate) type NodeFunction<S> =
@@ -49,6 +51,7 @@ impl<S: State> Graph<S> {
             parallel: 64,
             pause_before: BTreeSet::new(),
             pause_after: BTreeSet::new(),
+            faults: Vec::new(),
         }
     }
 }
@@ -109,6 +112,8 @@ pub struct GraphBuilder<S: State> {
     parallel: usize,
     pause_before: BTreeSet<String>,
     pause_after: BTreeSet<String>,
+    /// What is known to be wrong already.
+    faults: Vec<Fault>,
 }
 
 impl<S: State> GraphBuilder<S> {
@@ -141,6 +146,120 @@ impl<S: State> GraphBuilder<S> {
             Box::pin(async move { future.await.map(Into::into) })
         });
         self.nodes.push((name.into(), options, run));
+        self
+    }
+
+    /// Adds a graph as a node: a [resumable](crate::SubgraphMemory::Resumable) subgraph, with a state of its own.
+    ///
+    /// `into` makes the subgraph's first update from the state around it (the context has the argument, if a
+    /// [`Send`](crate::Send) started the task); `back` makes from its last state what the node hands back: an update, a
+    /// command, several, or nothing. Everything that goes at the top goes inside too: waits, durable steps, retries, events,
+    /// children. See [`SubgraphMemory`](crate::SubgraphMemory) for what survives what.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use graph::{CompileError, Context, END, Graph, START};
+    /// #[derive(Clone, Default, graph::State)]
+    /// struct Draft {
+    ///     topic: String,
+    ///     text: String,
+    /// }
+    ///
+    /// #[derive(Clone, Default, graph::State)]
+    /// struct Issue {
+    ///     topic: String,
+    ///     #[channel(append)]
+    ///     articles: Vec<String>,
+    /// }
+    ///
+    /// # fn issue() -> Result<graph::CompiledGraph<Issue>, CompileError> {
+    /// let write = Graph::<Draft>::builder("write")
+    ///     .node("draft", |draft: Arc<Draft>, _: Context| async move {
+    ///         Ok(DraftUpdate::default().text(format!("About {}.", draft.topic)))
+    ///     })
+    ///     .edge(START, "draft")
+    ///     .edge("draft", END)
+    ///     .compile()?;
+    /// Graph::<Issue>::builder("issue")
+    ///     .subgraph(
+    ///         "write",
+    ///         &write,
+    ///         |issue, _| Ok(DraftUpdate::default().topic(issue.topic.clone())),
+    ///         |draft| IssueUpdate::default().articles(vec![draft.text.clone()]),
+    ///     )
+    ///     .edge(START, "write")
+    ///     .edge("write", END)
+    ///     .compile()
+    /// # }
+    /// # issue().unwrap();
+    /// ```
+    #[must_use]
+    pub fn subgraph<T: State, O: Into<Outcome<S>>>(
+        self,
+        name: impl Into<String>,
+        graph: &CompiledGraph<T>,
+        into: impl Fn(&S, &Context) -> Result<T::Update, NodeError> + Send + Sync + 'static,
+        back: impl Fn(&T) -> O + Send + Sync + 'static,
+    ) -> Self {
+        self.subgraph_with(name, SubgraphOptions::default(), graph, into, back)
+    }
+
+    /// The same with retries, time limits, or another memory.
+    #[must_use]
+    pub fn subgraph_with<T: State, O: Into<Outcome<S>>>(
+        mut self,
+        name: impl Into<String>,
+        options: impl Into<SubgraphOptions>,
+        graph: &CompiledGraph<T>,
+        into: impl Fn(&S, &Context) -> Result<T::Update, NodeError> + Send + Sync + 'static,
+        back: impl Fn(&T) -> O + Send + Sync + 'static,
+    ) -> Self {
+        let options = options.into();
+        let memory = options.memory;
+        let shared = Arc::new((graph.inner.clone(), into, back));
+        let run: NodeFunction<S> = Arc::new(move |state, context| {
+            let shared = shared.clone();
+            Box::pin(async move {
+                let (graph, into, back) = &*shared;
+                let update = into(&state, &context)?;
+                drop(state);
+                let begin = Begin::Update(update);
+                let ended = invoke(&context, graph, memory, None, begin).await?;
+                Ok(back(&ended.state).into())
+            })
+        });
+        self.nodes.push((name.into(), options.node, run));
+        self
+    }
+
+    /// Adds a graph of the same state as a node: it begins with the state around it, and all that it changes is handed back:
+    /// to append channels the items that it added, to channels with a function the updates that it made. It cannot be
+    /// accumulating.
+    #[must_use]
+    pub fn subgraph_shared(
+        mut self,
+        name: impl Into<String>,
+        options: impl Into<SubgraphOptions>,
+        graph: &CompiledGraph<S>,
+    ) -> Self {
+        let name = name.into();
+        let options = options.into();
+        let memory = options.memory;
+        if memory == SubgraphMemory::Accumulating {
+            self.faults.push(Fault::SharesAndAccumulates(name.clone()));
+        }
+        let graph = graph.inner.clone();
+        let run: NodeFunction<S> = Arc::new(move |state, context| {
+            let graph = graph.clone();
+            Box::pin(async move {
+                let begin = Begin::State(state);
+                let ended = invoke(&context, &graph, memory, None, begin).await?;
+                let mut outcome = Outcome::from(());
+                outcome.updates = ended.changes.updates::<S>()?;
+                Ok(outcome)
+            })
+        });
+        self.nodes.push((name, options.node, run));
         self
     }
 
@@ -253,8 +372,8 @@ impl<S: State> GraphBuilder<S> {
     }
 
     /// Checks the graph, and names everything that is wrong with it at once.
-    pub fn compile(self) -> Result<CompiledGraph<S>, CompileError> {
-        let mut faults = Vec::new();
+    pub fn compile(mut self) -> Result<CompiledGraph<S>, CompileError> {
+        let mut faults = std::mem::take(&mut self.faults);
         let mut names = BTreeSet::new();
         for (name, options, _) in &self.nodes {
             if let Some(key) = options
@@ -467,7 +586,7 @@ impl<S: State> GraphBuilder<S> {
     }
 }
 
-fn name_fault(name: &str) -> Option<&'static str> {
+pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         Some("it is empty")
     } else if name == START || name == END {
@@ -592,6 +711,11 @@ pub enum Fault {
     /// A node that is its own error handler.
     #[error("node `{0}` is its own error handler; to try again, give it a retry policy")]
     HandlesItself(String),
+    /// An accumulating subgraph has a state of its own, so it cannot have the state around it.
+    #[error(
+        "subgraph `{0}` cannot both share the state around it and accumulate its own; map the states with `subgraph_with`"
+    )]
+    SharesAndAccumulates(String),
     /// A recursion limit of 0.
     #[error("a recursion limit of 0 lets nothing run")]
     NoSteps,

@@ -3,7 +3,12 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::state::State;
+use crate::{
+    error::NodeError,
+    nest::Kept,
+    private::chain,
+    state::{State, Update},
+};
 
 /// Where a graph begins. An edge from here names a first node.
 pub const START: &str = "__start__";
@@ -130,19 +135,81 @@ impl From<Vec<Send>> for Goto {
     }
 }
 
+/// A command to the graph around a subgraph, whatever its state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Handover {
+    #[serde(rename = "u", default, skip_serializing_if = "Value::is_null")]
+    update: Value,
+    #[serde(rename = "g", default, skip_serializing_if = "Vec::is_empty")]
+    goto: Vec<Target>,
+    /// What it says to the graph around that one.
+    #[serde(rename = "h", default, skip_serializing_if = "Vec::is_empty")]
+    further: Vec<Handover>,
+    #[serde(skip)]
+    fault: Option<String>,
+}
+
 /// An update and where to go, in one. Going somewhere adds to the static edges of the node.
 #[derive(Clone, Debug)]
 pub struct Command<S: State> {
     update: Option<S::Update>,
     goto: Goto,
+    parent: Vec<Handover>,
 }
 
 impl<S: State> Command<S> {
     /// Neither updates nor goes anywhere.
     pub fn new() -> Self {
+        Self::to(Goto::default())
+    }
+
+    /// Addresses the graph around this one, of which it is a subgraph: that one's state is updated, and what follows the
+    /// subgraph's node there is where the command goes (declared for that node with
+    /// [`GraphBuilder::goes`](crate::GraphBuilder::goes)) beside its static edges. The superstep in which a node says this is
+    /// the subgraph's last, and the command takes the place of the subgraph's result. In a graph that is nobody's subgraph
+    /// it is an error.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use graph::{Command, CompileError, Context, END, Graph, Goto, START};
+    /// # #[derive(Clone, Default, graph::State)]
+    /// # struct Office { desk: String }
+    /// # #[derive(Clone, Default, graph::State)]
+    /// # struct Talk { said: String }
+    /// # fn office() -> Result<graph::CompiledGraph<Office>, CompileError> {
+    /// let talk = Graph::<Talk>::builder("talk")
+    ///     .node("listen", |_, _: Context| async {
+    ///         let handover = Command::goto("billing").update(OfficeUpdate::default().desk("billing".into()));
+    ///         Ok(Command::<Talk>::parent(handover))
+    ///     })
+    ///     .edge(START, "listen")
+    ///     .edge("listen", END)
+    ///     .compile()?;
+    /// Graph::<Office>::builder("office")
+    ///     .subgraph("talk", &talk, |_, _| Ok(TalkUpdate::default()), |_| OfficeUpdate::default())
+    ///     .node("billing", |_, _: Context| async { Ok(()) })
+    ///     .edge(START, "talk")
+    ///     .goes("talk", ["billing"])
+    ///     .edge("talk", END)
+    ///     .edge("billing", END)
+    ///     .compile()
+    /// # }
+    /// # office().unwrap();
+    /// ```
+    pub fn parent<P: State>(command: Command<P>) -> Self {
+        let mut handover = Handover {
+            goto: command.goto.targets,
+            further: command.parent,
+            ..Handover::default()
+        };
+        match command.update.map(|update| update.to_channels()) {
+            Some(Ok(channels)) => handover.update = Value::Object(channels),
+            Some(Err(error)) => handover.fault = Some(chain(&error)),
+            None => {}
+        }
         Self {
-            update: None,
-            goto: Goto::default(),
+            parent: vec![handover],
+            ..Self::new()
         }
     }
 
@@ -163,7 +230,11 @@ impl<S: State> Command<S> {
 
     /// Goes wherever `goto` says.
     pub fn to(goto: Goto) -> Self {
-        Self { update: None, goto }
+        Self {
+            update: None,
+            goto,
+            parent: Vec::new(),
+        }
     }
 
     /// Goes there too.
@@ -192,6 +263,10 @@ impl<S: State> Default for Command<S> {
 pub struct Outcome<S: State> {
     pub(crate) updates: Vec<S::Update>,
     pub(crate) goto: Vec<Target>,
+    /// What it says to the graph around this one.
+    pub(crate) handovers: Vec<Handover>,
+    /// What accumulating subgraphs in the task have added.
+    pub(crate) kept: Vec<Kept>,
 }
 
 impl<S: State> Outcome<S> {
@@ -199,8 +274,33 @@ impl<S: State> Outcome<S> {
     pub fn update(update: S::Update) -> Self {
         Self {
             updates: vec![update],
-            goto: Vec::new(),
+            ..Self::from(())
         }
+    }
+
+    /// What is wrong with what it says to the graph around it, if something is.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.handovers
+            .iter()
+            .find_map(|handover| handover.fault.as_deref())
+    }
+
+    /// What a task hands back whose subgraph has addressed its graph.
+    pub(crate) fn handed_over(handovers: Vec<Handover>) -> Result<Self, NodeError> {
+        let mut outcome = Self::from(());
+        for handover in handovers {
+            if !handover.update.is_null() {
+                let update = S::Update::from_json(handover.update).map_err(|error| {
+                    NodeError::from(error)
+                        .context("the subgraph's command does not fit the state of its parent")
+                        .fatal()
+                })?;
+                outcome.updates.push(update);
+            }
+            outcome.goto.extend(handover.goto);
+            outcome.handovers.extend(handover.further);
+        }
+        Ok(outcome)
     }
 }
 
@@ -209,6 +309,8 @@ impl<S: State> From<()> for Outcome<S> {
         Self {
             updates: Vec::new(),
             goto: Vec::new(),
+            handovers: Vec::new(),
+            kept: Vec::new(),
         }
     }
 }
@@ -218,6 +320,8 @@ impl<S: State> From<Command<S>> for Outcome<S> {
         Self {
             updates: command.update.into_iter().collect(),
             goto: command.goto.targets,
+            handovers: command.parent,
+            kept: Vec::new(),
         }
     }
 }
@@ -228,6 +332,7 @@ impl<S: State> From<Vec<Command<S>>> for Outcome<S> {
         for command in commands {
             outcome.updates.extend(command.update);
             outcome.goto.extend(command.goto.targets);
+            outcome.handovers.extend(command.parent);
         }
         outcome
     }

@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
+    builder::{CompiledGraph, name_fault},
     checkpoint::{
-        Appended, CancelRequest, NewEvent, NewSignal, NewThread, Parent, StorageError, WaitKind,
-        WaitRecord, Write, WriteKind,
+        Appended, CancelRequest, Commit, NewEvent, NewSignal, NewThread, Parent, StorageError,
+        WaitKind, WaitRecord, Write, WriteKind,
     },
     documents::Documents,
     error::{EngineError, NodeError, TaskFailure},
@@ -21,7 +22,9 @@ use crate::{
     ids::{IdempotencyKey, ThreadId},
     memo::{Emission, Memo, Waiting},
     observer::Point,
-    run::RunShared,
+    run::{Begin, Broken, Place, RunShared, invoke},
+    state::State,
+    subgraph::SubgraphMemory,
     waits::{Arrived, RESERVED, WaitFor, arrival, timer},
 };
 
@@ -41,9 +44,11 @@ pub struct Context {
 pub(crate) struct TaskContext {
     pub run: Arc<RunShared>,
     pub node: Arc<str>,
-    /// The task's path in its step.
+    /// The subgraph that the node is in; absent: the thread's own graph.
+    pub place: Option<Arc<Place>>,
+    /// The task's path in its step, from the outside in.
     pub task: String,
-    /// The number of the step that it is part of.
+    /// The number of the step that it is part of, in its graph.
     pub step: u64,
     pub attempt: u32,
     pub argument: Option<Value>,
@@ -53,8 +58,58 @@ pub(crate) struct TaskContext {
     /// Whether it may wait at all.
     pub may_wait: bool,
     pub cancel: CancellationToken,
+    /// How long a task may go on after a cancellation.
+    pub grace: Duration,
     pub memo: Arc<Mutex<Memo>>,
     pub alive: Mutex<tokio::time::Instant>,
+}
+
+impl TaskContext {
+    pub fn namespace(&self) -> &[String] {
+        self.place.as_ref().map_or(&[], |place| &place.namespace)
+    }
+
+    /// Whether no other task of the thread can take a signal before it.
+    fn is_alone(&self) -> bool {
+        let around = |place: &Arc<Place>| {
+            let only = {
+                let memo = place.outer.memo.lock();
+                memo.inside == 1 && memo.waits.is_empty()
+            };
+            only && place.outer.is_alone()
+        };
+        self.alone && self.place.as_ref().is_none_or(around)
+    }
+
+    /// Whether what it remembers is kept.
+    fn records(&self) -> bool {
+        self.place.as_ref().is_none_or(|place| place.records)
+    }
+
+    /// The number of the thread's superstep.
+    fn root_step(&self) -> u64 {
+        self.place
+            .as_ref()
+            .map_or(self.step, |place| place.root_step)
+    }
+
+    fn heartbeat(&self) {
+        *self.alive.lock() = tokio::time::Instant::now();
+        if let Some(place) = &self.place {
+            place.outer.heartbeat();
+        }
+    }
+
+    pub fn check_run(&self) -> Result<(), NodeError> {
+        if self.run.is_broken() {
+            return Err(NodeError::lost());
+        }
+        if self.cancel.is_cancelled() {
+            return Err(NodeError::cancelled());
+        }
+        self.heartbeat();
+        Ok(())
+    }
 }
 
 impl Context {
@@ -78,7 +133,14 @@ impl Context {
         self.inner.run.branch
     }
 
-    /// The number of the superstep that the task is part of, from 1.
+    /// The subgraph in which the node runs, from the outside in: the tasks of the subgraphs around it. Empty in the thread's
+    /// own graph. A task is called as its node, with `{index}:` before it if a [`Send`](crate::Send) started it, and
+    /// `+{name}` after it if the subgraph was [invoked](Context::invoke).
+    pub fn namespace(&self) -> &[String] {
+        self.inner.namespace()
+    }
+
+    /// The number of the superstep that the task is part of, from 1, in its graph: a subgraph counts its own.
     pub fn step_number(&self) -> u64 {
         self.inner.step
     }
@@ -176,7 +238,8 @@ impl Context {
     #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
     pub async fn try_take(&self, name: &str, what: &WaitFor) -> Result<Option<Arrived>, NodeError> {
         self.check_name(name)?;
-        self.check_run()?;
+        self.inner.check_run()?;
+        self.check_memory(name)?;
         let inner = &*self.inner;
         let mut memo = inner.memo.lock();
         let round = memo.round("take", name);
@@ -236,7 +299,8 @@ impl Context {
 
     fn wait(&self, wait: WaitRecord, round: u32) -> Result<Value, NodeError> {
         let inner = &*self.inner;
-        self.check_run()?;
+        inner.check_run()?;
+        self.check_memory(&wait.name)?;
         let space = if wait.kind == WaitKind::Interrupt {
             // Interrupts and waits of one name do not meet.
             format!("?{}", wait.name)
@@ -254,7 +318,7 @@ impl Context {
             ))
             .fatal());
         }
-        if inner.alone
+        if inner.is_alone()
             && memo.waits.is_empty()
             && let Some((value, consumed)) = self.look(&wait)
         {
@@ -278,7 +342,14 @@ impl Context {
 
     fn wait_id(&self, space: &str, name: &str, round: u32) -> String {
         let inner = &*self.inner;
-        wait_id(&inner.run, inner.step, &inner.task, space, name, round)
+        wait_id(
+            &inner.run,
+            inner.root_step(),
+            &inner.task,
+            space,
+            name,
+            round,
+        )
     }
 
     // ---- children and other threads ----
@@ -355,6 +426,49 @@ impl Context {
         Ok(())
     }
 
+    // ---- subgraphs ----
+
+    /// Runs a graph inside this task, to its end, and returns its last state.
+    ///
+    /// Whatever goes in a node at the top goes inside too; when it waits, so does this task. As the other methods here, this
+    /// one remembers (see [`SubgraphMemory`]): when the node runs again, a resumable or accumulating graph goes on where it
+    /// stood, with the update it was begun with, and one that has ended returns at once. The same name again in one task is
+    /// the next invocation. When the graph addresses its parent ([`Command::parent`](crate::Command::parent)), what comes
+    /// back is an error that must be returned with `?`, and the command is what this node hands back.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use graph::{CompiledGraph, Context, NodeError, SubgraphMemory};
+    /// # #[derive(Clone, Default, graph::State)]
+    /// # struct Talk { #[channel(append)] said: Vec<String> }
+    /// # #[derive(Clone, Default, graph::State)]
+    /// # struct Day { talks: usize }
+    /// # async fn node(talk: CompiledGraph<Talk>, ctx: Context) -> Result<DayUpdate, NodeError> {
+    /// let hello = TalkUpdate::default().said(vec!["hello".into()]);
+    /// let talk = ctx.invoke("talk", &talk, SubgraphMemory::Accumulating, hello).await?;
+    /// Ok(DayUpdate::default().talks(talk.said.len()))
+    /// # }
+    /// ```
+    pub async fn invoke<T: State>(
+        &self,
+        name: &str,
+        graph: &CompiledGraph<T>,
+        memory: SubgraphMemory,
+        update: T::Update,
+    ) -> Result<Arc<T>, NodeError> {
+        if let Some(fault) = name_fault(name) {
+            let shown: String = name.chars().take(50).collect();
+            return Err(NodeError::msg(format!(
+                "node `{}`: `{shown}` cannot be the name of a subgraph: {fault}",
+                self.inner.node
+            ))
+            .fatal());
+        }
+        let begin = Begin::Update(update);
+        let ended = invoke(self, &graph.inner, memory, Some(name), begin).await?;
+        Ok(ended.state)
+    }
+
     // ---- effects ----
 
     /// Does something once: runs the effect and remembers its result in the database before it returns. A re-run gets the
@@ -370,7 +484,8 @@ impl Context {
         Fut: Future<Output = Result<T, E>>,
     {
         self.check_name(name)?;
-        self.check_run()?;
+        self.inner.check_run()?;
+        self.check_memory(name)?;
         let inner = &*self.inner;
         let round = {
             let mut memo = inner.memo.lock();
@@ -391,7 +506,7 @@ impl Context {
             &[
                 inner.run.thread.as_str(),
                 &inner.run.branch.to_string(),
-                &inner.step.to_string(),
+                &inner.root_step().to_string(),
                 &inner.task,
                 "step",
                 name,
@@ -414,16 +529,24 @@ impl Context {
             node,
             name: step,
         });
-        inner
-            .run
-            .write(vec![Write {
-                task: inner.task.clone(),
-                kind: WriteKind::Step,
-                name: name.to_owned(),
-                round,
-                value: value.clone(),
-            }])
-            .await?;
+        let write = Write {
+            task: inner.task.clone(),
+            kind: WriteKind::Step,
+            name: name.to_owned(),
+            round,
+            value: value.clone(),
+        };
+        match &inner.place {
+            None => inner.run.write(vec![write]).await?,
+            Some(place) => {
+                let mut commit = Commit::on(inner.run.base());
+                commit.writes.push(write);
+                place
+                    .share(&inner.run, commit)
+                    .await
+                    .map_err(|Broken| NodeError::lost())?;
+            }
+        }
         inner.run.engine.observe(&Point::StepRemembered {
             thread,
             node,
@@ -481,7 +604,7 @@ impl Context {
                 node: inner.node.to_string(),
                 payload: serde_json::to_value(payload)?,
             };
-            inner.run.tell(&[], inner.step, kind);
+            inner.run.tell(inner.namespace(), inner.step, kind);
         }
         Ok(())
     }
@@ -496,7 +619,7 @@ impl Context {
                 node: inner.node.to_string(),
                 chunk,
             };
-            inner.run.tell(&[], inner.step, kind);
+            inner.run.tell(inner.namespace(), inner.step, kind);
         }
     }
 
@@ -534,20 +657,21 @@ impl Context {
         self.inner.cancel.is_cancelled()
     }
 
-    /// A sign of life, for nodes with an idle timeout.
+    /// A sign of life, for nodes with an idle timeout. In a subgraph, it is one of the nodes around it too.
     pub fn heartbeat(&self) {
-        *self.inner.alive.lock() = tokio::time::Instant::now();
+        self.inner.heartbeat();
     }
 
-    fn check_run(&self) -> Result<(), NodeError> {
-        if self.inner.run.is_broken() {
-            return Err(NodeError::lost());
+    /// What is to be remembered cannot be in a subgraph of which nothing is.
+    fn check_memory(&self, name: &str) -> Result<(), NodeError> {
+        if self.inner.records() {
+            return Ok(());
         }
-        if self.inner.cancel.is_cancelled() {
-            return Err(NodeError::cancelled());
-        }
-        self.heartbeat();
-        Ok(())
+        Err(NodeError::msg(format!(
+            "node `{}` is in a stateless subgraph, of which nothing is remembered: it can neither wait, ask, nor look for signals, nor have durable steps (`{name}`); make the subgraph resumable",
+            self.inner.node
+        ))
+        .fatal())
     }
 
     fn check_name(&self, name: &str) -> Result<(), NodeError> {

@@ -6,6 +6,7 @@ use std::{error::Error, fmt};
 use crate::{
     builder::CompileError,
     checkpoint::{StorageError, ThreadStatus},
+    command::Handover,
     ids::ThreadId,
     private::chain,
     state::ChannelError,
@@ -27,6 +28,10 @@ enum Kind {
     Suspended,
     Cancelled,
     Lost,
+    /// The process is to stop, and the work goes on in another.
+    Yielded,
+    /// A subgraph has addressed the graph around it.
+    Handover(Vec<Handover>),
 }
 
 #[derive(Debug)]
@@ -117,9 +122,35 @@ impl NodeError {
         Self { kind: Kind::Lost }
     }
 
+    /// The run is to give its lease back; the task runs again in the next one.
+    pub(crate) fn yielded() -> Self {
+        Self {
+            kind: Kind::Yielded,
+        }
+    }
+
+    /// A subgraph has addressed the graph around it: what it says is what the task hands back.
+    pub(crate) fn handover(handovers: Vec<Handover>) -> Self {
+        Self {
+            kind: Kind::Handover(handovers),
+        }
+    }
+
+    /// What a subgraph says to the graph around it, if this is how it ended.
+    pub(crate) fn take_handover(self) -> Result<Vec<Handover>, Self> {
+        match self.kind {
+            Kind::Handover(handovers) => Ok(handovers),
+            kind => Err(Self { kind }),
+        }
+    }
+
     /// Whether it is no failure at all: the task waits for something and will run again when it has come. Must be returned.
     pub fn is_suspended(&self) -> bool {
-        matches!(self.kind, Kind::Suspended)
+        matches!(self.kind, Kind::Suspended | Kind::Yielded)
+    }
+
+    pub(crate) fn is_yielded(&self) -> bool {
+        matches!(self.kind, Kind::Yielded)
     }
 
     /// Whether the thread is being cancelled.
@@ -187,6 +218,8 @@ impl fmt::Display for NodeError {
             Kind::Suspended => f.write_str("the task is suspended"),
             Kind::Cancelled => f.write_str("the thread is being cancelled"),
             Kind::Lost => f.write_str("the run has lost its thread"),
+            Kind::Yielded => f.write_str("the run is about to be handed to another process"),
+            Kind::Handover(_) => f.write_str("a subgraph has handed over to the graph around it"),
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::{
     builder::Compiled,
     checkpoint::{Channels, KeptState, KeptStep, StateRows, Step, Whole},
+    nest::Pasts,
     plan::Plan,
     private::chain,
     state::{Changes, ChannelError, State, rebuild},
@@ -43,11 +44,17 @@ impl<S: State> Updates<S> {
 pub(crate) struct Held<S: State> {
     pub state: Arc<S>,
     pub graph: Arc<Compiled<S>>,
+    /// What accumulating subgraphs have kept.
+    pub pasts: Pasts,
 }
 
 impl<S: State> Whole for Held<S> {
     fn output(&self) -> Value {
         output(&self.graph, &self.state)
+    }
+
+    fn pasts(&self) -> Pasts {
+        self.pasts.clone()
     }
 }
 

@@ -1,13 +1,20 @@
 //! What a task remembers over its re-runs, and what it has said.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::{
-    CancelRequest, Commit, NewEvent, NewSignal, NewThread, WaitRecord, Write, WriteKind,
+use crate::{
+    checkpoint::{
+        CancelRequest, Commit, NewEvent, NewSignal, NewThread, WaitRecord, Write, WriteKind,
+    },
+    nest::{Kept, Nest},
 };
+
+/// The space of the timer of a task inside a subgraph that is to be tried again: nothing is remembered of its end.
+pub(crate) const RETRY: &str = "~retry";
 
 /// Something that a task says: it takes effect with the commit that makes the task's work durable.
 #[derive(Clone, Debug)]
@@ -89,6 +96,14 @@ pub(crate) struct Memo {
     pub waits: Vec<Waiting>,
     /// Whether it has said something at once, beside its step.
     pub spoke: bool,
+    /// What supersteps of subgraphs in the task have said: their work is done, so it lands with the task's memory.
+    carried: Vec<Emission>,
+    /// What runs inside the task remembers, if anything does.
+    nest: Option<Arc<Mutex<Nest>>>,
+    /// What accumulating subgraphs have added in this run of the node.
+    pub kept: Vec<Kept>,
+    /// How many subgraphs run in it now.
+    pub inside: usize,
 }
 
 impl Memo {
@@ -106,6 +121,62 @@ impl Memo {
         self.rounds.clear();
         self.emissions.clear();
         self.waits.clear();
+        self.kept.clear();
+        self.inside = 0;
+    }
+
+    /// The memory of what runs inside the task.
+    pub fn nest(&mut self) -> Arc<Mutex<Nest>> {
+        self.nest.get_or_insert_default().clone()
+    }
+
+    /// Takes up what a subgraph in the task leaves to be kept with the task. Its nest knows of it already.
+    pub fn absorb(&mut self, mut left: Commit) {
+        for write in left.writes.drain(..) {
+            self.put_fresh(write);
+        }
+        self.consumed.append(&mut left.consumed);
+        self.carried
+            .extend(left.events.into_iter().map(Emission::Event));
+        self.carried
+            .extend(left.children.into_iter().map(Emission::Spawn));
+        self.carried
+            .extend(left.signals.into_iter().map(Emission::Signal));
+        self.carried
+            .extend(left.cancels.into_iter().map(Emission::Cancel));
+    }
+
+    /// A key stands once in a commit.
+    fn put_fresh(&mut self, write: Write) {
+        match self.fresh.iter_mut().find(|fresh| fresh.has_key(&write)) {
+            Some(present) => *present = write,
+            None => self.fresh.push(write),
+        }
+    }
+
+    /// What the task (or something inside it) has waited for has come.
+    pub fn arrived(&mut self, task: &str, wait: &Waiting, value: Value, consumed: Option<u64>) {
+        if wait.record.task == task {
+            self.note(
+                task,
+                WriteKind::Wait,
+                &wait.space,
+                wait.round,
+                value,
+                consumed,
+            );
+        } else if wait.space != RETRY {
+            let write = Write {
+                task: wait.record.task.clone(),
+                kind: WriteKind::Wait,
+                name: wait.space.clone(),
+                round: wait.round,
+                value,
+            };
+            self.nest().lock().put(write.clone());
+            self.fresh.push(write);
+            self.consumed.extend(consumed);
+        }
     }
 
     pub fn restore(&mut self, write: &Write) {
@@ -168,13 +239,16 @@ impl Memo {
     /// Puts into a commit what has been learned since the last one.
     pub fn flush_memory(&mut self, commit: &mut Commit) {
         commit.writes.append(&mut self.fresh);
-        commit.consumed.append(&mut self.consumed);
+        self.flush_consumed(commit);
     }
 
     /// Puts into a commit which signals were used; the rest of the memory ends with the step.
     pub fn flush_consumed(&mut self, commit: &mut Commit) {
         self.fresh.clear();
         commit.consumed.append(&mut self.consumed);
+        for emission in self.carried.drain(..) {
+            emission.put(commit);
+        }
     }
 
     /// Puts into a commit what has been said and has not landed.
@@ -186,11 +260,26 @@ impl Memo {
         self.said = self.said.max(said);
     }
 
+    /// What this run of the node has said, for the task around a subgraph that records nothing.
+    pub fn take_said(&mut self) -> Vec<Emission> {
+        let mut said = std::mem::take(&mut self.carried);
+        said.append(&mut self.emissions);
+        said
+    }
+
     /// Whether one of its waits has been answered, so that running the node again gets further.
-    pub fn is_answered(&self) -> bool {
-        self.waits
-            .iter()
-            .any(|wait| self.get(WriteKind::Wait, &wait.space, wait.round).is_some())
+    pub fn is_answered(&self, task: &str) -> bool {
+        self.waits.iter().any(|wait| {
+            if wait.record.task == task {
+                return self.get(WriteKind::Wait, &wait.space, wait.round).is_some();
+            }
+            self.nest.as_ref().is_some_and(|nest| {
+                let (task, space) = (&wait.record.task, &wait.space);
+                nest.lock()
+                    .get(task, WriteKind::Wait, space, wait.round)
+                    .is_some()
+            })
+        })
     }
 
     /// What is stored about it beside what it remembers.

@@ -5,7 +5,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{checkpoint::Channels, kept::Updates};
+use crate::{checkpoint::Channels, kept::Updates, nest::HIDDEN};
 
 /// How an update of a channel becomes its new value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -148,7 +148,7 @@ pub trait Update: Clone + Default + Serialize + DeserializeOwned + Send + Sync +
 }
 
 /// What a step changes, in the form in which checkpointers store it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Changes {
     /// Append channels: the new items.
     pub appends: Channels,
@@ -193,10 +193,71 @@ impl Changes {
         Ok(())
     }
 
+    /// Adds later ones.
+    pub fn merge<S: State>(&mut self, later: Self) {
+        let both = [
+            (&mut self.appends, later.appends),
+            (&mut self.changes, later.changes),
+        ];
+        for (present, later) in both {
+            for (name, value) in later {
+                let replaces = S::CHANNELS
+                    .iter()
+                    .any(|channel| channel.name == name && channel.reducer == Reducer::Last);
+                match (present.get_mut(&name), value) {
+                    (Some(Value::Array(list)), Value::Array(more)) if !replaces => {
+                        list.extend(more);
+                    }
+                    (_, value) => {
+                        present.insert(name, value);
+                    }
+                }
+            }
+        }
+    }
+
+    /// As updates that change the same.
+    pub fn updates<S: State>(self) -> Result<Vec<S::Update>, ChannelError> {
+        let mut first = self.appends;
+        let mut further: Vec<Channels> = Vec::new();
+        for (name, value) in self.changes {
+            let folded = S::CHANNELS.iter().any(|channel| {
+                channel.name == name && matches!(channel.reducer, Reducer::Merge | Reducer::Reduce)
+            });
+            match value {
+                Value::Array(updates) if folded => {
+                    for (index, update) in updates.into_iter().enumerate() {
+                        let at = match index.checked_sub(1) {
+                            None => &mut first,
+                            Some(index) => {
+                                if further.len() <= index {
+                                    further.push(Map::new());
+                                }
+                                &mut further[index]
+                            }
+                        };
+                        at.insert(name.clone(), update);
+                    }
+                }
+                value => {
+                    first.insert(name, value);
+                }
+            }
+        }
+        std::iter::once(first)
+            .chain(further)
+            .filter(|channels| !channels.is_empty())
+            .map(S::Update::from_channels)
+            .collect()
+    }
+
     /// Folds stored changes into a state. Channels that the struct does not have any more are passed over.
     pub fn replay<S: State>(self, state: &mut S) -> Result<(), ChannelError> {
         for (name, value) in self.appends.into_iter().chain(self.changes) {
             let Some(channel) = S::CHANNELS.iter().find(|channel| channel.name == name) else {
+                if name.starts_with(HIDDEN) {
+                    continue;
+                }
                 tracing::debug!(channel = %name, "a stored channel is not in the state any more");
                 continue;
             };
@@ -291,6 +352,33 @@ pub(crate) fn rebuild<S: State>(
         Changes { appends, changes }.replay(&mut state)?;
     }
     Ok(state)
+}
+
+/// Rebuilds a state from the values that it had once and what changed since.
+pub(crate) fn rebuild_from<S: State>(
+    state: &mut S,
+    full: Option<Channels>,
+    appends: Channels,
+    changes: Vec<Channels>,
+) -> Result<(), ChannelError> {
+    for (name, value) in full.into_iter().flatten() {
+        if let Some(index) = S::CHANNELS.iter().position(|c| c.name == name) {
+            state.overwrite(index, value)?;
+        }
+    }
+    let appended = Changes {
+        appends,
+        changes: Map::new(),
+    };
+    appended.replay(state)?;
+    for changes in changes {
+        let changed = Changes {
+            appends: Map::new(),
+            changes,
+        };
+        changed.replay(state)?;
+    }
+    Ok(())
 }
 
 /// About how many bytes a value takes as JSON; never more than a factor off.

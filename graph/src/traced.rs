@@ -13,6 +13,7 @@ use crate::{
         HistoryFilter, JournalFilter, Keep, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
         NewThread, PrunePlan, Pruned, Receipt, Renewed, Reopened, Retention, SignalOutcome,
         SignalRecord, StateRows, StorageError, SurveyFilter, Surveyed, ThreadFilter, ThreadRecord,
+        Write,
     },
     documents::DocumentStore,
     ids::{Cursor, ThreadId},
@@ -105,6 +106,11 @@ impl Checkpointer for Traced {
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "load", thread = %lease.thread))]
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
         self.0.load(lease).await
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "pending_writes", %thread))]
+    async fn pending_writes(&self, thread: &ThreadId) -> Result<Vec<Write>, StorageError> {
+        self.0.pending_writes(thread).await
     }
 
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "mailbox", %thread))]

@@ -9,7 +9,7 @@ use std::{any::Any, fmt, sync::Arc};
 use serde_json::Value;
 
 use super::{Channels, StorageError};
-use crate::{private::chain, state::ChannelError};
+use crate::{nest::Pasts, private::chain, state::ChannelError};
 
 /// A superstep's changes, whatever the state.
 pub(crate) trait Step: Any + Send + Sync {
@@ -21,6 +21,8 @@ pub(crate) trait Step: Any + Send + Sync {
 /// A state, whatever its type.
 pub(crate) trait Whole: Any + Send + Sync {
     fn output(&self) -> Value;
+    /// What accumulating subgraphs have kept beside it.
+    fn pasts(&self) -> Pasts;
 }
 
 /// What a checkpoint changed, as the program has it. Cheap to clone.
@@ -80,6 +82,10 @@ impl KeptState {
     pub(crate) fn downcast<T: 'static>(&self) -> Option<&T> {
         let state: &dyn Any = &*self.0;
         state.downcast_ref()
+    }
+
+    pub(crate) fn pasts(&self) -> Pasts {
+        self.0.pasts()
     }
 
     /// What the thread returns if it ends with this state.

@@ -142,6 +142,10 @@ pub trait Checkpointer: Send + Sync + 'static {
     /// Reads what a run needs. Refused if the lease is stale.
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError>;
 
+    /// The pending writes of a thread's newest checkpoint on its head branch: what the step under way has done. For looking;
+    /// no lease is needed.
+    async fn pending_writes(&self, thread: &ThreadId) -> Result<Vec<Write>, StorageError>;
+
     /// Unconsumed signals with a number above `after`, oldest first, and the number of the newest that ever arrived.
     async fn mailbox(
         &self,

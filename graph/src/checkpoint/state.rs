@@ -113,6 +113,8 @@ pub enum WriteKind {
     Suspended,
     /// How often the task was tried.
     Attempts,
+    /// What one superstep of a subgraph inside the task has changed.
+    Sub,
 }
 
 impl WriteKind {
@@ -125,6 +127,7 @@ impl WriteKind {
             Self::Take => 3,
             Self::Suspended => 4,
             Self::Attempts => 5,
+            Self::Sub => 6,
         }
     }
 
@@ -137,6 +140,7 @@ impl WriteKind {
             3 => Self::Take,
             4 => Self::Suspended,
             5 => Self::Attempts,
+            6 => Self::Sub,
             _ => return None,
         })
     }
@@ -155,6 +159,15 @@ pub struct Write {
     pub round: u32,
     /// The value.
     pub value: Value,
+}
+
+impl Write {
+    /// Whether another one has the same key (and would replace this one).
+    pub(crate) fn has_key(&self, other: &Self) -> bool {
+        (self.kind, self.round) == (other.kind, other.round)
+            && self.name == other.name
+            && self.task == other.task
+    }
 }
 
 /// Which checkpoints to list: newest first.

@@ -285,6 +285,9 @@ pub async fn pending_writes_are_replaced_by_their_key(lab: &Lab) {
         ("a", WriteKind::Take, "x", 0),
         ("a", WriteKind::Suspended, "", 0),
         ("a", WriteKind::Attempts, "", 0),
+        ("a", WriteKind::Sub, "", 0),
+        ("a", WriteKind::Sub, "", 1),
+        ("a/1/b", WriteKind::Step, "", 0),
     ];
     for round in 0..2 {
         let commit = Commit {
@@ -303,6 +306,13 @@ pub async fn pending_writes_are_replaced_by_their_key(lab: &Lab) {
     };
     lab.commit(&lease, one).await;
     let mut stored = lab.load(&lease).await.writes;
+    // Whoever only looks sees the same.
+    let seen = lab.db.pending_writes(&"t".into()).await.expect("reads");
+    assert_eq!(seen, stored);
+    assert!(matches!(
+        lab.db.pending_writes(&"nobody".into()).await,
+        Err(StorageError::UnknownThread(_))
+    ));
     let mut expected: Vec<Write> = keys
         .iter()
         .enumerate()

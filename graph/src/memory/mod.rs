@@ -289,22 +289,7 @@ impl Checkpointer for MemoryCheckpointer {
         Ok(Loaded {
             thread: thread.record.clone(),
             state,
-            writes: thread
-                .writes
-                .get(&checkpoint)
-                .map(|writes| {
-                    writes
-                        .iter()
-                        .map(|((task, kind, name, round), value)| Write {
-                            task: task.clone(),
-                            kind: *kind,
-                            name: name.clone(),
-                            round: *round,
-                            value: value.clone(),
-                        })
-                        .collect()
-                })
-                .unwrap_or_default(),
+            writes: thread.pending_writes(),
             mailbox: thread
                 .mailbox
                 .values()
@@ -313,6 +298,10 @@ impl Checkpointer for MemoryCheckpointer {
             mail: thread.mail,
             now: Timestamp::now(),
         })
+    }
+
+    async fn pending_writes(&self, thread: &ThreadId) -> Result<Vec<Write>, StorageError> {
+        Ok(self.tables.lock().known(thread)?.pending_writes())
     }
 
     async fn mailbox(

@@ -9,7 +9,7 @@ use crate::{
     checkpoint::{
         CancelOutcome, CancelRequest, Entry, KeptState, KeptStep, Lease, NewCheckpoint, NewEvent,
         NewSignal, NewThread, SignalRecord, StateRow, StateRows, StorageError, ThreadRecord,
-        ThreadStatus, WriteKind,
+        ThreadStatus, Write, WriteKind,
     },
     ids::{Cursor, ThreadId},
 };
@@ -117,6 +117,22 @@ impl Thread {
             self.record.output = state.output();
         }
         (checkpoint == self.record.checkpoint).then_some(state)
+    }
+
+    /// What the step under way has done.
+    pub fn pending_writes(&self) -> Vec<Write> {
+        let writes = self.writes.get(&self.record.checkpoint);
+        writes
+            .into_iter()
+            .flatten()
+            .map(|((task, kind, name, round), value)| Write {
+                task: task.clone(),
+                kind: *kind,
+                name: name.clone(),
+                round: *round,
+                value: value.clone(),
+            })
+            .collect()
     }
 
     /// Gives the lease back.

@@ -14,6 +14,7 @@ use crate::{
     checkpoint::{
         AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError, Write,
     },
+    ids::ThreadId,
     stored::{self, Fault, int, micros, number},
 };
 
@@ -189,6 +190,14 @@ pub(super) async fn load(db: &mut PgConnection, lease: &Lease) -> Result<Loaded,
         now: thread.now,
         thread: thread.record,
     })
+}
+
+pub(super) async fn pending_writes(
+    db: &mut PgConnection,
+    thread: &ThreadId,
+) -> Result<Vec<Write>, Fault> {
+    let found = history::known(db, thread).await?;
+    writes(db, found.key, found.record.checkpoint).await
 }
 
 async fn writes(db: &mut PgConnection, thread: i64, checkpoint: u64) -> Result<Vec<Write>, Fault> {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::{
-    checkpoint::{Channels, KeptStep, NewCheckpoint, Source, Then, ThreadStatus, WriteKind},
+    checkpoint::{Channels, KeptStep, NewCheckpoint, Source, Then, ThreadStatus},
     follow::Modes,
     kept::Updates,
+    nest::Kept,
     plan::{Finished, Plan, PlanError, conflicts},
     private::chain,
     state::{Changes, ChannelError, State, channels_weight, snapshot},
@@ -16,7 +17,7 @@ use crate::{
 
 use super::{
     Broken, Flow, Run,
-    tasks::{Status, Task, write},
+    tasks::{Status, Task},
     tell::Landed,
 };
 
@@ -26,17 +27,36 @@ pub(super) const SNAPSHOT_AFTER: u64 = 32;
 const SNAPSHOT_AT_LAST: u64 = 1024;
 
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+pub(super) enum Fault {
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error("an update cannot be stored: {}", chain(.0))]
     Channel(#[from] ChannelError),
+    #[error(
+        "node `{node}` addressed the parent of its graph, but `{graph}` runs as a thread of its own here and has none"
+    )]
+    NoParent { node: String, graph: String },
 }
 
 /// What a step changed, as its database wants it.
 pub(super) enum Written<S: State> {
     Json(Changes),
     Values(Vec<S::Update>),
+}
+
+impl<S: State> Written<S> {
+    pub(super) fn json(self) -> Result<Changes, ChannelError> {
+        match self {
+            Self::Json(changes) => Ok(changes),
+            Self::Values(updates) => {
+                let mut changes = Changes::default();
+                for update in &updates {
+                    changes.add::<S>(update)?;
+                }
+                Ok(changes)
+            }
+        }
+    }
 }
 
 impl<S: State> Default for Written<S> {
@@ -56,24 +76,16 @@ impl<S: State> Run<S> {
         tasks.sort_by_key(|task| task.planned.order);
         let wanted = self.shared.wanted();
         let fresh = self.cacheable(&tasks);
-        let applied = self.fold(&mut tasks, wanted.has(Modes::UPDATES));
+        let added = kept(&mut tasks);
+        let applied = self
+            .fold(&mut tasks, wanted.has(Modes::UPDATES))
+            .and_then(|(written, plan)| Ok((self.add_kept(added, written)?, plan)));
         let (changes, plan) = match applied {
             Ok(applied) => applied,
             Err(fault) => {
                 // The tasks have to run again, once the program is put right.
                 let mut commit = self.commit();
-                for task in &mut tasks {
-                    let mut memo = task.memo.lock();
-                    memo.flush_memory(&mut commit);
-                    memo.waits.clear();
-                    let suspension = memo.suspension();
-                    let key = &task.planned.key;
-                    let value = serde_json::to_value(suspension).unwrap_or_default();
-                    commit.writes.push(write(key, WriteKind::Suspended, value));
-                    commit
-                        .writes
-                        .push(write(key, WriteKind::Result, Value::Null));
-                }
+                Self::record_void(&mut tasks, &mut commit);
                 self.fail(commit, &fault.to_string(), None).await?;
                 return Ok(Flow::Released);
             }
@@ -94,9 +106,10 @@ impl<S: State> Run<S> {
         commit
             .consumed
             .extend(self.shared.mailbox.lock().discard(ANSWER));
-        if std::mem::take(&mut self.waiting) {
+        if self.shared.forget_waits() {
             commit.waits = Some(Vec::new());
         }
+        self.shared.claims.lock().clear();
         commit.checkpoint = Some(self.checkpoint(changes, Source::Step));
         let ends = self.plan.is_empty();
         if ends {
@@ -122,9 +135,23 @@ impl<S: State> Run<S> {
     }
 
     /// Folds what the tasks handed back into the state, and finds out what comes next.
-    fn fold(&mut self, tasks: &mut [Task<S>], followed: bool) -> Result<(Written<S>, Plan), Fault> {
+    pub(super) fn fold(
+        &mut self,
+        tasks: &mut [Task<S>],
+        followed: bool,
+    ) -> Result<(Written<S>, Plan), Fault> {
         let finished = finished(tasks);
         conflicts(&finished)?;
+        if self.place.is_none()
+            && let Some(task) = finished
+                .iter()
+                .find(|task| !task.outcome.handovers.is_empty())
+        {
+            return Err(Fault::NoParent {
+                node: task.node.to_owned(),
+                graph: self.graph.name.to_string(),
+            });
+        }
         let changes = self.written(finished.iter().flat_map(|task| &task.outcome.updates))?;
         // Only conditional edges of nodes that did not run alone need the state as it was.
         let needs_before = finished.len() > 1
@@ -167,6 +194,20 @@ impl<S: State> Run<S> {
         Ok((changes, plan))
     }
 
+    /// Adds what accumulating subgraphs have added.
+    pub(super) fn add_kept(
+        &self,
+        kept: Vec<Kept>,
+        written: Written<S>,
+    ) -> Result<Written<S>, ChannelError> {
+        if kept.is_empty() {
+            return Ok(written);
+        }
+        let mut changes = written.json()?;
+        self.shared.pasts.lock().add(kept, &mut changes);
+        Ok(Written::Json(changes))
+    }
+
     /// What updates are written down as.
     pub(super) fn written<'u>(
         &self,
@@ -203,7 +244,10 @@ impl<S: State> Run<S> {
             Written::Json(changes) => {
                 self.changed_since_snapshot += channels_weight(&changes.changes);
                 self.since_snapshot += 1;
-                checkpoint.snapshot = self.snapshot();
+                // Who keeps the state itself needs none.
+                if !self.keeps {
+                    checkpoint.snapshot = self.snapshot();
+                }
                 checkpoint.plan = serde_json::to_value(&*self.plan).unwrap_or_default();
                 checkpoint.appends = changes.appends;
                 checkpoint.changes = changes.changes;
@@ -217,7 +261,8 @@ impl<S: State> Run<S> {
         if self.since_snapshot < self.next_snapshot || self.changed_since_snapshot <= 2 {
             return None;
         }
-        let snapshot = snapshot(&*self.state).ok()?;
+        let mut snapshot = snapshot(&*self.state).ok()?;
+        self.shared.pasts.lock().put(&mut snapshot);
         if channels_weight(&snapshot) > self.changed_since_snapshot
             && self.since_snapshot < SNAPSHOT_AT_LAST
         {
@@ -229,6 +274,17 @@ impl<S: State> Run<S> {
         self.next_snapshot = SNAPSHOT_AFTER;
         Some(snapshot)
     }
+}
+
+/// What accumulating subgraphs have added in a step, in the order of its tasks.
+pub(super) fn kept<S: State>(tasks: &mut [Task<S>]) -> Vec<Kept> {
+    let mut kept = Vec::new();
+    for task in tasks {
+        if let Status::Done(outcome) = &mut task.status {
+            kept.append(&mut outcome.kept);
+        }
+    }
+    kept
 }
 
 fn finished<S: State>(tasks: &[Task<S>]) -> Vec<Finished<'_, S>> {

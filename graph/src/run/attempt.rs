@@ -22,7 +22,7 @@ use crate::{
 };
 
 use super::{
-    Broken, RunShared,
+    Broken, Place, RunShared,
     tell::{failed_item, started_item},
 };
 
@@ -34,8 +34,10 @@ pub(super) enum TaskEnd<S: State> {
     Done(Outcome<S>),
     Suspended,
     RetryAt(jiff::Timestamp),
-    Failed(String),
+    Failed(Failure),
     Cancelled,
+    /// The run is about to be handed to another process.
+    Yielded,
     /// The run has lost its lease or its database.
     Lost,
 }
@@ -69,9 +71,18 @@ impl<S: State> Handler<S> {
     }
 }
 
+/// Why a task has failed for good.
+pub(super) struct Failure {
+    /// With the node's name.
+    pub text: String,
+    pub error: NodeError,
+}
+
 /// All that a task needs to run.
 pub(super) struct Job<S: State> {
     pub run: Arc<RunShared>,
+    /// The subgraph that it is part of.
+    pub place: Option<Arc<Place>>,
     pub node: Arc<Node<S>>,
     pub state: Arc<S>,
     pub key: String,
@@ -93,6 +104,11 @@ pub(super) struct Job<S: State> {
 }
 
 impl<S: State> Job<S> {
+    /// The tasks around it, from the outside in.
+    fn namespace(&self) -> &[String] {
+        self.place.as_ref().map_or(&[], |place| &place.namespace)
+    }
+
     /// Runs the task until it is done, suspended, or has failed for now.
     pub async fn run(mut self) -> Ended<S> {
         let mut handler = None;
@@ -112,7 +128,10 @@ impl<S: State> Job<S> {
                 branch = self.run.branch,
             );
             let result = self.attempt(attempt).instrument(span).await;
-            let result = self.judge(result);
+            let result = self.judge(result).map(|mut outcome| {
+                outcome.kept.append(&mut self.memo.lock().kept);
+                outcome
+            });
             self.run.engine.observe(&Point::NodeFinished {
                 thread: &self.run.thread,
                 node: &self.node.name,
@@ -126,16 +145,17 @@ impl<S: State> Job<S> {
             });
             let end = match result {
                 Ok(outcome) => TaskEnd::Done(outcome),
+                Err(error) if error.is_yielded() => TaskEnd::Yielded,
                 Err(error) if error.is_suspended() => TaskEnd::Suspended,
                 Err(error) if error.is_lost() => TaskEnd::Lost,
                 Err(error) if error.is_cancelled() => TaskEnd::Cancelled,
-                Err(error) => match self.failed(attempt, &error).await {
-                    Some(TaskEnd::Failed(text)) => match self.hand_over(&error).await {
+                Err(error) => match self.failed(attempt, error).await {
+                    Some(TaskEnd::Failed(failure)) => match self.hand_over(&failure.error).await {
                         Ok(Some(taken)) => {
                             handler = Some(taken);
                             continue;
                         }
-                        Ok(None) => TaskEnd::Failed(text),
+                        Ok(None) => TaskEnd::Failed(failure),
                         Err(Broken) => TaskEnd::Lost,
                     },
                     Some(end) => end,
@@ -156,6 +176,7 @@ impl<S: State> Job<S> {
             inner: Arc::new(TaskContext {
                 run: self.run.clone(),
                 node: self.node.name.clone(),
+                place: self.place.clone(),
                 task: self.key.clone(),
                 step: self.step,
                 attempt,
@@ -164,6 +185,7 @@ impl<S: State> Job<S> {
                 alone: self.alone,
                 may_wait: self.may_wait,
                 cancel: self.cancel.clone(),
+                grace: self.grace,
                 memo: self.memo.clone(),
                 alive: Mutex::new(Instant::now()),
             }),
@@ -221,7 +243,16 @@ impl<S: State> Job<S> {
         }
         let memo = self.memo.lock();
         if memo.waits.is_empty() {
+            let result = result.or_else(|error| Outcome::handed_over(error.take_handover()?));
             return match result {
+                Ok(outcome) => match outcome.fault() {
+                    None => Ok(outcome),
+                    Some(fault) => Err(NodeError::msg(format!(
+                        "the command to the parent cannot be written as JSON: {fault}"
+                    ))
+                    .fatal()),
+                },
+                Err(error) if error.is_yielded() => Err(error),
                 Err(error) if error.is_suspended() => Err(NodeError::msg(format!(
                     "node `{}` returned a suspension that is not its own",
                     self.node.name
@@ -247,7 +278,7 @@ impl<S: State> Job<S> {
     }
 
     /// Counts a failure in the database, and waits if the next attempt is soon.
-    async fn failed(&mut self, attempt: u32, error: &NodeError) -> Option<TaskEnd<S>> {
+    async fn failed(&mut self, attempt: u32, error: NodeError) -> Option<TaskEnd<S>> {
         let mut text = format!("node `{}`: {error}", self.node.name);
         if let Some(failure) = &self.failure {
             text = format!(
@@ -261,11 +292,13 @@ impl<S: State> Job<S> {
         self.attempts.retry_at = None;
         let policy = self.node.options.retry.as_ref();
         let tried = attempt.saturating_sub(self.attempts.base);
-        let Some(policy) = policy.filter(|policy| may_retry(policy, tried, error)) else {
-            return Some(TaskEnd::Failed(text));
+        let Some(policy) = policy.filter(|policy| may_retry(policy, tried, &error)) else {
+            return Some(TaskEnd::Failed(Failure { text, error }));
         };
         let interval = policy.interval(tried);
-        let held = interval <= HELD_RETRY;
+        // A subgraph that remembers nothing cannot be left and come back to.
+        let records = self.place.as_ref().is_none_or(|place| place.records);
+        let held = interval <= HELD_RETRY || !records;
         let at = self.run.now() + jiff::SignedDuration::try_from(interval).unwrap_or_default();
         if !held {
             self.attempts.retry_at = Some(at);
@@ -275,13 +308,17 @@ impl<S: State> Job<S> {
         commit
             .writes
             .push(attempts_write(&self.key, &self.attempts));
-        if self.run.commit(commit).await.is_err() {
+        let counted = match &self.place {
+            None => self.run.commit(commit).await.map(|_| ()),
+            Some(place) => place.share(&self.run, commit).await,
+        };
+        if counted.is_err() {
             return Some(TaskEnd::Lost);
         }
         let followed = self.run.wanted().has(Modes::TASKS);
         if followed {
             let kind = failed_item(&self.key, &self.node.name, &self.attempts);
-            self.run.tell(&[], self.step, kind);
+            self.run.tell(self.namespace(), self.step, kind);
         }
         if !held {
             return Some(TaskEnd::RetryAt(at));
@@ -291,7 +328,7 @@ impl<S: State> Job<S> {
                 if followed {
                     let argument = self.argument.as_ref();
                     let kind = started_item(&self.key, &self.node.name, attempt + 1, argument);
-                    self.run.tell(&[], self.step, kind);
+                    self.run.tell(self.namespace(), self.step, kind);
                 }
                 None
             }
@@ -313,12 +350,15 @@ impl<S: State> Job<S> {
         commit
             .writes
             .push(attempts_write(&self.key, &self.attempts));
-        self.run.commit(commit).await?;
+        match &self.place {
+            None => self.run.commit(commit).await.map(|_| ())?,
+            Some(place) => place.share(&self.run, commit).await?,
+        }
         tracing::warn!(thread = %self.run.thread, node = %self.node.name, handler = %node.name, "the error handler takes over");
         let followed = self.run.wanted().has(Modes::TASKS);
         if followed {
             let kind = failed_item(&self.key, &self.node.name, &self.attempts);
-            self.run.tell(&[], self.step, kind);
+            self.run.tell(self.namespace(), self.step, kind);
         }
         let failure = TaskFailure {
             node: self.node.name.to_string(),
@@ -328,7 +368,7 @@ impl<S: State> Job<S> {
         let handler = Handler::new(node, &self.key, failure);
         if followed {
             let kind = started_item(&handler.key, &handler.node.name, 1, self.argument.as_ref());
-            self.run.tell(&[], self.step, kind);
+            self.run.tell(self.namespace(), self.step, kind);
         }
         self.node = handler.node.clone();
         self.key.clone_from(&handler.key);

@@ -24,7 +24,7 @@ use crate::{
 use super::{
     Broken, ENDED, Run, RunShared,
     attempt::{Job, TaskEnd},
-    tasks::{Task, write},
+    tasks::{Task, is_inside, write},
     tell::Landed,
 };
 
@@ -172,12 +172,15 @@ impl<S: State> Run<S> {
         commit: &mut Commit,
     ) -> Result<(), Broken> {
         let mut memo = Memo::default();
-        for write in self.writes.remove(CLEAN_UP).unwrap_or_default() {
+        for write in self.recall(CLEAN_UP, &mut memo) {
             memo.restore(&write);
         }
         let memo = Arc::new(Mutex::new(memo));
+        // What accumulating subgraphs of the step would have kept is void.
+        self.shared.claims.lock().clear();
         let job = Job {
             run: self.shared.clone(),
+            place: None,
             node: node.clone(),
             state: self.state.clone(),
             key: CLEAN_UP.to_owned(),
@@ -201,12 +204,16 @@ impl<S: State> Run<S> {
         let outcome = match ended.end {
             TaskEnd::Done(outcome) => outcome,
             TaskEnd::Lost => return Err(Broken),
-            TaskEnd::Failed(error) => {
+            TaskEnd::Failed(failure) => {
+                let error = failure.text;
                 tracing::error!(thread = %self.shared.thread, %error, "cleaning up after a cancellation failed");
                 Outcome::from(())
             }
-            TaskEnd::Suspended | TaskEnd::RetryAt(_) | TaskEnd::Cancelled => Outcome::from(()),
+            TaskEnd::Suspended | TaskEnd::RetryAt(_) | TaskEnd::Cancelled | TaskEnd::Yielded => {
+                Outcome::from(())
+            }
         };
+        let kept = outcome.kept;
         let mut updates = Vec::new();
         for update in outcome.updates {
             if let Err(error) = update.to_channels() {
@@ -217,7 +224,10 @@ impl<S: State> Run<S> {
             updates.push(update);
         }
         // Each of them can be written down.
-        let changes = self.written(&updates).unwrap_or_default();
+        let changes = self
+            .written(&updates)
+            .and_then(|written| self.add_kept(kept, written))
+            .unwrap_or_default();
         {
             let mut memo = memo.lock();
             memo.flush_consumed(commit);
@@ -231,7 +241,7 @@ impl<S: State> Run<S> {
                 loaded
                     .writes
                     .into_iter()
-                    .filter(|write| write.task != CLEAN_UP),
+                    .filter(|write| write.task != CLEAN_UP && !is_inside(&write.task, CLEAN_UP)),
             ),
             Err(error) => {
                 self.shared.fail(error);

@@ -5,8 +5,10 @@ mod attempt;
 mod cached;
 mod ending;
 mod fork;
+mod inside;
 mod landing;
 mod pause;
+mod place;
 mod preempt;
 mod shared;
 mod tasks;
@@ -33,13 +35,15 @@ use crate::{
 };
 
 use apply::SNAPSHOT_AFTER;
-use attempt::attempts_write;
 pub(crate) use ending::end_thread;
 pub(crate) use fork::forked;
+pub(crate) use inside::{Begin, invoke};
 pub(crate) use landing::give_back;
+pub(crate) use place::Place;
 pub(crate) use preempt::watch;
 pub(crate) use shared::{Broken, Controls, RunShared};
 use tasks::Status;
+pub(crate) use tasks::is_inside;
 use tell::Landed;
 
 /// The task path of the mark that a thread has reached its recursion limit.
@@ -67,11 +71,11 @@ pub(crate) struct Run<S: State> {
     since_snapshot: u64,
     changed_since_snapshot: usize,
     next_snapshot: u64,
-    /// Whether the thread's row names open waits.
-    waiting: bool,
     /// Whether the round under way had ended, failed or cancelled, and nobody has asked to try it again.
     failed: bool,
     grace: Duration,
+    /// The subgraph that this is a run of; absent: the thread's own graph.
+    place: Option<Arc<Place>>,
 }
 
 /// Why a thread cannot even begin to run; it fails.
@@ -129,9 +133,9 @@ impl<S: State> Run<S> {
             since_snapshot,
             changed_since_snapshot,
             next_snapshot: since_snapshot.max(SNAPSHOT_AFTER),
-            waiting: !loaded.thread.waits.is_empty(),
             failed,
             grace,
+            place: None,
         })
     }
 
@@ -233,25 +237,11 @@ impl<S: State> Run<S> {
     }
 
     async fn superstep(&mut self) -> Result<Flow, Broken> {
-        let limit = self.graph.recursion_limit;
-        if self.plan.hops >= limit && !self.writes.contains_key(LIMIT) {
+        if let Some((mark, text)) = self.limit(self.writes.contains_key(LIMIT)) {
             let mut commit = self.commit();
-            // A retry by hand finds this, and gets as many steps again.
-            commit.writes.push(Write {
-                task: LIMIT.to_owned(),
-                kind: WriteKind::Attempts,
-                name: String::new(),
-                round: 0,
-                value: Value::Null,
-            });
-            let text = format!(
-                "the recursion limit of {limit} supersteps was reached; a loop has no way out, or the limit is too low"
-            );
+            commit.writes.push(mark);
             self.fail(commit, &text, None).await?;
             return Ok(Flow::Released);
-        }
-        if self.writes.contains_key(LIMIT) {
-            self.waited();
         }
         if let Flow::Released = self.pause().await? {
             return Ok(Flow::Released);
@@ -290,24 +280,27 @@ impl<S: State> Run<S> {
                 return Ok(Flow::Released);
             }
             let failure = tasks.iter().find_map(|task| match &task.status {
-                Status::Failed(text) => Some((text.clone(), task.planned.node.clone())),
+                Status::Failed(failure) => Some((failure.text.clone(), task.planned.node.clone())),
                 _ => None,
             });
             if let Some((text, node)) = failure {
                 let mut commit = self.commit();
                 Self::record(&mut tasks, &mut commit);
-                for task in &mut tasks {
-                    if let Status::Failed(_) = task.status {
-                        // A retry by hand has all attempts again.
-                        task.attempts.base = task.attempts.made;
-                        task.memo.lock().flush_memory(&mut commit);
-                        commit
-                            .writes
-                            .push(attempts_write(&task.planned.key, &task.attempts));
-                    }
-                }
+                Self::record_failed(&mut tasks, &mut commit);
                 self.tell_unfinished(&mut tasks);
                 self.fail(commit, &text, Some(&node)).await?;
+                return Ok(Flow::Released);
+            }
+            if tasks
+                .iter()
+                .any(|task| matches!(task.status, Status::Yielded))
+            {
+                let waits = self.open_waits(&tasks);
+                let mut commit = self.commit();
+                Self::record(&mut tasks, &mut commit);
+                commit.waits = Some(self.shared.list_waits("", waits));
+                commit.then = Then::Yield;
+                self.land(commit, &names).await?;
                 return Ok(Flow::Released);
             }
             if self.wake(&mut tasks) {
@@ -324,6 +317,48 @@ impl<S: State> Run<S> {
         }
     }
 
+    /// If the recursion limit is reached, the mark that says so and the failure's text. Who finds the mark (in a retry) has as
+    /// many steps again.
+    fn limit(&mut self, marked: bool) -> Option<(Write, String)> {
+        if marked {
+            self.waited();
+        }
+        let limit = self.graph.recursion_limit;
+        if self.plan.hops < limit {
+            return None;
+        }
+        let mark = Write {
+            task: self.path(LIMIT),
+            kind: WriteKind::Attempts,
+            name: String::new(),
+            round: 0,
+            value: Value::Null,
+        };
+        let text = format!(
+            "the recursion limit of {limit} supersteps was reached; a loop has no way out, or the limit is too low"
+        );
+        Some((mark, text))
+    }
+
+    /// The path of a task of the coming step.
+    fn path(&self, task: &str) -> String {
+        match &self.place {
+            None => task.to_owned(),
+            Some(place) => format!("{}/{}/{task}", place.path, self.step + 1),
+        }
+    }
+
+    /// The number of the coming superstep of the thread.
+    fn root_step(&self) -> u64 {
+        self.place
+            .as_ref()
+            .map_or(self.step + 1, |place| place.root_step)
+    }
+
+    fn namespace(&self) -> &[String] {
+        self.place.as_ref().map_or(&[], |place| &place.namespace)
+    }
+
     /// Gives the lease back, unless there is news.
     async fn suspend(
         &mut self,
@@ -335,10 +370,10 @@ impl<S: State> Run<S> {
             mail_seen: self.shared.mailbox.lock().seen,
             wake_at: waits.iter().filter_map(|wait| wait.until).min(),
         };
-        self.waiting = !waits.is_empty();
+        let listed = self.shared.list_waits("", waits);
         let followed = self.shared.engine.bus.is_followed(&self.shared.thread);
-        let told = followed.then(|| waits.clone());
-        commit.waits = Some(waits);
+        let told = followed.then(|| listed.clone());
+        commit.waits = Some(listed);
         self.keep(&mut commit);
         let receipt = self.land(commit, names).await?;
         if receipt.released {
@@ -366,6 +401,7 @@ impl<S: State> Run<S> {
             commit.state = Some(KeptState::new(Held {
                 state: self.state.clone(),
                 graph: self.graph.clone(),
+                pasts: self.shared.pasts.lock().clone(),
             }));
         }
     }
@@ -375,7 +411,7 @@ impl<S: State> Run<S> {
             &[
                 self.shared.thread.as_str(),
                 &self.shared.branch.to_string(),
-                &(self.step + 1).to_string(),
+                &self.root_step().to_string(),
                 space,
                 name,
                 &round.to_string(),
@@ -388,6 +424,9 @@ impl<S: State> Run<S> {
     /// Commits, with whoever looks on.
     async fn land(&self, commit: Commit, nodes: &[String]) -> Result<Receipt, Broken> {
         let shared = &*self.shared;
+        if commit.checkpoint.is_some() || commit.then != Then::Keep {
+            shared.shared_all().await;
+        }
         shared.engine.observe(&Point::BeforeCommit {
             thread: &shared.thread,
             nodes,

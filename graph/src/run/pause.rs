@@ -12,11 +12,11 @@ use crate::{
 use super::{Broken, Flow, Run};
 
 /// The task path of the stops.
-const PAUSE: &str = "~pause";
+pub(super) const PAUSE: &str = "~pause";
 
 impl<S: State> Run<S> {
-    /// Stepping by hand: stops before or after named nodes until somebody lets the thread go on.
-    pub(super) async fn pause(&mut self) -> Result<Flow, Broken> {
+    /// The stops before the coming superstep.
+    pub(super) fn stops(&self) -> Vec<Waiting> {
         let after = self
             .plan
             .pause_after
@@ -31,19 +31,16 @@ impl<S: State> Run<S> {
             .map(|node| format!("before:{node}"));
         let stops: Vec<String> = after.chain(before).collect();
         if stops.is_empty() {
-            return Ok(Flow::On);
+            return Vec::new();
         }
-        let mut memo = Memo::default();
-        for write in self.writes.remove(PAUSE).unwrap_or_default() {
-            memo.restore(&write);
-        }
-        memo.waits = stops
+        let task = self.path(PAUSE);
+        stops
             .into_iter()
             .map(|name| Waiting {
                 record: WaitRecord {
-                    id: self.wait_id(PAUSE, &name, 0),
+                    id: self.wait_id(&task, &name, 0),
                     kind: WaitKind::Interrupt,
-                    task: PAUSE.to_owned(),
+                    task: task.clone(),
                     value: json!({ "next": &next }),
                     signals: Vec::new(),
                     children: Vec::new(),
@@ -53,7 +50,20 @@ impl<S: State> Run<S> {
                 space: name,
                 round: 0,
             })
-            .collect();
+            .collect()
+    }
+
+    /// Stops before or after named nodes until somebody lets the thread go on.
+    pub(super) async fn pause(&mut self) -> Result<Flow, Broken> {
+        let stops = self.stops();
+        if stops.is_empty() {
+            return Ok(Flow::On);
+        }
+        let mut memo = Memo::default();
+        for write in self.writes.remove(PAUSE).unwrap_or_default() {
+            memo.restore(&write);
+        }
+        memo.waits = stops;
         loop {
             let mut open = Vec::new();
             for wait in memo.waits.clone() {

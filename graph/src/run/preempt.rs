@@ -97,7 +97,8 @@ impl<S: State> Run<S> {
             commit
                 .consumed
                 .extend(self.shared.mailbox.lock().discard(ANSWER));
-            if std::mem::take(&mut self.waiting) {
+            self.shared.claims.lock().clear();
+            if self.shared.forget_waits() {
                 commit.waits = Some(Vec::new());
             }
             if let Flow::Released = self.begin(commit).await? {

@@ -1,7 +1,8 @@
 //! What all tasks of a run share: the lease, the mailbox, the clock, and the way to the database.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::{BuildHasher, RandomState},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,16 +13,20 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
     checkpoint::{
-        Commit, Lease, Loaded, Parent, Priority, Receipt, SignalRecord, StorageError, Then, Write,
+        Commit, Lease, Loaded, Parent, Priority, Receipt, SignalRecord, StorageError, Then,
+        WaitRecord, Write,
     },
     error::NodeError,
     host::Shared,
     ids::ThreadId,
+    nest::Pasts,
+    observer::Point,
 };
 
 /// The unconsumed signals that the run knows of.
@@ -134,6 +139,23 @@ pub(crate) struct RunShared {
     trouble: Mutex<Option<StorageError>>,
     /// Whether the current checkpoint has pending writes in the database.
     dirty: AtomicBool,
+    /// What the thread's row says it waits for, by the path of the graph whose tasks wait: empty for the thread's own.
+    waits: Mutex<BTreeMap<String, Vec<WaitRecord>>>,
+    /// Whether it may name some.
+    listed: AtomicBool,
+    /// What accumulating subgraphs have kept, as of the current checkpoint.
+    pub pasts: Mutex<Pasts>,
+    /// The accumulating subgraphs that this superstep has reached: namespace to the paths by which.
+    pub claims: Mutex<BTreeMap<String, Vec<String>>>,
+    queue: Mutex<Queue>,
+    idle: Notify,
+}
+
+/// Commits of parallel subgraphs that wait for each other's.
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<(Commit, oneshot::Sender<Result<(), Broken>>)>,
+    busy: bool,
 }
 
 impl RunShared {
@@ -156,6 +178,81 @@ impl RunShared {
             broken: AtomicBool::new(false),
             trouble: Mutex::new(None),
             dirty: AtomicBool::new(!loaded.writes.is_empty()),
+            waits: Mutex::new(if loaded.thread.waits.is_empty() {
+                BTreeMap::new()
+            } else {
+                BTreeMap::from([(String::new(), loaded.thread.waits.clone())])
+            }),
+            listed: AtomicBool::new(!loaded.thread.waits.is_empty()),
+            pasts: Mutex::new(Pasts::of(&loaded.state)),
+            claims: Mutex::default(),
+            queue: Mutex::default(),
+            idle: Notify::new(),
+        }
+    }
+
+    /// Notes what the tasks of one graph wait for, and returns what the thread's row is to name.
+    pub fn list_waits(&self, path: &str, waits: Vec<WaitRecord>) -> Vec<WaitRecord> {
+        let mut all = self.waits.lock();
+        if waits.is_empty() {
+            all.remove(path);
+        } else {
+            all.insert(path.to_owned(), waits);
+        }
+        let all: Vec<WaitRecord> = all.values().flatten().cloned().collect();
+        if !all.is_empty() {
+            self.listed.store(true, Ordering::Release);
+        }
+        all
+    }
+
+    /// Strikes off what waited inside a path. Returns what the thread's row is to name, if that is something else now.
+    pub fn strike_waits(&self, inside: impl Fn(&str) -> bool) -> Option<Vec<WaitRecord>> {
+        let mut all = self.waits.lock();
+        if all.is_empty() {
+            return None;
+        }
+        let count =
+            |all: &BTreeMap<String, Vec<WaitRecord>>| all.values().map(Vec::len).sum::<usize>();
+        let before = count(&all);
+        all.retain(|_, waits| {
+            waits.retain(|wait| !inside(&wait.task));
+            !waits.is_empty()
+        });
+        (count(&all) != before).then(|| all.values().flatten().cloned().collect())
+    }
+
+    /// The superstep is over: nothing in it waits any more. Returns whether the thread's row may say something else.
+    pub fn forget_waits(&self) -> bool {
+        self.waits.lock().clear();
+        self.listed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Commits together with whatever else waits at the moment. It lands (or the run breaks) even when nobody waits for the
+    /// answer any more.
+    pub async fn share(self: &Arc<Self>, commit: Commit) -> Result<(), Broken> {
+        let (tell, told) = oneshot::channel();
+        let first = {
+            let mut queue = self.queue.lock();
+            queue.waiting.push((commit, tell));
+            !std::mem::replace(&mut queue.busy, true)
+        };
+        if first {
+            tokio::spawn(collect(self.clone()).in_current_span());
+        }
+        told.await.unwrap_or(Err(Broken))
+    }
+
+    /// Comes back when no shared commit is under way: there may be one whose task has been given up.
+    pub async fn shared_all(&self) {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if !self.queue.lock().busy {
+                return;
+            }
+            idle.await;
         }
     }
 
@@ -290,6 +387,57 @@ impl RunShared {
         self.trouble.lock().get_or_insert(error);
         self.broken.store(true, Ordering::Release);
     }
+}
+
+/// Commits what waits, all at once, until nothing does.
+async fn collect(run: Arc<RunShared>) {
+    let hashes = RandomState::new();
+    let mut keys = HashSet::new();
+    loop {
+        keys.clear();
+        // Whoever is ready to commit now, comes along.
+        tokio::task::yield_now().await;
+        let waiting = {
+            let mut queue = run.queue.lock();
+            if queue.waiting.is_empty() {
+                queue.busy = false;
+                break;
+            }
+            std::mem::take(&mut queue.waiting)
+        };
+        let mut all = Commit::on(run.base());
+        let mut tell = Vec::with_capacity(waiting.len());
+        for (mut commit, told) in waiting {
+            // Of one key, the last write counts; only a task that was given up and began again can have written one twice.
+            for write in commit.writes.drain(..) {
+                let key = (&write.task, write.kind, &write.name, write.round);
+                let is_new = keys.insert(hashes.hash_one(key));
+                match all.writes.iter_mut().find(|w| !is_new && w.has_key(&write)) {
+                    Some(present) => *present = write,
+                    None => all.writes.push(write),
+                }
+            }
+            all.consumed.append(&mut commit.consumed);
+            all.events.append(&mut commit.events);
+            all.children.append(&mut commit.children);
+            all.signals.append(&mut commit.signals);
+            all.cancels.append(&mut commit.cancels);
+            if commit.waits.is_some() {
+                all.waits = commit.waits;
+            }
+            tell.push(told);
+        }
+        let thread = &run.thread;
+        let nodes = &[];
+        run.engine.observe(&Point::BeforeCommit { thread, nodes });
+        let landed = run.commit(all).await.map(|_| ());
+        run.engine.observe(&Point::AfterCommit { thread, nodes });
+        for told in tell {
+            // It may have been given up.
+            let _ = told.send(landed);
+        }
+    }
+    run.idle.notify_waiters();
 }
 
 /// The run has lost its lease or its database; the reason is kept in [`RunShared::take_trouble`].

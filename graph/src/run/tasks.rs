@@ -10,10 +10,11 @@ use tracing::Instrument;
 use crate::{
     builder::Node,
     checkpoint::{Commit, WaitKind, WaitRecord, Write, WriteKind},
-    command::{Outcome, Target},
+    command::{Handover, Outcome, Target},
     context::wait_id,
     error::TaskFailure,
-    memo::{Attempts, Memo, Suspension, Waiting},
+    memo::{Attempts, Memo, RETRY, Suspension, Waiting},
+    nest::Kept,
     plan::Planned,
     state::{State, Update},
     waits::{arrival, timer},
@@ -21,7 +22,8 @@ use crate::{
 
 use super::{
     Broken, Run,
-    attempt::{Ended, Handler, Job, TaskEnd},
+    attempt::{Ended, Failure, Handler, Job, TaskEnd, attempts_write},
+    pause::PAUSE,
 };
 
 /// When a task outlives its siblings by so much, what the siblings did is made durable without waiting for it.
@@ -50,8 +52,10 @@ pub(super) enum Status<S: State> {
     Suspended,
     RetryAt(jiff::Timestamp),
     Done(Outcome<S>),
-    Failed(String),
+    Failed(Failure),
     Cancelled,
+    /// Stopped between two supersteps of its subgraph, because the process is to stop.
+    Yielded,
 }
 
 impl<S: State> Task<S> {
@@ -70,7 +74,10 @@ impl<S: State> Run<S> {
     /// The planned tasks, with what is remembered of them.
     pub(super) fn tasks(&mut self) -> Result<Vec<Task<S>>, String> {
         let mut tasks = Vec::new();
-        for planned in self.plan.tasks() {
+        for mut planned in self.plan.tasks() {
+            if self.place.is_some() {
+                planned.key = self.path(&planned.key);
+            }
             let node = self.node(&planned.node)?;
             let mut task = Task {
                 planned,
@@ -123,7 +130,7 @@ impl<S: State> Run<S> {
     fn remember(&mut self, task: &mut Task<S>) -> Result<(), String> {
         let key = &task.planned.key;
         let mut memo = task.memo.lock();
-        for write in self.writes.remove(key).unwrap_or_default() {
+        for write in self.recall(key, &mut memo) {
             let fault = |error: serde_json::Error| {
                 format!("what task `{key}` has written cannot be read: {error}")
             };
@@ -138,7 +145,7 @@ impl<S: State> Run<S> {
                     memo.waits = stored.waits;
                     for wait in &mut memo.waits {
                         // In a copy of a thread: not the original's.
-                        wait.record.id = self.id_of(key, wait);
+                        wait.record.id = self.id_of(wait);
                     }
                 }
                 WriteKind::Result => {
@@ -149,12 +156,14 @@ impl<S: State> Run<S> {
                         task.status = Status::Done(outcome);
                     }
                 }
+                // The subgraph reads it from the nest.
+                WriteKind::Sub => {}
             }
         }
         task.recorded = !matches!(task.status, Status::Ready) || !memo.waits.is_empty();
         task.cached = matches!(task.status, Status::Done(_));
         if let Status::Ready = task.status {
-            if !memo.waits.is_empty() && !memo.is_answered() {
+            if !memo.waits.is_empty() && !memo.is_answered(key) {
                 task.status = Status::Suspended;
             } else if let Some(at) = task.attempts.retry_at {
                 task.status = Status::RetryAt(at);
@@ -163,14 +172,58 @@ impl<S: State> Run<S> {
         Ok(())
     }
 
-    /// The id of a task's wait.
-    fn id_of(&self, task: &str, wait: &Waiting) -> String {
+    /// The id of a wait of a task, or of something inside it.
+    fn id_of(&self, wait: &Waiting) -> String {
+        let (task, name) = (&wait.record.task, &wait.record.name);
+        if wait.space == RETRY {
+            return self.wait_id("retry", task, wait.round);
+        }
+        if task.ends_with(PAUSE) {
+            return self.wait_id(task, name, wait.round);
+        }
         let space = match wait.record.kind {
             WaitKind::Interrupt => "interrupt",
             WaitKind::Wait | WaitKind::Timer => "wait",
         };
-        let name = &wait.record.name;
-        wait_id(&self.shared, self.step + 1, task, space, name, wait.round)
+        wait_id(
+            &self.shared,
+            self.root_step(),
+            task,
+            space,
+            name,
+            wait.round,
+        )
+    }
+
+    /// What a task has written in earlier runs. What runs inside it has, goes into its nest.
+    pub(super) fn recall(&mut self, task: &str, memo: &mut Memo) -> Vec<Write> {
+        if let Some(place) = &self.place {
+            return place.nest.lock().writes(task);
+        }
+        if self.writes.is_empty() {
+            return Vec::new();
+        }
+        let inside: Vec<String> = self
+            .writes
+            .range(task.to_owned()..)
+            .map(|(other, _)| other)
+            .take_while(|other| other.starts_with(task))
+            .filter(|other| is_inside(other, task))
+            .cloned()
+            .collect();
+        let mut own = self.writes.remove(task).unwrap_or_default();
+        let has_records = own.iter().any(|write| write.kind == WriteKind::Sub);
+        if has_records || !inside.is_empty() {
+            let nest = memo.nest();
+            let mut nest = nest.lock();
+            for write in own.extract_if(.., |write| write.kind == WriteKind::Sub) {
+                nest.put(write);
+            }
+            for write in inside.into_iter().filter_map(|t| self.writes.remove(&t)) {
+                write.into_iter().for_each(|write| nest.put(write));
+            }
+        }
+        own
     }
 
     /// Hands signals and times that have come to the tasks that wait for them, in the order of the tasks. Returns whether a
@@ -200,14 +253,7 @@ impl<S: State> Run<S> {
                                     .then(|| (timer(), None))
                             });
                         if let Some((value, number)) = came {
-                            memo.note(
-                                &task.planned.key,
-                                WriteKind::Wait,
-                                &wait.space,
-                                wait.round,
-                                value,
-                                number,
-                            );
+                            memo.arrived(&task.planned.key, wait, value, number);
                             task.status = Status::Ready;
                             woken = true;
                         }
@@ -265,14 +311,7 @@ impl<S: State> Run<S> {
                 },
                 () = until(overdue) => {
                     overdue = None;
-                    let waits = self.open_waits(tasks);
-                    let mut commit = self.commit();
-                    Self::record(tasks, &mut commit);
-                    if commit != self.commit() {
-                        self.waiting |= !waits.is_empty();
-                        commit.waits = Some(waits);
-                        self.land(commit, &[]).await?;
-                    }
+                    self.record_overdue(tasks).await?;
                 }
                 () = self.shared.controls.lost.cancelled() => return Err(Broken),
             }
@@ -280,9 +319,29 @@ impl<S: State> Run<S> {
         Ok(())
     }
 
+    /// Keeps what has been done while some tasks take their time.
+    async fn record_overdue(&self, tasks: &mut [Task<S>]) -> Result<(), Broken> {
+        if self.place.as_ref().is_some_and(|place| !place.records) {
+            return Ok(());
+        }
+        let waits = self.open_waits(tasks);
+        let mut commit = self.commit();
+        Self::record(tasks, &mut commit);
+        if commit == self.commit() {
+            return Ok(());
+        }
+        let path = self.place.as_ref().map_or("", |place| &place.path);
+        commit.waits = Some(self.shared.list_waits(path, waits));
+        match &self.place {
+            None => self.land(commit, &[]).await.map(|_| ()),
+            Some(place) => place.share(&self.shared, commit).await,
+        }
+    }
+
     pub(super) fn job(&self, task: &Task<S>, alone: bool) -> Job<S> {
         Job {
             run: self.shared.clone(),
+            place: self.place.clone(),
             node: task.node.clone(),
             state: self.state.clone(),
             key: task.planned.key.clone(),
@@ -293,8 +352,11 @@ impl<S: State> Run<S> {
             handler: self.handler(task),
             failure: task.failure.clone(),
             alone,
-            may_wait: true,
-            cancel: self.shared.controls.tasks.clone(),
+            may_wait: self.place.as_ref().is_none_or(|p| p.outer.may_wait),
+            cancel: match &self.place {
+                None => self.shared.controls.tasks.clone(),
+                Some(place) => place.outer.cancel.clone(),
+            },
             grace: self.grace,
             bound: None,
         }
@@ -310,8 +372,9 @@ impl<S: State> Run<S> {
             TaskEnd::Done(outcome) => Status::Done(outcome),
             TaskEnd::Suspended => Status::Suspended,
             TaskEnd::RetryAt(at) => Status::RetryAt(at),
-            TaskEnd::Failed(text) => Status::Failed(text),
+            TaskEnd::Failed(failure) => Status::Failed(failure),
             TaskEnd::Cancelled => Status::Cancelled,
+            TaskEnd::Yielded => Status::Yielded,
             TaskEnd::Lost => return Err(Broken),
         };
         Ok(())
@@ -342,7 +405,7 @@ impl<S: State> Run<S> {
                 }
                 Status::Suspended => memo.flush_memory(commit),
                 Status::RetryAt(_) | Status::Failed(_) => continue,
-                Status::Cancelled => {
+                Status::Cancelled | Status::Yielded => {
                     memo.flush_memory(commit);
                     continue;
                 }
@@ -359,6 +422,35 @@ impl<S: State> Run<S> {
         }
     }
 
+    /// The same for tasks that have failed: a retry by hand (or of the task around a subgraph) has all attempts again.
+    pub(super) fn record_failed(tasks: &mut [Task<S>], commit: &mut Commit) {
+        for task in tasks {
+            if let Status::Failed(_) = task.status {
+                task.attempts.base = task.attempts.made;
+                task.memo.lock().flush_memory(commit);
+                commit
+                    .writes
+                    .push(attempts_write(&task.planned.key, &task.attempts));
+            }
+        }
+    }
+
+    /// Puts into a commit that all tasks of the step have to run again, with what they remember, once the program is put
+    /// right.
+    pub(super) fn record_void(tasks: &mut [Task<S>], commit: &mut Commit) {
+        for task in tasks {
+            let mut memo = task.memo.lock();
+            memo.flush_memory(commit);
+            memo.waits.clear();
+            let key = &task.planned.key;
+            let value = serde_json::to_value(memo.suspension()).unwrap_or_default();
+            commit.writes.push(write(key, WriteKind::Suspended, value));
+            commit
+                .writes
+                .push(write(key, WriteKind::Result, Value::Null));
+        }
+    }
+
     pub(super) fn open_waits(&self, tasks: &[Task<S>]) -> Vec<WaitRecord> {
         let mut waits = Vec::new();
         for task in tasks {
@@ -372,21 +464,18 @@ impl<S: State> Run<S> {
                             .map(|wait| wait.record.clone()),
                     );
                 }
-                Status::RetryAt(at) => waits.push(WaitRecord {
-                    id: self.wait_id("retry", &task.planned.key, task.attempts.made),
-                    name: "retry".to_owned(),
-                    kind: WaitKind::Timer,
-                    task: task.planned.key.clone(),
-                    value: Value::Null,
-                    signals: Vec::new(),
-                    children: Vec::new(),
-                    until: Some(at),
-                }),
+                Status::RetryAt(at) => waits.push(self.retry_wait(task, at)),
                 _ => {}
             }
         }
         waits
     }
+}
+
+/// Whether a task path is that of something inside a task.
+pub(crate) fn is_inside(path: &str, task: &str) -> bool {
+    path.strip_prefix(task)
+        .is_some_and(|rest| rest.starts_with(['/', '+']))
 }
 
 pub(super) fn write(task: &str, kind: WriteKind, value: Value) -> Write {
@@ -406,6 +495,10 @@ struct StoredOutcome {
     updates: Vec<Value>,
     #[serde(rename = "g", default, skip_serializing_if = "Vec::is_empty")]
     goto: Vec<Target>,
+    #[serde(rename = "h", default, skip_serializing_if = "Vec::is_empty")]
+    handovers: Vec<Handover>,
+    #[serde(rename = "k", default, skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<Kept>,
 }
 
 pub(super) fn outcome_to<S: State>(
@@ -418,6 +511,8 @@ pub(super) fn outcome_to<S: State>(
     Ok(serde_json::to_value(StoredOutcome {
         updates,
         goto: outcome.goto.clone(),
+        handovers: outcome.handovers.clone(),
+        kept: outcome.kept.clone(),
     })?)
 }
 
@@ -432,6 +527,8 @@ pub(super) fn outcome_from<S: State>(
     Ok(Outcome {
         updates,
         goto: stored.goto,
+        handovers: stored.handovers,
+        kept: stored.kept,
     })
 }
 

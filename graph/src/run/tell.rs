@@ -53,7 +53,7 @@ impl RunShared {
 
 impl<S: State> Run<S> {
     fn send(&self, landed: Option<Landed>, step: u64, kind: StreamKind) {
-        let namespace = &[];
+        let namespace = self.namespace();
         match landed {
             None => self.shared.tell(namespace, step, kind),
             Some(landed) => {

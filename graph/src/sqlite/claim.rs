@@ -13,6 +13,7 @@ use crate::{
     checkpoint::{
         AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError, Write,
     },
+    ids::ThreadId,
     stored::{self, Fault, from_json, int, json_text, micros, number, small, time, write_kind},
 };
 
@@ -182,13 +183,33 @@ pub(super) async fn load(
         })?;
     let (branch, checkpoint) = (thread.record.branch, thread.record.checkpoint);
     let state = history::state_on(db, &thread, branch, checkpoint).await?;
-    let writes = sqlx::query(
+    let writes = writes(db, &thread).await?;
+    Ok(Loaded {
+        state,
+        writes,
+        mailbox: threads::unread(db, thread.key, 0).await?,
+        mail: thread.last_signal,
+        thread: thread.record,
+        now: time(now),
+    })
+}
+
+pub(super) async fn pending_writes(
+    db: &mut SqliteConnection,
+    thread: &ThreadId,
+) -> Result<Vec<Write>, Fault> {
+    let found = history::known(db, thread).await?;
+    writes(db, &found).await
+}
+
+async fn writes(db: &mut SqliteConnection, thread: &Thread) -> Result<Vec<Write>, Fault> {
+    sqlx::query(
         "select task, kind, name, round, value from graph_write where thread = ?1 and checkpoint = ?2 \
          order by task, kind, name, round",
     )
     .bind(thread.key)
-    .bind(int(checkpoint))
-    .fetch_all(&mut *db)
+    .bind(int(thread.record.checkpoint))
+    .fetch_all(db)
     .await?
     .iter()
     .map(|row| {
@@ -201,13 +222,5 @@ pub(super) async fn load(
             task,
         })
     })
-    .collect::<Result<_, Fault>>()?;
-    Ok(Loaded {
-        state,
-        writes,
-        mailbox: threads::unread(db, thread.key, 0).await?,
-        mail: thread.last_signal,
-        thread: thread.record,
-        now: time(now),
-    })
+    .collect()
 }

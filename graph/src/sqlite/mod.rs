@@ -49,7 +49,7 @@ use crate::{
         Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
         NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
-        SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
+        SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord, Write,
     },
     documents::DocumentStore,
     ids::{Cursor, ThreadId},
@@ -437,6 +437,15 @@ impl Checkpointer for SqliteCheckpointer {
         };
         run.await
             .map_err(|fault| fault.during(&format!("loading thread {}", lease.thread)))
+    }
+
+    async fn pending_writes(&self, thread: &ThreadId) -> Result<Vec<Write>, StorageError> {
+        let run = async {
+            let mut reading = self.read().await?;
+            claim::pending_writes(&mut reading, thread).await
+        };
+        run.await
+            .map_err(|fault| fault.during(&format!("reading what thread {thread} is doing")))
     }
 
     async fn mailbox(

@@ -16,6 +16,7 @@ mod sharing;
 #[path = "../storage/mod.rs"]
 mod storage;
 mod streams;
+mod subgraphs;
 mod supersteps;
 mod travel;
 mod waits;

@@ -16,7 +16,7 @@ use graph::{
         Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, HistoryFilter, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
         NewThread, Receipt, Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows,
-        StorageError, ThreadFilter,
+        StorageError, ThreadFilter, Write,
     },
 };
 
@@ -174,6 +174,9 @@ impl Checkpointer for Faulty {
             });
         let fault = failing.is_ok().then_some(Fault::Before);
         through(fault, self.inner.load(lease)).await
+    }
+    async fn pending_writes(&self, thread: &ThreadId) -> Result<Vec<Write>, StorageError> {
+        self.inner.pending_writes(thread).await
     }
     async fn mailbox(
         &self,

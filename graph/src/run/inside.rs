@@ -1,0 +1,542 @@
+//! A run of a subgraph: inside a task of the graph around it, in the same run, under the same lease. Where the thread's own
+//! graph makes checkpoints, it leaves records of its supersteps with that task; the next run of the task goes on from them.
+
+use std::sync::Arc;
+
+use crate::{
+    builder::Compiled,
+    checkpoint::{Commit, WaitKind, WaitRecord, Write, WriteKind},
+    command::Handover,
+    context::Context,
+    error::NodeError,
+    memo::{RETRY, Waiting},
+    nest::{Input, Kept, Record},
+    plan::Plan,
+    private::chain,
+    state::{Changes, State, Update},
+    subgraph::SubgraphMemory,
+};
+
+use super::{
+    Broken, LIMIT, Place, Run,
+    apply::kept,
+    is_inside,
+    tasks::{Status, Task},
+};
+
+/// What a subgraph begins with.
+pub(crate) enum Begin<T: State> {
+    /// An update, on nothing or on what it has kept.
+    Update(T::Update),
+    /// The state of the graph around it, which has the same type.
+    State(Arc<T>),
+}
+
+/// What a subgraph has come to.
+pub(crate) struct Ended<T> {
+    pub state: Arc<T>,
+    /// What it has changed, if it began with the state of the graph around it.
+    pub changes: Changes,
+}
+
+/// Runs a graph inside a task, from where it stood to its end.
+pub(crate) async fn invoke<T: State>(
+    context: &Context,
+    graph: &Arc<Compiled<T>>,
+    memory: SubgraphMemory,
+    name: Option<&str>,
+    begin: Begin<T>,
+) -> Result<Ended<T>, NodeError> {
+    let outer = &context.inner;
+    outer.check_run()?;
+    let place = Arc::new(Place::inside(outer, memory, name)?);
+    let accumulates = memory == SubgraphMemory::Accumulating;
+    if accumulates {
+        place.claim(&outer.run)?;
+    }
+    let mut inner = Inner::restore(place, graph.clone(), begin, accumulates)?;
+    inner.go().await
+}
+
+struct Inner<T: State> {
+    run: Run<T>,
+    place: Arc<Place>,
+    /// The tasks of the superstep under way.
+    tasks: Vec<Task<T>>,
+    /// What it began with, until that is recorded.
+    input: Option<Input>,
+    /// All that it has changed, if anybody will want to know.
+    total: Option<Changes>,
+    accumulates: bool,
+    handovers: Vec<Handover>,
+}
+
+impl<T: State> Inner<T> {
+    fn restore(
+        place: Arc<Place>,
+        graph: Arc<Compiled<T>>,
+        begin: Begin<T>,
+        accumulates: bool,
+    ) -> Result<Self, NodeError> {
+        let unfit = |fault: String| {
+            NodeError::msg(format!(
+                "what is stored does not fit subgraph `{}` at `{}`: {fault}",
+                graph.name, place.path
+            ))
+            .fatal()
+        };
+        let mut records = Vec::new();
+        {
+            let nest = place.nest.lock();
+            for (round, value) in nest.records(&place.path).into_iter().flatten() {
+                let record: Record = serde_json::from_value(value.clone())
+                    .map_err(|error| unfit(error.to_string()))?;
+                records.push((*round, record));
+            }
+        }
+        let begun = records
+            .iter_mut()
+            .find_map(|(_, record)| record.input.take());
+        let mut input = None;
+        let mut total = None;
+        let mut state = match begin {
+            Begin::State(state) => {
+                total = Some(Changes::default());
+                if begun.is_none() {
+                    input = Some(Input::State);
+                }
+                state
+            }
+            Begin::Update(update) => {
+                let stored = match begun {
+                    Some(Input::Update(value) | Input::Kept(value)) => Some(value),
+                    Some(Input::State) | None => None,
+                };
+                let update = match stored {
+                    // What was given then counts, whatever is given now.
+                    Some(value) => {
+                        T::Update::from_json(value).map_err(|error| unfit(chain(&error)))?
+                    }
+                    None => {
+                        if place.records {
+                            let value = update.to_channels()?.into();
+                            input = Some(if accumulates {
+                                Input::Kept(value)
+                            } else {
+                                Input::Update(value)
+                            });
+                        }
+                        update
+                    }
+                };
+                let mut state = if accumulates {
+                    let mut changes = Changes::default();
+                    changes.add::<T>(&update)?;
+                    total = Some(changes);
+                    place
+                        .past()
+                        .state::<T>()
+                        .map_err(|error| unfit(chain(&error)))?
+                } else {
+                    Arc::new(T::default())
+                };
+                Arc::make_mut(&mut state).apply(update);
+                state
+            }
+        };
+        let mut step = 0;
+        let mut plan = None;
+        let mut handovers = Vec::new();
+        for (round, record) in records.into_iter().filter(|(round, _)| *round > 0) {
+            step += 1;
+            if u64::from(round) != step {
+                return Err(unfit(format!("the record of superstep {step} is missing")));
+            }
+            let changes = Changes {
+                appends: record.appends,
+                changes: record.changes,
+            };
+            if let Some(total) = &mut total {
+                total.merge::<T>(changes.clone());
+            }
+            changes
+                .replay(Arc::make_mut(&mut state))
+                .map_err(|error| unfit(chain(&error)))?;
+            place.kept.lock().extend(record.kept);
+            plan = record.plan;
+            handovers = record.handovers;
+        }
+        let plan = match plan {
+            Some(plan) if plan.version > Plan::VERSION => {
+                return Err(unfit(format!(
+                    "it was written by a newer release (format {}, known is {})",
+                    plan.version,
+                    Plan::VERSION
+                )));
+            }
+            Some(plan) => plan,
+            None => Plan::entry(&graph, &state).map_err(|error| NodeError::from(error).fatal())?,
+        };
+        {
+            let mut memo = place.outer.memo.lock();
+            memo.inside += 1;
+            // Whether what is done already has only changed the state, nobody knows now.
+            memo.spoke |= step > 0 || accumulates;
+        }
+        Ok(Self {
+            run: Run::inside(graph, place.clone(), state, plan, step),
+            place,
+            tasks: Vec::new(),
+            input,
+            total,
+            accumulates,
+            handovers,
+        })
+    }
+
+    async fn go(&mut self) -> Result<Ended<T>, NodeError> {
+        let outer = self.place.outer.clone();
+        while self.handovers.is_empty() && !self.run.plan.is_empty() {
+            outer.check_run()?;
+            // Another process goes on from the records, if there are any.
+            let may_stop = self.place.records && outer.may_wait;
+            if may_stop && outer.run.controls.drain.is_cancelled() {
+                return Err(NodeError::yielded());
+            }
+            self.superstep().await?;
+        }
+        let mut kept = std::mem::take(&mut *self.place.kept.lock());
+        let changes = self.total.take().unwrap_or_default();
+        let state = self.run.state.clone();
+        let mut ended = Ended {
+            state: state.clone(),
+            changes: Changes::default(),
+        };
+        if self.accumulates {
+            kept.push(Kept {
+                namespace: self.place.kept_as.clone(),
+                appends: changes.appends,
+                changes: changes.changes,
+                live: Some(state),
+            });
+        } else {
+            ended.changes = changes;
+        }
+        outer.memo.lock().kept.extend(kept);
+        if self.handovers.is_empty() {
+            Ok(ended)
+        } else {
+            Err(NodeError::handover(std::mem::take(&mut self.handovers)))
+        }
+    }
+
+    async fn superstep(&mut self) -> Result<(), NodeError> {
+        let run = &mut self.run;
+        let mark = run.path(LIMIT);
+        let marked = self
+            .place
+            .nest
+            .lock()
+            .get(&mark, WriteKind::Attempts, "", 0)
+            .is_some();
+        if let Some((mark, text)) = run.limit(marked) {
+            if self.place.records {
+                let mut left = run.commit();
+                left.writes.push(mark);
+                self.leave(left);
+            }
+            let name = &self.run.graph.name;
+            return Err(NodeError::msg(format!("subgraph `{name}`: {text}")).fatal());
+        }
+        self.pause()?;
+        let run = &mut self.run;
+        self.tasks = run.tasks().map_err(|fault| NodeError::msg(fault).fatal())?;
+        run.take_cached(&mut self.tasks).await;
+        let now = run.shared.now();
+        for task in &mut self.tasks {
+            match task.status {
+                Status::RetryAt(at) if at <= now => {
+                    task.attempts.retry_at = None;
+                    task.status = Status::Ready;
+                    run.waited();
+                }
+                Status::Ready if !task.memo.lock().waits.is_empty() => run.waited(),
+                _ => {}
+            }
+        }
+        run.run_ready(&mut self.tasks)
+            .await
+            .map_err(|Broken| NodeError::lost())?;
+        if run.shared.is_broken() {
+            return Err(NodeError::lost());
+        }
+        let all = |is: fn(&Status<T>) -> bool| self.tasks.iter().all(|task| is(&task.status));
+        let any = |is: fn(&Status<T>) -> bool| self.tasks.iter().any(|task| is(&task.status));
+        if all(|status| matches!(status, Status::Done(_))) {
+            return self.land().await;
+        }
+        if self.place.outer.cancel.is_cancelled() || any(|s| matches!(s, Status::Cancelled)) {
+            self.set_aside();
+            return Err(NodeError::cancelled());
+        }
+        let yielded = any(|status| matches!(status, Status::Yielded));
+        let waits = self.waits();
+        for task in self.set_aside() {
+            if let Status::Failed(failure) = task.status {
+                let node = &task.planned.node;
+                return Err(failure.error.context(format!("node `{node}`")));
+            }
+        }
+        if yielded {
+            return Err(NodeError::yielded());
+        }
+        self.place.outer.memo.lock().waits.extend(waits);
+        Err(NodeError::suspended())
+    }
+
+    /// All tasks are done: applies their writes, plans, and records that. The last superstep is recorded with the task
+    /// around it.
+    async fn land(&mut self) -> Result<(), NodeError> {
+        let run = &mut self.run;
+        self.tasks.sort_by_key(|task| task.planned.order);
+        let followed = run.shared.engine.bus.is_followed(&run.shared.thread);
+        let fresh = run.cacheable(&self.tasks);
+        if !self.tasks.iter().all(|task| task.memo.lock().is_pure()) {
+            self.place.outer.memo.lock().spoke = true;
+        }
+        let folded = run
+            .fold(&mut self.tasks, followed)
+            .and_then(|(written, plan)| Ok((written.json()?, plan)));
+        let (changes, plan) = match folded {
+            Ok(folded) => folded,
+            Err(fault) => {
+                let name = run.graph.name.clone();
+                let mut left = run.commit();
+                Run::record_void(&mut self.tasks, &mut left);
+                self.tasks.clear();
+                if self.place.records {
+                    self.leave(left);
+                }
+                return Err(NodeError::from(fault)
+                    .context(format!("subgraph `{name}`"))
+                    .fatal());
+            }
+        };
+        let mut tasks = std::mem::take(&mut self.tasks);
+        let handovers: Vec<Handover> = tasks
+            .iter_mut()
+            .filter_map(|task| match &mut task.status {
+                Status::Done(outcome) => Some(std::mem::take(&mut outcome.handovers)),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let added = kept(&mut tasks);
+        self.place.kept.lock().extend(added.iter().cloned());
+        run.step += 1;
+        run.plan = Arc::new(if handovers.is_empty() {
+            plan
+        } else {
+            Plan::default()
+        });
+        let ends = run.plan.is_empty();
+        if let Some(total) = &mut self.total {
+            total.merge::<T>(changes.clone());
+        }
+        self.handovers.clone_from(&handovers);
+        if !self.place.records {
+            let said = tasks
+                .iter()
+                .flat_map(|task| task.memo.lock().take_said())
+                .collect::<Vec<_>>();
+            {
+                let mut memo = self.place.outer.memo.lock();
+                said.into_iter().for_each(|emission| memo.say(emission));
+            }
+            run.keep_cached(fresh).await;
+            if followed {
+                run.tell(&tasks, None);
+            }
+            return Ok(());
+        }
+        let mut commit = run.commit();
+        for task in &tasks {
+            let mut memo = task.memo.lock();
+            memo.flush_consumed(&mut commit);
+            if !task.recorded {
+                memo.flush_said(&mut commit);
+            }
+        }
+        let record = Record {
+            input: self.input.take(),
+            appends: changes.appends,
+            changes: changes.changes,
+            plan: Some(Plan::clone(&run.plan)),
+            kept: added,
+            handovers,
+        };
+        commit
+            .writes
+            .push(record_write(&self.place, run.step, record)?);
+        let path = &self.place.path;
+        if ends {
+            run.shared.list_waits(path, Vec::new());
+            self.place.leave(commit);
+        } else {
+            commit.waits = run.shared.strike_waits(|task| is_inside(task, path));
+            self.place
+                .share(&run.shared, commit)
+                .await
+                .map_err(|Broken| NodeError::lost())?;
+        }
+        self.run.keep_cached(fresh).await;
+        if followed {
+            self.run.tell(&tasks, None);
+        }
+        Ok(())
+    }
+
+    /// Stepping by hand.
+    fn pause(&mut self) -> Result<(), NodeError> {
+        let stops = self.run.stops();
+        if stops.is_empty() {
+            return Ok(());
+        }
+        let outer = self.place.outer.clone();
+        if !self.place.records || !outer.may_wait {
+            let name = &self.run.graph.name;
+            return Err(NodeError::msg(format!(
+                "subgraph `{name}` is to stop before or after its nodes, but it cannot wait here: it is stateless, or the thread is being cancelled"
+            ))
+            .fatal());
+        }
+        let all = stops.len();
+        let open: Vec<Waiting> = {
+            let nest = self.place.nest.lock();
+            stops
+                .into_iter()
+                .filter(|stop| {
+                    let task = &stop.record.task;
+                    nest.get(task, WriteKind::Wait, &stop.space, 0).is_none()
+                })
+                .collect()
+        };
+        if open.len() < all {
+            self.run.waited();
+        }
+        if open.is_empty() {
+            return Ok(());
+        }
+        let left = self.run.commit();
+        self.leave(left);
+        outer.memo.lock().waits.extend(open);
+        Err(NodeError::suspended())
+    }
+
+    /// What its tasks wait for.
+    fn waits(&self) -> Vec<Waiting> {
+        let mut waits = Vec::new();
+        for task in &self.tasks {
+            match task.status {
+                Status::Suspended => waits.extend(task.memo.lock().waits.iter().cloned()),
+                Status::RetryAt(at) => waits.push(Waiting {
+                    record: self.run.retry_wait(task, at),
+                    space: RETRY.to_owned(),
+                    round: task.attempts.made,
+                }),
+                _ => {}
+            }
+        }
+        waits
+    }
+
+    /// Keeps what the tasks of a superstep that is not over have done.
+    fn set_aside(&mut self) -> Vec<Task<T>> {
+        let mut tasks = std::mem::take(&mut self.tasks);
+        if self.place.records && !tasks.is_empty() {
+            let mut left = self.run.commit();
+            Run::record(&mut tasks, &mut left);
+            Run::record_failed(&mut tasks, &mut left);
+            self.leave(left);
+        }
+        tasks
+    }
+
+    /// Leaves something with the task around, and before that, what it began with.
+    fn leave(&mut self, mut left: Commit) {
+        if let Some(input) = self.input.take() {
+            let record = Record {
+                input: Some(input),
+                ..Record::default()
+            };
+            match record_write(&self.place, 0, record) {
+                Ok(write) => left.writes.push(write),
+                Err(error) => {
+                    tracing::error!(path = self.place.path, %error, "what a subgraph began with cannot be kept");
+                }
+            }
+        }
+        self.run.shared.list_waits(&self.place.path, Vec::new());
+        self.place.leave(left);
+    }
+}
+
+impl<T: State> Drop for Inner<T> {
+    /// Also when its future is dropped, because it took too long: what its tasks have learned stays.
+    fn drop(&mut self) {
+        self.set_aside();
+        let mut memo = self.place.outer.memo.lock();
+        memo.inside = memo.inside.saturating_sub(1);
+    }
+}
+
+impl<S: State> Run<S> {
+    /// A run of a subgraph.
+    fn inside(
+        graph: Arc<Compiled<S>>,
+        place: Arc<Place>,
+        state: Arc<S>,
+        plan: Plan,
+        step: u64,
+    ) -> Self {
+        Self {
+            shared: place.outer.run.clone(),
+            graph,
+            state,
+            plan: Arc::new(plan),
+            step,
+            keeps: false,
+            writes: std::collections::BTreeMap::new(),
+            since_snapshot: 0,
+            changed_since_snapshot: 0,
+            next_snapshot: 0,
+            failed: false,
+            grace: place.outer.grace,
+            place: Some(place),
+        }
+    }
+
+    /// The timer of a task that is to be tried again.
+    pub(super) fn retry_wait(&self, task: &Task<S>, at: jiff::Timestamp) -> WaitRecord {
+        WaitRecord {
+            id: self.wait_id("retry", &task.planned.key, task.attempts.made),
+            name: "retry".to_owned(),
+            kind: WaitKind::Timer,
+            task: task.planned.key.clone(),
+            value: serde_json::Value::Null,
+            signals: Vec::new(),
+            children: Vec::new(),
+            until: Some(at),
+        }
+    }
+}
+
+fn record_write(place: &Place, step: u64, record: Record) -> Result<Write, NodeError> {
+    Ok(Write {
+        task: place.path.clone(),
+        kind: WriteKind::Sub,
+        name: String::new(),
+        round: u32::try_from(step).map_err(|error| NodeError::from(error).fatal())?,
+        value: serde_json::to_value(record)?,
+    })
+}

@@ -17,6 +17,7 @@ use crate::{
     follow::Bus,
     ids::ThreadId,
     kept::{Held, restore},
+    nest::Pasts,
     observer::{Observer, Point},
     plan::Plan,
     run::{Controls, Run, RunShared, Unfit, end_thread, forked, watch},
@@ -82,8 +83,11 @@ impl<S: State> AnyGraph for Compiled<S> {
     }
 
     fn snapshot(&self, input: &Value, mut rows: StateRows) -> Result<Channels, ChannelError> {
+        let pasts = Pasts::of(&rows);
         let state: Arc<S> = restore(input, &mut rows)?;
-        snapshot(&*state)
+        let mut snapshot = snapshot(&*state)?;
+        pasts.put(&mut snapshot);
+        Ok(snapshot)
     }
 
     fn updates(&self, row: &StateRow) -> Vec<Value> {

@@ -209,14 +209,14 @@ fn finished_item<S: State>(task: &Task<S>) -> Option<StreamKind> {
             let waits = waits.collect();
             (task.attempts.made + 1, TaskResult::Suspended { waits })
         }
-        Status::Failed(error) => {
-            let error = error.clone();
+        Status::Failed(failure) => {
+            let error = failure.text.clone();
             let again = false;
             (task.attempts.made, TaskResult::Failed { error, again })
         }
         Status::Cancelled => (task.attempts.made + 1, TaskResult::Cancelled),
         // Told when it happened; or has not run.
-        Status::RetryAt(_) | Status::Ready => return None,
+        Status::RetryAt(_) | Status::Ready | Status::Yielded => return None,
     };
     Some(StreamKind::TaskFinished {
         task: task.planned.key.clone(),

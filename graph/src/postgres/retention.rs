@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// The longest age: a thousand years, which is older than anything and can be taken from now.
+const OLDEST: i64 = 1000 * 366 * 86_400 * 1_000_000;
+
 #[async_trait]
 impl Retention for PostgresCheckpointer {
     async fn prune_plan(&self, thread: &ThreadId, keep: &Keep) -> Result<PrunePlan, StorageError> {
@@ -128,7 +131,7 @@ impl Retention for PostgresCheckpointer {
                  ) delete from graph_signal s using old where s.thread = old.thread and s.digest = old.digest",
             )
             .bind(ids)
-            .bind(micros(age))
+            .bind(micros(age).min(OLDEST))
             .bind(stored::rows(BATCH))
             .execute(&mut *db)
             .await?
@@ -191,7 +194,7 @@ async fn cut(db: &mut PgConnection, thread: &Thread, keep: &Keep) -> Result<u64,
                  (select last_checkpoint + 1 from graph_thread where thread = $1))",
         )
         .bind(thread.key)
-        .bind(micros(age))
+        .bind(micros(age).min(OLDEST))
         .fetch_one(&mut *db)
         .await?;
         let young = number(oldest.into());
@@ -507,7 +510,7 @@ async fn delete(
     if let Some(age) = filter.unchanged_for {
         query
             .push(" and t.updated_at < now() - interval '1 microsecond' * ")
-            .push_bind(micros(age));
+            .push_bind(micros(age).min(OLDEST));
     }
     query
         .push(" order by t.id limit ")

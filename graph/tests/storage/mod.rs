@@ -47,6 +47,30 @@ impl Schema {
         let url = format!("{server}{joint}options=-csearch_path%3D{name}");
         Self { url, server, name }
     }
+
+    /// One whose clock goes wrong by so much, such as `1 hour`.
+    pub async fn make_with_clock(wrong_by: &str) -> Self {
+        let mut schema = Self::make().await;
+        let pool = sqlx::PgPool::connect(&schema.server)
+            .await
+            .expect("the test server answers");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+            "create function {}.now() returns timestamptz language sql stable as \
+             $$ select pg_catalog.now() + interval '{wrong_by}' $$",
+            schema.name
+        )))
+        .execute(&pool)
+        .await
+        .expect("the clock is moved");
+        pool.close().await;
+        schema.url.push_str("%2Cpg_catalog");
+        schema
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 pub async fn connect(url: String) -> PostgresCheckpointer {

@@ -10,7 +10,7 @@ use graph::{
         Appended, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
         NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
-        SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord,
+        SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord, Write,
     },
     conformance::Lab,
 };
@@ -65,6 +65,9 @@ impl Checkpointer for Stranger {
     }
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
         self.inner.load(lease).await
+    }
+    async fn pending_writes(&self, thread: &ThreadId) -> Result<Vec<Write>, StorageError> {
+        self.inner.pending_writes(thread).await
     }
     async fn mailbox(
         &self,

@@ -381,8 +381,12 @@ impl Checkpointer for SqliteCheckpointer {
             let mut writing = self.write().await?;
             let key = threads::delete(&mut writing, thread).await?;
             writing.finish().await?;
-            if let Some(key) = key {
-                self.collect_all(key).await?;
+            // The thread is gone. What is left of it is cleared away by whoever deletes or sweeps next, if not now.
+            if let Some(key) = key
+                && let Err(fault) = self.collect_all(key).await
+            {
+                let error = fault.during("clearing away a deleted thread");
+                tracing::warn!(%thread, error = %crate::private::chain(&error), "what is left of thread {thread} is cleared away later");
             }
             Ok(key.is_some())
         };

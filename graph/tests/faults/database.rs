@@ -18,7 +18,15 @@ pub struct Dump {
 }
 
 impl Dump {
-    fn of(rows: Vec<(String, Map<String, Value>)>) -> Self {
+    fn of(mut rows: Vec<(String, Map<String, Value>)>) -> Self {
+        let thread = |row: &Map<String, Value>| row.get("thread").and_then(Value::as_i64);
+        // Nobody can see what is left of deleted threads; it is cleared away when there is time.
+        let garbage: BTreeSet<i64> = rows
+            .iter()
+            .filter(|(table, _)| table == "graph_garbage")
+            .filter_map(|(_, row)| thread(row))
+            .collect();
+        rows.retain(|(_, row)| thread(row).is_none_or(|thread| !garbage.contains(&thread)));
         let mut numbers: BTreeMap<&str, BTreeSet<i64>> = BTreeMap::new();
         for (_, row) in &rows {
             for name in SURROGATES {

@@ -112,22 +112,19 @@ impl<T: State> Inner<T> {
                     Some(Input::Update(value) | Input::Kept(value)) => Some(value),
                     Some(Input::State) | None => None,
                 };
-                let update = match stored {
+                let update = if let Some(value) = stored {
                     // What was given then counts, whatever is given now.
-                    Some(value) => {
-                        T::Update::from_json(value).map_err(|error| unfit(chain(&error)))?
+                    T::Update::from_json(value).map_err(|error| unfit(chain(&error)))?
+                } else {
+                    if place.records {
+                        let value = update.to_channels()?.into();
+                        input = Some(if accumulates {
+                            Input::Kept(value)
+                        } else {
+                            Input::Update(value)
+                        });
                     }
-                    None => {
-                        if place.records {
-                            let value = update.to_channels()?.into();
-                            input = Some(if accumulates {
-                                Input::Kept(value)
-                            } else {
-                                Input::Update(value)
-                            });
-                        }
-                        update
-                    }
+                    update
                 };
                 let mut state = if accumulates {
                     let mut changes = Changes::default();
@@ -351,7 +348,9 @@ impl<T: State> Inner<T> {
                 .collect::<Vec<_>>();
             {
                 let mut memo = self.place.outer.memo.lock();
-                said.into_iter().for_each(|emission| memo.say(emission));
+                for emission in said {
+                    memo.say(emission);
+                }
             }
             run.keep_cached(fresh).await;
             if followed {

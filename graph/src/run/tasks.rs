@@ -220,7 +220,9 @@ impl<S: State> Run<S> {
                 nest.put(write);
             }
             for write in inside.into_iter().filter_map(|t| self.writes.remove(&t)) {
-                write.into_iter().for_each(|write| nest.put(write));
+                for write in write {
+                    nest.put(write);
+                }
             }
         }
         own

@@ -179,7 +179,7 @@ impl<S: State> Command<S> {
     /// # fn office() -> Result<graph::CompiledGraph<Office>, CompileError> {
     /// let talk = Graph::<Talk>::builder("talk")
     ///     .node("listen", |_, _: Context| async {
-    ///         let handover = Command::goto("billing").update(OfficeUpdate::default().desk("billing".into()));
+    ///         let handover = Command::<Office>::goto("billing").update(OfficeUpdate::default().desk("billing".into()));
     ///         Ok(Command::<Talk>::parent(handover))
     ///     })
     ///     .edge(START, "listen")

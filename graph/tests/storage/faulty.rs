@@ -158,7 +158,14 @@ impl Checkpointer for Faulty {
         self.inner.delete_thread(thread).await
     }
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
-        self.inner.claim(request).await
+        let mut claimed = self.inner.claim(request).await?;
+        if self.failing_loads_left() > 0 {
+            // What a claim brings along need not be loaded.
+            for claim in &mut claimed.claims {
+                claim.loaded = None;
+            }
+        }
+        Ok(claimed)
     }
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
         self.inner.renew(leases, lease).await

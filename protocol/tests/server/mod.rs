@@ -249,7 +249,14 @@ impl Watched {
         let master = format!("redis://127.0.0.1:{}/", self.master);
         until("the replica keeps up", || {
             look(&master)
-                .and_then(|mut node| redis::cmd("WAIT").arg(1).arg(100).query::<u64>(&mut node))
+                .and_then(|mut node| {
+                    // It waits for what this connection has written, and so for all that was written before.
+                    redis::cmd("SET")
+                        .arg("last")
+                        .arg(1)
+                        .query::<()>(&mut node)?;
+                    redis::cmd("WAIT").arg(1).arg(100).query::<u64>(&mut node)
+                })
                 .is_ok_and(|replicas| replicas == 1)
         })
         .await;

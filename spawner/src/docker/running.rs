@@ -26,8 +26,8 @@ const LINE_BYTES: usize = 64 * 1024;
 const TAIL_BYTES: usize = 64 * 1024;
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long the last output may take after the end.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long the last output may take after the end: the engine may have much of it to read from its disk.
+const DRAIN: Duration = Duration::from_secs(15);
 
 /// The end of a container and what it used.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,10 @@
 //! Claims threads and runs them, until told to stop.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinSet};
@@ -368,7 +372,9 @@ async fn heartbeat(
                 controls.news.notify_one();
             }
             if !renewal.held {
-                controls.lost.cancel();
+                if !controls.leaving.load(Ordering::Acquire) {
+                    controls.lost.cancel();
+                }
             } else if let Some(reason) = renewal.cancel {
                 controls.request_cancel(reason);
             }

@@ -104,6 +104,9 @@ pub(crate) struct Controls {
     pub drain: CancellationToken,
     /// The lease is lost: stop at once.
     pub lost: CancellationToken,
+    /// A commit is giving the lease back, or has done so. Whoever finds the lease gone then need not say so: the answer of the
+    /// commit tells, and what follows from it is still to be done.
+    pub leaving: Arc<AtomicBool>,
     /// The lease, or what the thread is asked to do, may have changed: find out.
     pub look: Arc<Notify>,
 }
@@ -317,6 +320,8 @@ impl RunShared {
         let advances = commit.checkpoint.is_some();
         let writes = !commit.writes.is_empty();
         let base = commit.base;
+        let leaves = commit.then != Then::Keep;
+        self.controls.leaving.store(leaves, Ordering::Release);
         // Whoever keeps values keeps them here, where no connection breaks.
         let spare = (!self.engine.store.keeps_values()).then(|| commit.clone());
         let mut result = self.engine.store.commit(&self.lease, commit).await;
@@ -334,6 +339,9 @@ impl RunShared {
                     self.dirty.store(true, Ordering::Release);
                 }
                 *self.clock.lock() = (receipt.now, Instant::now());
+                self.controls
+                    .leaving
+                    .store(receipt.released, Ordering::Release);
                 if let Some(reason) = &receipt.cancel
                     && !receipt.released
                 {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use graph::{
-    Busy, Context, Delivered, END, EngineError, GraphBuilder, NodeError, Priority, START,
-    ServeOptions, StartOptions, ThreadStatus, WaitFor,
+    Busy, Context, Delivered, END, Engine, EngineError, GraphBuilder, NodeError, Point, Priority,
+    START, ServeOptions, StartOptions, ThreadStatus, WaitFor,
     checkpoint::{ClaimRequest, Commit, Lease, StorageError},
 };
 use tokio::sync::Notify;
@@ -16,6 +16,7 @@ use crate::lab::{
     Count, Lab, Notes, NotesUpdate, eventually, log, notes, options, promise, run, said, says,
     serve, start, start_and_run, start_as, state, takes, thread, until_status,
 };
+use crate::storage::faulty::Faulty;
 
 /// Tells that it has started, and waits to be let go.
 fn held(started: Arc<Notify>, go: Arc<Notify>) -> GraphBuilder<Notes> {
@@ -78,6 +79,30 @@ async fn steal(lab: &Lab) -> Lease {
         takes(5).await;
     }
     panic!("the lease never ran out");
+}
+
+promise! {
+    async fn a_run_that_gives_its_lease_back_is_not_taken_for_one_that_lost_it(lab) {
+        let store = Arc::new(Faulty::late_ends(lab.store.clone()));
+        let told = Count::default();
+        let counted = told.clone();
+        let graph = notes("g").node("a", |_, _| says("a")).edge(START, "a").edge("a", END);
+        let engine = Engine::builder(store)
+            .graph(graph.compile().expect("compiles"))
+            .observer(Arc::new(move |point: &Point<'_>| {
+                if let Point::AfterCommit { .. } = point {
+                    counted.up();
+                }
+            }))
+            .build()
+            .await
+            .expect("builds");
+        start(&engine).await;
+        let server = serve(&engine, ServeOptions { lease: Duration::from_millis(300), ..options() });
+        eventually("its end is told", || async { told.get() == 1 }).await;
+        server.drain().await;
+        assert_eq!(thread(&engine).await.status, ThreadStatus::Done);
+    }
 }
 
 promise! {

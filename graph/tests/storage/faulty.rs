@@ -16,9 +16,10 @@ use graph::{
         Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
         Claimed, Commit, Created, HistoryFilter, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
         NewThread, Receipt, Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows,
-        StorageError, ThreadFilter, Write,
+        StorageError, Then, ThreadFilter, Write,
     },
 };
+use tokio::sync::Notify;
 
 /// What is wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,9 @@ pub struct Faulty {
     append_fails: Plan,
     /// So many times, a run cannot even load its thread.
     failing_loads: AtomicU64,
+    /// When a thread has ended, its run hears of that only after two renewals have found the lease gone.
+    late_ends: bool,
+    not_held: Notify,
 }
 
 impl Faulty {
@@ -55,6 +59,16 @@ impl Faulty {
             appends: AtomicU64::new(0),
             append_fails: Box::new(|_| None),
             failing_loads: AtomicU64::new(0),
+            late_ends: false,
+            not_held: Notify::new(),
+        }
+    }
+
+    /// The ends of threads land at once, and are answered after two renewals have found their leases gone.
+    pub fn late_ends(inner: Arc<dyn Checkpointer>) -> Self {
+        Self {
+            late_ends: true,
+            ..Self::commits(inner, |_| None)
         }
     }
 
@@ -111,8 +125,17 @@ impl Checkpointer for Faulty {
         "faulty"
     }
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
-        let fault = (self.commit_fails)(self.commits.fetch_add(1, Ordering::SeqCst) + 1);
-        through(fault, self.inner.commit(lease, commit)).await
+        let commits = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
+        let is_late = self.late_ends && matches!(commit.then, Then::End { .. });
+        let fault = (self.commit_fails)(commits);
+        let result = through(fault, self.inner.commit(lease, commit)).await;
+        if is_late {
+            for _ in 0..2 {
+                let heard = tokio::time::timeout(Duration::from_secs(10), self.not_held.notified());
+                heard.await.expect("leases are renewed");
+            }
+        }
+        result
     }
     fn retention(&self) -> &dyn Retention {
         self.inner.retention()
@@ -168,7 +191,11 @@ impl Checkpointer for Faulty {
         Ok(claimed)
     }
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
-        self.inner.renew(leases, lease).await
+        let renewed = self.inner.renew(leases, lease).await?;
+        if renewed.iter().any(|renewed| !renewed.held) {
+            self.not_held.notify_one();
+        }
+        Ok(renewed)
     }
     async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
         self.inner.break_leases(owner).await

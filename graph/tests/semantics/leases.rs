@@ -113,12 +113,13 @@ promise! {
             notes("g")
                 .node("slow", move |_, _| {
                     counted.up();
-                    async { takes(700).await; Ok(log("slow")) }
+                    async { takes(2600).await; Ok(log("slow")) }
                 })
                 .edge(START, "slow").edge("slow", END),
         ).await;
         start(&engine).await;
-        let quick = || ServeOptions { lease: Duration::from_millis(300), poll: Duration::from_millis(20), ..options() };
+        // Shorter than its task, and long enough for a renewal on a machine that is busy with other things.
+        let quick = || ServeOptions { lease: Duration::from_secs(2), poll: Duration::from_millis(20), ..options() };
         let (one, two) = (serve(&engine, quick()), serve(&engine, quick()));
         until_status(&engine, "t", ThreadStatus::Done).await;
         assert_eq!(runs.get(), 1);

@@ -1,33 +1,28 @@
 //! Building a graph: nodes, edges, and the check of the whole.
 
-use std::{
-    any::TypeId,
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    future::Future,
-    sync::Arc,
-};
+mod check;
+mod compiled;
+mod fault;
 
-use futures::future::BoxFuture;
+use std::{collections::BTreeSet, future::Future, sync::Arc};
+
 use serde_json::Value;
 
 use crate::{
-    command::{END, Goto, Outcome, START},
+    command::{Goto, Outcome},
     context::Context,
     error::NodeError,
     options::NodeOptions,
     run::{Begin, invoke},
-    shape::{EdgeKind, Shape, ShapeEdge, ShapeNode},
     state::State,
     subgraph::{SubgraphMemory, SubgraphOptions},
 };
 
-pub(crate) type NodeFunction<S> =
-    Arc<dyn Fn(Arc<S>, Context) -> BoxFuture<'static, Result<Outcome<S>, NodeError>> + Send + Sync>;
-pub(crate) type Condition<S> = Arc<dyn Fn(&S) -> Goto + Send + Sync>;
-/// The conditional edges of a node, each with its declared targets.
-pub(crate) type Conditions<S> = Vec<(Condition<S>, BTreeSet<String>)>;
-pub(crate) type Output<S> = Arc<dyn Fn(&S) -> Value + Send + Sync>;
+pub use compiled::CompiledGraph;
+pub(crate) use compiled::{Compiled, Condition, Node};
+use compiled::{NodeFunction, Output};
+pub(crate) use fault::name_fault;
+pub use fault::{CompileError, Fault};
 
 /// A name for graphs of a state; see [`Graph::builder`].
 pub struct Graph<S> {
@@ -54,47 +49,6 @@ impl<S: State> Graph<S> {
             faults: Vec::new(),
         }
     }
-}
-
-pub(crate) struct Node<S: State> {
-    pub name: Arc<str>,
-    pub run: NodeFunction<S>,
-    pub options: NodeOptions,
-    /// Where static edges lead (but [`END`]).
-    pub edges: Vec<String>,
-    /// The joins that wait for this node, by their place in [`Compiled::joins`].
-    pub joins: Vec<usize>,
-    pub conditions: Conditions<S>,
-    /// Where its commands may go.
-    pub goes: BTreeSet<String>,
-    /// The node that takes over when it has failed for good.
-    pub on_error: Option<String>,
-}
-
-pub(crate) struct Join {
-    /// A stable name: it stands in checkpoints.
-    pub key: String,
-    pub sources: BTreeSet<String>,
-    pub target: String,
-}
-
-/// What a graph is after its check. Shared by all clones of a [`CompiledGraph`].
-pub(crate) struct Compiled<S: State> {
-    pub name: Arc<str>,
-    pub nodes: BTreeMap<String, Arc<Node<S>>>,
-    /// What [`START`] leads to: edges and conditions, like a node's.
-    pub entry: Vec<String>,
-    pub entry_conditions: Conditions<S>,
-    pub joins: Vec<Join>,
-    pub on_cancel: Option<String>,
-    pub output: Option<Output<S>>,
-    pub recursion_limit: u64,
-    pub parallel: usize,
-    pub pause_before: BTreeSet<String>,
-    pub pause_after: BTreeSet<String>,
-    pub shape: Shape,
-    /// Whether any node is cached.
-    pub caches: bool,
 }
 
 /// A graph being built. See [`Graph::builder`].
@@ -263,7 +217,7 @@ impl<S: State> GraphBuilder<S> {
         self
     }
 
-    /// After `from` comes `to`. [`START`] leads to the first nodes, and to [`END`] lead the last ones.
+    /// After `from` comes `to`. [`START`](crate::START) leads to the first nodes, and to [`END`](crate::END) lead the last ones.
     #[must_use]
     pub fn edge(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.edges.push((from.into(), to.into()));
@@ -370,383 +324,4 @@ impl<S: State> GraphBuilder<S> {
         self.pause_after.extend(nodes.into_iter().map(Into::into));
         self
     }
-
-    /// Checks the graph, and names everything that is wrong with it at once.
-    pub fn compile(mut self) -> Result<CompiledGraph<S>, CompileError> {
-        let mut faults = std::mem::take(&mut self.faults);
-        let mut names = BTreeSet::new();
-        for (name, options, _) in &self.nodes {
-            if let Some(key) = options
-                .cache
-                .as_ref()
-                .and_then(|policy| policy.key.as_ref())
-                && key.state != TypeId::of::<S>()
-            {
-                faults.push(Fault::CacheOfOtherState {
-                    node: name.clone(),
-                    state: key.state_name,
-                });
-            }
-            if let Some(fault) = name_fault(name) {
-                faults.push(Fault::BadName {
-                    node: name.clone(),
-                    fault,
-                });
-            }
-            if !names.insert(name.as_str()) {
-                faults.push(Fault::DuplicateNode(name.clone()));
-            }
-        }
-        if self.recursion_limit == 0 {
-            faults.push(Fault::NoSteps);
-        }
-        let shape = self.shape(&names, &mut faults);
-        shape.check(self.on_cancel.as_deref(), &mut faults);
-        if !faults.is_empty() {
-            return Err(CompileError {
-                graph: self.name,
-                faults,
-            });
-        }
-        Ok(self.assemble(shape))
-    }
-
-    fn shape(&self, names: &BTreeSet<&str>, faults: &mut Vec<Fault>) -> Shape {
-        let mut edges: Vec<ShapeEdge> = Vec::new();
-        let mut add =
-            |faults: &mut Vec<Fault>, from: &str, to: &str, kind: EdgeKind, label: &str| {
-                let from_known = names.contains(from)
-                    || (from == START && !matches!(kind, EdgeKind::Command | EdgeKind::Error));
-                if !from_known {
-                    faults.push(Fault::UnknownSource {
-                        from: from.to_owned(),
-                        to: to.to_owned(),
-                    });
-                }
-                let to_known = names.contains(to) || (to == END && kind != EdgeKind::Error);
-                if !to_known {
-                    faults.push(Fault::UnknownTarget {
-                        from: from.to_owned(),
-                        to: to.to_owned(),
-                    });
-                }
-                if from_known && to_known {
-                    let edge = ShapeEdge {
-                        from: from.to_owned(),
-                        to: to.to_owned(),
-                        kind,
-                        label: label.to_owned(),
-                    };
-                    if !edges.contains(&edge) {
-                        edges.push(edge);
-                    }
-                }
-            };
-        for (from, to) in &self.edges {
-            add(faults, from, to, EdgeKind::Static, "");
-        }
-        for (from, to) in &self.joins {
-            if from.is_empty() {
-                faults.push(Fault::EmptyJoin(to.clone()));
-            }
-            for source in from {
-                if source == START {
-                    faults.push(Fault::UnknownSource {
-                        from: source.clone(),
-                        to: to.clone(),
-                    });
-                } else {
-                    add(faults, source, to, EdgeKind::Join, "");
-                }
-            }
-        }
-        for (from, targets, _) in &self.conditions {
-            if targets.is_empty() {
-                faults.push(Fault::NoTargets(from.clone()));
-            }
-            for to in targets {
-                add(faults, from, to, EdgeKind::Conditional, "");
-            }
-        }
-        for (from, targets) in &self.goes {
-            for to in targets {
-                add(faults, from, to, EdgeKind::Command, "");
-            }
-        }
-        let mut handled = BTreeSet::new();
-        for (node, handler) in &self.on_error {
-            add(faults, node, handler, EdgeKind::Error, "error");
-            if node == handler {
-                faults.push(Fault::HandlesItself(node.clone()));
-            }
-            if !handled.insert(node) {
-                faults.push(Fault::TwoHandlers(node.clone()));
-            }
-        }
-        for name in self
-            .on_cancel
-            .iter()
-            .chain(&self.pause_before)
-            .chain(&self.pause_after)
-        {
-            if !names.contains(name.as_str()) {
-                faults.push(Fault::UnknownNode(name.clone()));
-            }
-        }
-        if !edges.iter().any(|edge| edge.from == START) {
-            faults.push(Fault::NoEntry);
-        }
-        Shape {
-            name: self.name.clone(),
-            nodes: self
-                .nodes
-                .iter()
-                .map(|(name, options, _)| ShapeNode {
-                    name: name.clone(),
-                    deferred: options.deferred,
-                    on_cancel: self.on_cancel.as_deref() == Some(name),
-                })
-                .collect(),
-            edges,
-        }
-    }
-
-    fn assemble(self, shape: Shape) -> CompiledGraph<S> {
-        let joins: Vec<Join> = self
-            .joins
-            .into_iter()
-            .map(|(from, target)| {
-                let sources: BTreeSet<String> = from.into_iter().collect();
-                let list: Vec<&str> = sources.iter().map(String::as_str).collect();
-                Join {
-                    key: format!("{}>{target}", list.join("+")),
-                    sources,
-                    target,
-                }
-            })
-            .collect();
-        let mut edges: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (from, to) in self.edges {
-            if to != END {
-                edges.entry(from).or_default().push(to);
-            }
-        }
-        let mut conditions: BTreeMap<String, Conditions<S>> = BTreeMap::new();
-        for (from, targets, condition) in self.conditions {
-            conditions
-                .entry(from)
-                .or_default()
-                .push((condition, targets.into_iter().collect()));
-        }
-        let mut goes: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (from, targets) in self.goes {
-            goes.entry(from).or_default().extend(targets);
-        }
-        let mut on_error: BTreeMap<String, String> = self.on_error.into_iter().collect();
-        let caches = self
-            .nodes
-            .iter()
-            .any(|(_, options, _)| options.cache.is_some());
-        let nodes = self
-            .nodes
-            .into_iter()
-            .map(|(name, options, run)| {
-                let node = Node {
-                    name: name.as_str().into(),
-                    run,
-                    options,
-                    edges: edges.remove(&name).unwrap_or_default(),
-                    joins: (0..joins.len())
-                        .filter(|index| joins[*index].sources.contains(&name))
-                        .collect(),
-                    conditions: conditions.remove(&name).unwrap_or_default(),
-                    goes: goes.remove(&name).unwrap_or_default(),
-                    on_error: on_error.remove(&name),
-                };
-                (name, Arc::new(node))
-            })
-            .collect();
-        CompiledGraph {
-            inner: Arc::new(Compiled {
-                name: self.name.into(),
-                nodes,
-                entry: edges.remove(START).unwrap_or_default(),
-                entry_conditions: conditions.remove(START).unwrap_or_default(),
-                joins,
-                on_cancel: self.on_cancel,
-                output: self.output,
-                recursion_limit: self.recursion_limit,
-                parallel: self.parallel,
-                pause_before: self.pause_before,
-                pause_after: self.pause_after,
-                shape,
-                caches,
-            }),
-        }
-    }
 }
-
-pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
-    if name.is_empty() {
-        Some("it is empty")
-    } else if name == START || name == END {
-        Some("it is the engine's own")
-    } else if name.len() > 100 {
-        Some("it is longer than 100 bytes")
-    } else if name
-        .chars()
-        .any(|c| c.is_control() || matches!(c, '/' | ':' | '+' | '>' | '~' | '"'))
-    {
-        Some("it contains one of `/ : + > ~ \"` or a control character")
-    } else {
-        None
-    }
-}
-
-/// A checked graph. Cheap to clone.
-pub struct CompiledGraph<S: State> {
-    pub(crate) inner: Arc<Compiled<S>>,
-}
-
-impl<S: State> Clone for CompiledGraph<S> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-        }
-    }
-}
-
-impl<S: State> fmt::Debug for CompiledGraph<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CompiledGraph")
-            .field("name", &self.inner.name)
-            .field("nodes", &self.inner.nodes.keys())
-            .finish_non_exhaustive()
-    }
-}
-
-impl<S: State> CompiledGraph<S> {
-    /// The graph's name.
-    pub fn name(&self) -> &str {
-        &self.inner.name
-    }
-
-    /// The nodes and edges as plain data.
-    pub fn shape(&self) -> &Shape {
-        &self.inner.shape
-    }
-
-    /// The graph as a Mermaid flowchart.
-    pub fn to_mermaid(&self) -> String {
-        self.inner.shape.to_mermaid()
-    }
-
-    /// The graph in Graphviz's language.
-    pub fn to_dot(&self) -> String {
-        self.inner.shape.to_dot()
-    }
-
-    /// The graph as an SVG picture.
-    pub fn to_svg(&self) -> String {
-        self.inner.shape.to_svg()
-    }
-}
-
-/// One thing that is wrong with a graph.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Fault {
-    /// Two nodes of one name.
-    #[error("there are two nodes `{0}`")]
-    DuplicateNode(String),
-    /// A name that cannot be a node's.
-    #[error("`{node}` cannot be a node's name: {fault}")]
-    BadName {
-        /// The name.
-        node: String,
-        /// What is wrong with it.
-        fault: &'static str,
-    },
-    /// An edge to nowhere.
-    #[error("the edge `{from}` → `{to}` leads to a node that does not exist")]
-    UnknownTarget {
-        /// Where it begins.
-        from: String,
-        /// Where it leads.
-        to: String,
-    },
-    /// An edge from nowhere.
-    #[error("the edge `{from}` → `{to}` begins at a node that does not exist")]
-    UnknownSource {
-        /// Where it begins.
-        from: String,
-        /// Where it leads.
-        to: String,
-    },
-    /// A node named by `on_cancel` or for stepping does not exist.
-    #[error("there is no node `{0}`")]
-    UnknownNode(String),
-    /// A cache whose key is made of something else than the graph's state.
-    #[error(
-        "the cache of node `{node}` makes its key of a `{state}`, which is not the graph's state"
-    )]
-    CacheOfOtherState {
-        /// The node.
-        node: String,
-        /// The type of which the key is made.
-        state: &'static str,
-    },
-    /// A join of nothing.
-    #[error("the join before `{0}` waits for nothing")]
-    EmptyJoin(String),
-    /// A conditional edge without targets.
-    #[error("the conditional edge of `{0}` declares no targets")]
-    NoTargets(String),
-    /// Nothing follows the start.
-    #[error("nothing follows START; add an edge from it")]
-    NoEntry,
-    /// A node with two error handlers.
-    #[error("node `{0}` has two error handlers")]
-    TwoHandlers(String),
-    /// A node that is its own error handler.
-    #[error("node `{0}` is its own error handler; to try again, give it a retry policy")]
-    HandlesItself(String),
-    /// An accumulating subgraph has a state of its own, so it cannot have the state around it.
-    #[error(
-        "subgraph `{0}` cannot both share the state around it and accumulate its own; map the states with `subgraph_with`"
-    )]
-    SharesAndAccumulates(String),
-    /// A recursion limit of 0.
-    #[error("a recursion limit of 0 lets nothing run")]
-    NoSteps,
-    /// A node that never runs.
-    #[error("nothing leads to node `{0}`")]
-    Unreachable(String),
-    /// A node after which the graph cannot end.
-    #[error("no way leads from node `{0}` to END")]
-    NoWayOut(String),
-}
-
-/// A graph that is not right, with everything that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompileError {
-    /// The graph's name.
-    pub graph: String,
-    /// What is wrong, at least one.
-    pub faults: Vec<Fault>,
-}
-
-impl fmt::Display for CompileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "graph `{}` is not right: ", self.graph)?;
-        for (index, fault) in self.faults.iter().enumerate() {
-            if index > 0 {
-                f.write_str("; ")?;
-            }
-            write!(f, "{fault}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for CompileError {}

@@ -1,8 +1,10 @@
 //! What a node has besides the state: who it is, waits, children, durable steps, and what it says.
 
+mod speaking;
+mod waiting;
+
 use std::{future::Future, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -12,20 +14,15 @@ use tracing::Instrument;
 
 use crate::{
     builder::{CompiledGraph, name_fault},
-    checkpoint::{
-        Appended, CancelRequest, Commit, NewEvent, NewSignal, NewThread, Parent, StorageError,
-        WaitKind, WaitRecord, Write, WriteKind,
-    },
+    checkpoint::{Commit, Write, WriteKind},
     documents::Documents,
     error::{EngineError, NodeError, TaskFailure},
-    follow::{MessageChunk, Modes, StreamKind},
     ids::{IdempotencyKey, ThreadId},
-    memo::{Emission, Memo, Waiting},
+    memo::Memo,
     observer::Point,
     run::{Begin, Broken, Place, RunShared, invoke},
     state::State,
     subgraph::SubgraphMemory,
-    waits::{Arrived, RESERVED, WaitFor, arrival, timer},
 };
 
 /// The largest name of a wait, step or child, in bytes.
@@ -170,262 +167,6 @@ impl Context {
         documents.ok_or_else(|| NodeError::from(EngineError::NoDocuments).fatal())
     }
 
-    // ---- waiting ----
-
-    /// Asks something and suspends the thread until the answer has come ([`Engine::answer`](crate::Engine::answer)).
-    ///
-    /// The same name again in one task is the next question.
-    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
-    pub async fn interrupt<A: DeserializeOwned>(
-        &self,
-        name: &str,
-        question: &(impl Serialize + ?Sized + Sync),
-    ) -> Result<A, NodeError> {
-        self.check_name(name)?;
-        let round = self.inner.memo.lock().round("interrupt", name);
-        let wait = WaitRecord {
-            id: self.wait_id("interrupt", name, round),
-            name: name.to_owned(),
-            kind: WaitKind::Interrupt,
-            task: self.inner.task.clone(),
-            value: serde_json::to_value(question)?,
-            signals: Vec::new(),
-            children: Vec::new(),
-            until: None,
-        };
-        let value = self.wait(wait, round)?;
-        serde_json::from_value(value).map_err(|error| {
-            NodeError::from(error)
-                .context(format!("the answer to `{name}` is not of the right type"))
-                .fatal()
-        })
-    }
-
-    /// The id that the coming interrupt of this name will have, so that it can stand in an event said before it.
-    pub fn interrupt_id(&self, name: &str) -> String {
-        let round = self.inner.memo.lock().next_round("interrupt", name);
-        self.wait_id("interrupt", name, round)
-    }
-
-    /// Suspends the thread until the first of several things comes: the oldest matching signal in the mailbox, or the time.
-    ///
-    /// The same name again in one task is the next wait. Signals that nobody waits for stay in the mailbox.
-    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
-    pub async fn wait_any(&self, name: &str, what: &WaitFor) -> Result<Arrived, NodeError> {
-        self.check_name(name)?;
-        if what.signals.is_empty() && what.children.is_empty() && what.until.is_none() {
-            return Err(NodeError::msg(format!(
-                "`{name}` waits for nothing, and would wait for ever; name a signal, a child or a time"
-            ))
-            .fatal());
-        }
-        let round = self.inner.memo.lock().round("wait", name);
-        let value = self.wait(self.record(name, round, WaitKind::Wait, what)?, round)?;
-        Ok(serde_json::from_value(value)?)
-    }
-
-    /// Suspends the thread until that time, by the database's clock.
-    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
-    pub async fn sleep_until(&self, name: &str, at: Timestamp) -> Result<(), NodeError> {
-        self.check_name(name)?;
-        let round = self.inner.memo.lock().round("wait", name);
-        let what = WaitFor::new().until(at);
-        self.wait(self.record(name, round, WaitKind::Timer, &what)?, round)?;
-        Ok(())
-    }
-
-    /// Like [`Context::wait_any`], but returns at once, with nothing if nothing has come. Remembered too.
-    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
-    pub async fn try_take(&self, name: &str, what: &WaitFor) -> Result<Option<Arrived>, NodeError> {
-        self.check_name(name)?;
-        self.inner.check_run()?;
-        self.check_memory(name)?;
-        let inner = &*self.inner;
-        let mut memo = inner.memo.lock();
-        let round = memo.round("take", name);
-        if let Some(value) = memo.get(WriteKind::Take, name, round) {
-            return Ok(serde_json::from_value(value.clone())?);
-        }
-        let wait = self.record(name, round, WaitKind::Wait, what)?;
-        let (value, consumed) = match self.look(&wait) {
-            Some((value, consumed)) => (value, consumed),
-            None => (Value::Null, None),
-        };
-        memo.note(
-            &inner.task,
-            WriteKind::Take,
-            name,
-            round,
-            value.clone(),
-            consumed,
-        );
-        Ok(serde_json::from_value(value)?)
-    }
-
-    fn record(
-        &self,
-        name: &str,
-        round: u32,
-        kind: WaitKind,
-        what: &WaitFor,
-    ) -> Result<WaitRecord, NodeError> {
-        if let Some(kind) = what.signals.iter().find(|kind| kind.starts_with(RESERVED)) {
-            return Err(
-                NodeError::msg(format!("the signal kind `{kind}` is the engine's own")).fatal(),
-            );
-        }
-        Ok(WaitRecord {
-            id: self.wait_id("wait", name, round),
-            name: name.to_owned(),
-            kind,
-            task: self.inner.task.clone(),
-            value: Value::Null,
-            signals: what.signals.clone(),
-            children: what.children.clone(),
-            until: what.until,
-        })
-    }
-
-    /// Takes the oldest matching signal, or finds that the time has come.
-    fn look(&self, wait: &WaitRecord) -> Option<(Value, Option<u64>)> {
-        let run = &self.inner.run;
-        if let Some((value, number)) = run.mailbox.lock().take(|signal| arrival(wait, signal)) {
-            return Some((value, Some(number)));
-        }
-        wait.until
-            .is_some_and(|until| until <= run.now())
-            .then(|| (timer(), None))
-    }
-
-    fn wait(&self, wait: WaitRecord, round: u32) -> Result<Value, NodeError> {
-        let inner = &*self.inner;
-        inner.check_run()?;
-        self.check_memory(&wait.name)?;
-        let space = if wait.kind == WaitKind::Interrupt {
-            // Interrupts and waits of one name do not meet.
-            format!("?{}", wait.name)
-        } else {
-            wait.name.clone()
-        };
-        let mut memo = inner.memo.lock();
-        if let Some(value) = memo.get(WriteKind::Wait, &space, round) {
-            return Ok(value.clone());
-        }
-        if !inner.may_wait {
-            return Err(NodeError::msg(format!(
-                "node `{}` cleans up after a cancellation and cannot wait (for `{}`)",
-                inner.node, wait.name
-            ))
-            .fatal());
-        }
-        if inner.is_alone()
-            && memo.waits.is_empty()
-            && let Some((value, consumed)) = self.look(&wait)
-        {
-            memo.note(
-                &inner.task,
-                WriteKind::Wait,
-                &space,
-                round,
-                value.clone(),
-                consumed,
-            );
-            return Ok(value);
-        }
-        memo.waits.push(Waiting {
-            record: wait,
-            space,
-            round,
-        });
-        Err(NodeError::suspended())
-    }
-
-    fn wait_id(&self, space: &str, name: &str, round: u32) -> String {
-        let inner = &*self.inner;
-        wait_id(
-            &inner.run,
-            inner.root_step(),
-            &inner.task,
-            space,
-            name,
-            round,
-        )
-    }
-
-    // ---- children and other threads ----
-
-    /// Starts a child thread with the commit of this task; its input is the child's first update (an object of channels).
-    ///
-    /// Its name is unique among the children of the thread: the same name again starts nothing.
-    pub fn spawn(
-        &self,
-        name: &str,
-        graph: &str,
-        input: &(impl Serialize + ?Sized),
-    ) -> Result<ThreadId, NodeError> {
-        self.check_name(name)?;
-        if name.contains('/') {
-            return Err(NodeError::msg(format!(
-                "`{name}` cannot be a child's name: it contains a slash"
-            ))
-            .fatal());
-        }
-        let run = &self.inner.run;
-        let input = serde_json::to_value(input)?;
-        run.engine
-            .graph(graph)
-            .map_err(|error| NodeError::from(error).fatal())?
-            .check_input(&input)
-            .map_err(|error| NodeError::from(error).fatal())?;
-        let id = run.thread.child(name);
-        if let Some(fault) = id.fault() {
-            return Err(NodeError::msg(format!("`{id}` cannot be a thread's id: {fault}")).fatal());
-        }
-        self.say(Emission::Spawn(NewThread {
-            id: id.clone(),
-            graph: graph.to_owned(),
-            parent: Some(Parent {
-                thread: run.thread.clone(),
-                name: name.to_owned(),
-            }),
-            priority: run.priority,
-            input,
-        }));
-        Ok(id)
-    }
-
-    /// Sends a signal to another thread with the commit of this task; unique by (thread, key).
-    pub fn signal(
-        &self,
-        thread: &ThreadId,
-        kind: &str,
-        key: &str,
-        payload: &(impl Serialize + ?Sized),
-    ) -> Result<(), NodeError> {
-        if kind.starts_with(RESERVED) {
-            return Err(
-                NodeError::msg(format!("the signal kind `{kind}` is the engine's own")).fatal(),
-            );
-        }
-        self.say(Emission::Signal(NewSignal {
-            thread: thread.clone(),
-            kind: kind.to_owned(),
-            key: key.to_owned(),
-            payload: serde_json::to_value(payload)?,
-            revives: false,
-        }));
-        Ok(())
-    }
-
-    /// Cancels a child with the commit of this task. Its end comes as a child's end.
-    pub fn cancel_child(&self, name: &str) -> Result<(), NodeError> {
-        self.say(Emission::Cancel(CancelRequest {
-            thread: self.inner.run.thread.child(name),
-            reason: format!("cancelled by its parent `{}`", self.inner.run.thread),
-        }));
-        Ok(())
-    }
-
     // ---- subgraphs ----
 
     /// Runs a graph inside this task, to its end, and returns its last state.
@@ -555,94 +296,6 @@ impl Context {
         inner.memo.lock().learn(WriteKind::Step, name, round, value);
         self.heartbeat();
         Ok(result)
-    }
-
-    // ---- speaking ----
-
-    /// Says an event: it lands in the journal with the commit of this task, once, whatever happens in between. With a
-    /// suspension, what was said before it lands.
-    pub fn emit(
-        &self,
-        stream: &str,
-        name: &str,
-        payload: &(impl Serialize + ?Sized),
-    ) -> Result<(), NodeError> {
-        self.say(Emission::Event(self.event(stream, name, payload)?));
-        Ok(())
-    }
-
-    /// Says an event at once, whatever becomes of the task; unique by `id`.
-    pub async fn say_now(
-        &self,
-        id: &str,
-        stream: &str,
-        name: &str,
-        payload: &(impl Serialize + ?Sized + Sync),
-    ) -> Result<Appended, NodeError> {
-        let event = self.event(stream, name, payload)?;
-        let engine = &self.inner.run.engine;
-        self.inner.memo.lock().spoke = true;
-        let appended = match engine.store.append(id, event).await {
-            Ok(appended) => appended,
-            // The database is away. That is no fault of the task, and must not use up its attempts.
-            Err(error @ StorageError::Backend { .. }) => {
-                self.inner.run.fail(error);
-                return Err(NodeError::lost());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        engine.journal_grew();
-        Ok(appended)
-    }
-
-    /// Sends something to whoever follows the run now ([`Modes::CUSTOM`]), such as progress. Not stored.
-    pub fn custom(&self, payload: &(impl Serialize + ?Sized)) -> Result<(), NodeError> {
-        let inner = &*self.inner;
-        if inner.run.wanted().has(Modes::CUSTOM) {
-            let kind = StreamKind::Custom {
-                task: inner.task.clone(),
-                node: inner.node.to_string(),
-                payload: serde_json::to_value(payload)?,
-            };
-            inner.run.tell(inner.namespace(), inner.step, kind);
-        }
-        Ok(())
-    }
-
-    /// Passes a part of a message on to whoever follows the run now ([`Modes::MESSAGES`]), such as what a model has said so
-    /// far. Not stored: the whole message belongs into the state, or into an event.
-    pub fn message(&self, chunk: MessageChunk) {
-        let inner = &*self.inner;
-        if inner.run.wanted().has(Modes::MESSAGES) {
-            let kind = StreamKind::Message {
-                task: inner.task.clone(),
-                node: inner.node.to_string(),
-                chunk,
-            };
-            inner.run.tell(inner.namespace(), inner.step, kind);
-        }
-    }
-
-    fn event(
-        &self,
-        stream: &str,
-        name: &str,
-        payload: &(impl Serialize + ?Sized),
-    ) -> Result<NewEvent, NodeError> {
-        Ok(NewEvent {
-            stream: stream.to_owned(),
-            name: name.to_owned(),
-            payload: serde_json::to_value(payload)?,
-            thread: Some(self.inner.run.thread.clone()),
-        })
-    }
-
-    fn say(&self, emission: Emission) {
-        let mut memo = self.inner.memo.lock();
-        // What comes after a suspension (from a future joined with the one that waits) is said when the node runs again.
-        if memo.waits.is_empty() {
-            memo.say(emission);
-        }
     }
 
     // ---- being stopped ----

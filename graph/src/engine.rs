@@ -1,37 +1,28 @@
 //! The engine: starting threads, sending them signals, looking at them. Running them is in [`serve`](crate::ServeOptions).
 
-use std::{any::TypeId, collections::BTreeMap, sync::Arc, time::Duration};
+mod build;
+mod looking;
 
-use futures::stream::BoxStream;
+use std::sync::Arc;
+
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::{
-    builder::CompiledGraph,
-    cache::{Cache, CacheSpace},
+    cache::CacheSpace,
     checkpoint::{
-        Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Created, HistoryFilter,
-        NewSignal, NewThread, Priority, Reopened, SignalOutcome, Source, ThreadFilter,
-        ThreadRecord,
+        CancelOutcome, CancelRequest, Checkpointer, Created, NewSignal, NewThread, Priority,
+        Reopened, SignalOutcome, ThreadRecord,
     },
-    documents::{DocumentStore, Documents},
+    documents::Documents,
     error::EngineError,
-    follow::{Modes, StreamItem, follow},
-    host::{AnyGraph, Shared},
+    host::Shared,
     ids::ThreadId,
-    journal::Journal,
-    kept::restore,
-    memory::MemoryCache,
-    observer::Observer,
-    plan::Plan,
     shape::Shape,
-    state::State,
-    traced::Traced,
     waits::{ANSWER, Answer, INPUT, INTERRUPT, RESERVED, ROLLBACK, preempts},
 };
 
-/// How often the database is asked for what nobody told of.
-const POLL: Duration = Duration::from_secs(1);
+pub use build::EngineBuilder;
+pub use looking::CheckpointInfo;
 
 /// How a thread starts.
 #[derive(Clone, Debug, Default)]
@@ -87,125 +78,6 @@ pub enum Busy {
     Rollback,
 }
 
-/// A checkpoint in a thread's history.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CheckpointInfo {
-    /// Its number in the thread; 0 is the input.
-    pub checkpoint: u64,
-    /// The one before it; none for the input.
-    pub parent: Option<u64>,
-    /// The branch on which it was written.
-    pub branch: u32,
-    /// How many supersteps led to it.
-    pub step: u64,
-    /// Where it came from.
-    pub source: Source,
-    /// The nodes that were to run next, a node once for each of its tasks.
-    pub next: Vec<String>,
-    /// When, by the database's clock.
-    pub at: jiff::Timestamp,
-}
-
-impl From<CheckpointRecord> for CheckpointInfo {
-    fn from(record: CheckpointRecord) -> Self {
-        let plan: Plan = serde_json::from_value(record.plan).unwrap_or_default();
-        Self {
-            checkpoint: record.checkpoint,
-            parent: Some(record.parent),
-            branch: record.branch,
-            step: record.step,
-            source: record.source,
-            next: plan.names(),
-            at: record.at,
-        }
-    }
-}
-
-/// Puts an engine together. See [`Engine::builder`].
-pub struct EngineBuilder {
-    store: Arc<dyn Checkpointer>,
-    graphs: Vec<Arc<dyn AnyGraph>>,
-    observer: Option<Arc<dyn Observer>>,
-    cache: Option<Arc<dyn Cache>>,
-    documents: Option<Arc<dyn DocumentStore>>,
-    bell: Option<Arc<dyn Bell>>,
-    poll: Duration,
-}
-
-impl EngineBuilder {
-    /// With this graph.
-    #[must_use]
-    pub fn graph<S: State>(mut self, graph: CompiledGraph<S>) -> Self {
-        self.graphs.push(graph.inner);
-        self
-    }
-
-    /// With somebody who looks on.
-    #[must_use]
-    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.observer = Some(observer);
-        self
-    }
-
-    /// With this cache for [cached](crate::NodeOptions::cache) nodes, in place of the one beside the threads.
-    #[must_use]
-    pub fn cache(mut self, cache: Arc<dyn Cache>) -> Self {
-        self.cache = Some(cache);
-        self
-    }
-
-    /// With this store of documents, in place of the one beside the threads.
-    #[must_use]
-    pub fn documents(mut self, documents: Arc<dyn DocumentStore>) -> Self {
-        self.documents = Some(documents);
-        self
-    }
-
-    /// With another way to reach other processes than the database's own.
-    #[must_use]
-    pub fn bell(mut self, bell: Arc<dyn Bell>) -> Self {
-        self.bell = Some(bell);
-        self
-    }
-
-    /// How often those who wait for the journal or follow a thread look into the database when nothing was heard; absent:
-    /// a second. (Those who run threads have [`ServeOptions::poll`](crate::ServeOptions).)
-    #[must_use]
-    pub fn poll(mut self, every: Duration) -> Self {
-        self.poll = every;
-        self
-    }
-
-    /// Brings the database's schema up to date, and is ready.
-    pub async fn build(self) -> Result<Engine, EngineError> {
-        let mut graphs = BTreeMap::new();
-        for graph in self.graphs {
-            let name = graph.name().to_owned();
-            if graphs.insert(name.clone(), graph).is_some() {
-                return Err(EngineError::DuplicateGraph(name));
-            }
-        }
-        self.store.migrate().await?;
-        let cache = self
-            .cache
-            .or_else(|| self.store.cache())
-            .unwrap_or_else(|| Arc::new(MemoryCache::new()));
-        let documents = self.documents.or_else(|| self.store.documents());
-        let bell = self.bell.or_else(|| self.store.bell());
-        Ok(Engine {
-            shared: Arc::new(Shared::new(
-                Arc::new(Traced(self.store)),
-                graphs,
-                self.observer,
-                cache,
-                documents.map(Documents::new),
-                bell,
-                self.poll,
-            )),
-        })
-    }
-}
-
 /// Threads in a database, and the graphs that they run. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
@@ -213,19 +85,6 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Begins an engine on a database.
-    pub fn builder(store: Arc<dyn Checkpointer>) -> EngineBuilder {
-        EngineBuilder {
-            store,
-            graphs: Vec::new(),
-            observer: None,
-            cache: None,
-            documents: None,
-            bell: None,
-            poll: POLL,
-        }
-    }
-
     /// The database.
     pub fn checkpointer(&self) -> &Arc<dyn Checkpointer> {
         &self.shared.store
@@ -470,21 +329,6 @@ impl Engine {
         self.shared.wakes.flush().await;
     }
 
-    // ---- looking ----
-
-    /// A thread, if there is one of this id.
-    pub async fn thread(
-        &self,
-        thread: impl Into<ThreadId>,
-    ) -> Result<Option<ThreadRecord>, EngineError> {
-        Ok(self.shared.store.thread(&thread.into()).await?)
-    }
-
-    /// Threads, in the order of their ids.
-    pub async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadRecord>, EngineError> {
-        Ok(self.shared.store.threads(filter).await?)
-    }
-
     /// Deletes a thread with its history. Its children and what it said stay.
     pub async fn delete(&self, thread: impl Into<ThreadId>) -> Result<bool, EngineError> {
         let thread = thread.into();
@@ -493,76 +337,6 @@ impl Engine {
             self.shared.wakes.look_at(&thread);
         }
         Ok(found)
-    }
-
-    /// The state of a thread at its head.
-    pub async fn state<S: State>(&self, thread: impl Into<ThreadId>) -> Result<S, EngineError> {
-        let thread = thread.into();
-        let record = self.require(&thread).await?;
-        let graph = self.shared.graph(&record.graph)?;
-        if graph.state_type() != TypeId::of::<S>() {
-            return Err(EngineError::OtherState {
-                thread,
-                graph: record.graph,
-            });
-        }
-        let mut rows = self.shared.store.state_rows(&thread, None).await?;
-        let state = restore(&record.input, &mut rows);
-        state
-            .map(Arc::unwrap_or_clone)
-            .map_err(|source| EngineError::StoredState {
-                thread,
-                graph: record.graph,
-                source,
-            })
-    }
-
-    /// The state of a thread at a checkpoint (0: its input), as an object of channels.
-    pub async fn state_at(
-        &self,
-        thread: impl Into<ThreadId>,
-        checkpoint: u64,
-    ) -> Result<Value, EngineError> {
-        let thread = thread.into();
-        let record = self.require(&thread).await?;
-        let rows = self
-            .shared
-            .store
-            .state_rows(&thread, Some(checkpoint))
-            .await?;
-        self.shared
-            .graph(&record.graph)?
-            .values(&record.input, rows)
-            .map_err(|source| EngineError::StoredState {
-                thread,
-                graph: record.graph,
-                source,
-            })
-    }
-
-    /// The checkpoints of a thread, newest first, down to its input (number 0).
-    pub async fn history(
-        &self,
-        thread: impl Into<ThreadId>,
-        filter: HistoryFilter,
-    ) -> Result<Vec<CheckpointInfo>, EngineError> {
-        let thread = thread.into();
-        let record = self.require(&thread).await?;
-        let records = self.shared.store.history(&thread, &filter).await?;
-        let mut history: Vec<CheckpointInfo> = records.into_iter().map(Into::into).collect();
-        let wants_input = filter.before.is_none_or(|before| before > 0);
-        if wants_input && history.len() < filter.limit.unwrap_or(100) {
-            history.push(CheckpointInfo {
-                checkpoint: 0,
-                parent: None,
-                branch: 0,
-                step: 0,
-                source: Source::Input,
-                next: Vec::new(),
-                at: record.created_at,
-            });
-        }
-        Ok(history)
     }
 
     /// Grows a new branch from a checkpoint: its state with this update, made as if by a node, whose successors run next
@@ -606,48 +380,6 @@ impl Engine {
         self.shared.wakes.moved(&thread);
         self.shared.wake();
         Ok(())
-    }
-
-    /// What has been said, by all threads.
-    pub fn journal(&self) -> Journal {
-        Journal::new(self.shared.clone())
-    }
-
-    /// What happens in a thread from now on, wherever it runs; ends with the thread. One that has not been started yet, or has
-    /// ended, is followed from its start, or its next round.
-    ///
-    /// What happens in this process comes as it happens: all kinds of items, from the moment this returns, in a defined order:
-    /// - tasks that start, in the order of their paths (nodes by name, then sends by index);
-    /// - custom items and messages, as nodes send them, and attempts that failed and are made again;
-    /// - when the step is in the database: for each task, in the order of the paths, that it finished, and its updates; the
-    ///   values; the checkpoint.
-    /// - When a step does not get to its end, because a task waits, fails for good or is cancelled: the tasks that ran, and
-    ///   then the suspension or the end. Tasks that had finished do not run again; their updates are marked as cached.
-    ///
-    /// Of what happens in other processes there is what the database keeps ([`StreamItem::live`] is false), from the moment the
-    /// stream is first polled: of each checkpoint the updates of its step (together), the values, and the checkpoint;
-    /// suspensions that last until it looks; the end. It comes as soon as a message tells of it (see [`Bell`]), else within a second. Custom items,
-    /// messages and tasks are stored nowhere, so there are none. Values and updates need the thread's graph in this engine.
-    ///
-    /// A thread may move between processes at any time: each checkpoint is told once, and in order. A reader that is more than
-    /// 1,024 items behind is told how many it missed.
-    pub fn follow(
-        &self,
-        thread: impl Into<ThreadId>,
-        modes: Modes,
-    ) -> BoxStream<'static, StreamItem> {
-        follow(self.shared.clone(), thread.into(), None, modes)
-    }
-
-    /// Like [`Engine::follow`], but from a checkpoint on (0: the input), so that nothing is missed between what a reader knows
-    /// and now: what is in the database comes first. Ends at once when the thread has ended there.
-    pub fn follow_from(
-        &self,
-        thread: impl Into<ThreadId>,
-        checkpoint: u64,
-        modes: Modes,
-    ) -> BoxStream<'static, StreamItem> {
-        follow(self.shared.clone(), thread.into(), Some(checkpoint), modes)
     }
 
     async fn require(&self, thread: &ThreadId) -> Result<ThreadRecord, EngineError> {

@@ -1,6 +1,6 @@
 //! A graph as plain data: for the check of its edges, and for drawings.
 
-use std::fmt::Write as _;
+use std::{collections::HashMap, fmt::Write as _};
 
 use petgraph::{
     graph::{DiGraph, NodeIndex},
@@ -76,7 +76,7 @@ impl Shape {
     fn digraph(&self) -> (DiGraph<&str, EdgeKind>, NodeIndex, NodeIndex) {
         let mut graph = DiGraph::new();
         let start = graph.add_node(START);
-        let indices: Vec<(&str, NodeIndex)> = self
+        let indices: HashMap<&str, NodeIndex> = self
             .nodes
             .iter()
             .map(|node| (node.name.as_str(), graph.add_node(node.name.as_str())))
@@ -85,7 +85,7 @@ impl Shape {
         let find = |name: &str| match name {
             START => Some(start),
             END => Some(end),
-            _ => indices.iter().find(|(n, _)| *n == name).map(|(_, i)| *i),
+            _ => indices.get(name).copied(),
         };
         for edge in &self.edges {
             if let (Some(from), Some(to)) = (find(&edge.from), find(&edge.to)) {

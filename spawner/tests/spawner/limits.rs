@@ -12,7 +12,7 @@ async fn the_wall_clock_ends_a_worker() {
     let result = stage.run(&request).await;
     assert_eq!(result.status, ResultStatus::TimedOut);
     assert_eq!(kind(&result), spawner::kind::LIMIT_WALL, "{result:#?}");
-    assert!(result.usage.wall_s < 5.0);
+    assert!(result.usage.wall_s < 30.0);
 }
 
 #[tokio::test]

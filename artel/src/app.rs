@@ -92,6 +92,12 @@ fn model_config(config: &Config, redactor: &Redactor) -> anyhow::Result<models::
             .as_ref()
             .map(|key| key.expose().to_owned()),
         "ARTEL_MODEL" => config.model.clone(),
+        "ANTHROPIC_BASE_URL" => config.anthropic_base_url.clone(),
+        "ANTHROPIC_API_KEY" => config
+            .anthropic_api_key
+            .as_ref()
+            .map(|key| key.expose().to_owned()),
+        "ANTHROPIC_MODEL" => config.anthropic_model.clone(),
         _ => None,
     });
     models.resolve_keys(|name| {
@@ -129,7 +135,12 @@ async fn answering(
     let ledger = Arc::new(books.clone());
     let mut models = model_config(config, redactor)?;
     let mut unclear = None;
-    if config.tape.is_none() && !models.is_complete() && !models.endpoints.is_empty() {
+    // An endpoint for workers alone, such as Anthropic's, gives the crew nobody to ask.
+    let has_endpoint = models
+        .endpoints
+        .values()
+        .any(|endpoint| endpoint.speaks(models::Speaks::Chat));
+    if config.tape.is_none() && !models.is_complete() && has_endpoint {
         if let (None, Some(endpoint)) = (&models.model, models.endpoints.get("default")) {
             let (model, reason) = only_model(&endpoint.base_url, endpoint.api_key.as_ref()).await;
             models.model = Some(model);
@@ -254,7 +265,7 @@ impl App {
         let program = std::env::current_exe().context("this program's own file cannot be found")?;
         let words = |name: &str| vec!["internal".to_owned(), name.to_owned()];
 
-        let policy = policy(&config)?;
+        let policy = policy(&config, &redactor)?;
         let mut hosting = forge::Options::new(home.join("repos"), Some(sandbox.clone()));
         hosting.check_limits.wall_s = Some(policy.checks_wall_s);
         let forge = Arc::new(forge::LocalForge::with(hosting));
@@ -346,9 +357,18 @@ impl App {
     }
 }
 
-fn policy(config: &Config) -> anyhow::Result<Policy> {
+fn policy(config: &Config, redactor: &Redactor) -> anyhow::Result<Policy> {
     let mut policy = config.policy()?;
     policy.agent.adapter.clone_from(&config.agent);
     policy.agent.command.clone_from(&config.agent_command);
+    // These shape their questions by the model's name; the job's model is asked whatever they say.
+    let speaks = match config.agent.as_str() {
+        "claude-code" => models::Speaks::Messages,
+        "codex" => models::Speaks::Responses,
+        _ => return Ok(policy),
+    };
+    if policy.agent.model.is_none() {
+        policy.agent.model = model_config(config, redactor)?.worker_model(speaks);
+    }
     Ok(policy)
 }

@@ -121,6 +121,12 @@ pub struct Config {
     pub openai_base_url: Option<String>,
     /// Its key.
     pub openai_api_key: Option<SecretValue>,
+    /// The endpoint of agents that speak Anthropic's format, without `/v1`.
+    pub anthropic_base_url: Option<String>,
+    /// Its key.
+    pub anthropic_api_key: Option<SecretValue>,
+    /// The model's name there.
+    pub anthropic_model: Option<String>,
     /// The model's name.
     pub model: Option<String>,
     /// `demo` or a file.
@@ -228,6 +234,9 @@ impl Config {
                 )?,
                 openai_base_url: reader.url("OPENAI_BASE_URL")?,
                 openai_api_key: reader.secret("OPENAI_API_KEY"),
+                anthropic_base_url: reader.url("ANTHROPIC_BASE_URL")?,
+                anthropic_api_key: reader.secret("ANTHROPIC_API_KEY"),
+                anthropic_model: reader.text("ANTHROPIC_MODEL"),
                 model: reader.text("ARTEL_MODEL"),
                 tape: reader.text("ARTEL_TAPE"),
                 telegram_bot_token: reader.secret("TELEGRAM_BOT_TOKEN"),

@@ -110,6 +110,7 @@ fn redactor(config: &Config) -> Redactor {
     let redactor = Redactor::new();
     for (name, value) in [
         ("OPENAI_API_KEY", &config.openai_api_key),
+        ("ANTHROPIC_API_KEY", &config.anthropic_api_key),
         ("TELEGRAM_BOT_TOKEN", &config.telegram_bot_token),
         ("DATABASE_URL", &config.database_url),
         ("SOPS_AGE_KEY", &config.age_key),

@@ -68,6 +68,20 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
                 "The model's name there; needed when the endpoint has more than one. Roles, prices and budgets are tables in artel.toml.",
             ),
             setting(
+                "ANTHROPIC_BASE_URL",
+                "",
+                "For agents that speak Anthropic's Messages (claude-code): the endpoint, without /v1. Default, with a key: https://api.anthropic.com.",
+            ),
+            secret(
+                "ANTHROPIC_API_KEY",
+                "Its key. Workers never see it; the broker puts it in.",
+            ),
+            setting(
+                "ANTHROPIC_MODEL",
+                "",
+                "The model's name there. Default: the developer's model, which is ARTEL_MODEL if artel.toml says no more.",
+            ),
+            setting(
                 "ARTEL_TAPE",
                 "",
                 "`demo` or a file: recorded answers instead of a model. Without a model the demo tape is used.",

@@ -28,11 +28,7 @@ pub async fn live_check(
         status: error.status,
         retryable: error.retryable,
     };
-    let config = EndpointConfig {
-        base_url: base_url.to_owned(),
-        api_key_env: None,
-        api_key: key.cloned(),
-    };
+    let config = EndpointConfig::new(base_url, key.cloned());
     let timeouts = TimeoutConfig::default();
     let endpoint = Endpoint::new("check", &config, &timeouts)
         .map(Arc::new)
@@ -68,11 +64,7 @@ pub async fn offered_models(
     key: Option<&ApiKey>,
     within: Duration,
 ) -> Option<Vec<String>> {
-    let config = EndpointConfig {
-        base_url: base_url.to_owned(),
-        api_key_env: None,
-        api_key: key.cloned(),
-    };
+    let config = EndpointConfig::new(base_url, key.cloned());
     let endpoint = Endpoint::new("list", &config, &TimeoutConfig::default())
         .map(Arc::new)
         .ok()?;

@@ -8,6 +8,12 @@
 //! base_url = "https://models.example/v1"
 //! api_key_env = "OPENAI_API_KEY"           # the variable that holds the key; a key never stands here
 //!
+//! [models.endpoints.anthropic]             # for workers whose agent speaks Anthropic's Messages
+//! base_url = "https://api.anthropic.com"
+//! api_key_env = "ANTHROPIC_API_KEY"
+//! speaks = ["messages"]
+//! model = "a-claude"
+//!
 //! [models.roles.architect]
 //! models = ["a-large-model", { endpoint = "backup", model = "another" }]   # tried in this order
 //! temperature = 0.2
@@ -16,6 +22,7 @@
 //! [models.prices."a-model"]
 //! input_per_million_usd = 1.25
 //! output_per_million_usd = 10.0
+//! cache_read_per_million_usd = 0.125       # of what agents send, most comes from the endpoint's cache
 //! as_of = "2026-05-01"
 //!
 //! [models.budget]
@@ -34,6 +41,12 @@ use url::Url;
 
 /// The endpoint that a model without an endpoint is asked at.
 pub const DEFAULT_ENDPOINT: &str = "default";
+
+/// The endpoint that `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY` and `ANTHROPIC_MODEL` describe.
+pub const ANTHROPIC_ENDPOINT: &str = "anthropic";
+
+/// Where it is when only a key is given.
+const ANTHROPIC_BASE_URL: &str = "https://api.anthropic.com";
 
 /// The most models that a chain may name.
 const MAX_CHAIN: usize = 8;
@@ -58,7 +71,19 @@ pub struct Config {
     pub retry: RetryConfig,
 }
 
-/// One OpenAI-compatible endpoint.
+/// A wire format that an endpoint speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Speaks {
+    /// OpenAI's chat completions: what the crew itself and most agents use.
+    Chat,
+    /// OpenAI's Responses, for workers whose agent speaks them.
+    Responses,
+    /// Anthropic's Messages, likewise.
+    Messages,
+}
+
+/// One endpoint.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointConfig {
@@ -70,6 +95,34 @@ pub struct EndpointConfig {
     /// The key itself; never in a file, set by [`Config::resolve_keys`].
     #[serde(skip)]
     pub api_key: Option<ApiKey>,
+    /// The wire formats that it speaks; empty: chat completions and Responses, as OpenAI-compatible endpoints do.
+    #[serde(default)]
+    pub speaks: Vec<Speaks>,
+    /// The model for workers that ask here in a format for which the role's chain has none.
+    #[serde(default)]
+    pub model: Option<String>,
+}
+
+impl EndpointConfig {
+    /// An OpenAI-compatible endpoint.
+    pub fn new(base_url: impl Into<String>, api_key: Option<ApiKey>) -> Self {
+        Self {
+            base_url: base_url.into(),
+            api_key_env: None,
+            api_key,
+            speaks: Vec::new(),
+            model: None,
+        }
+    }
+
+    /// Whether it speaks this format.
+    pub fn speaks(&self, format: Speaks) -> bool {
+        if self.speaks.is_empty() {
+            format != Speaks::Messages
+        } else {
+            self.speaks.contains(&format)
+        }
+    }
 }
 
 /// A key to an endpoint: cannot be printed, serialized or compared.
@@ -144,11 +197,42 @@ pub struct Price {
     pub input_per_million_usd: f64,
     /// US dollars for a million tokens written.
     pub output_per_million_usd: f64,
+    /// US dollars for a million tokens read from the endpoint's cache; none: the price of tokens read.
+    #[serde(default)]
+    pub cache_read_per_million_usd: Option<f64>,
+    /// US dollars for a million tokens read and written into that cache; none: the price of tokens read.
+    #[serde(default)]
+    pub cache_write_per_million_usd: Option<f64>,
     /// The day on which somebody looked this up.
     pub as_of: Date,
 }
 
 impl Price {
+    /// A price without special ones for cached tokens.
+    pub fn new(input_per_million_usd: f64, output_per_million_usd: f64, as_of: Date) -> Self {
+        Self {
+            input_per_million_usd,
+            output_per_million_usd,
+            cache_read_per_million_usd: None,
+            cache_write_per_million_usd: None,
+            as_of,
+        }
+    }
+
+    /// What these tokens cost, where a part of those read came from the cache or went into it.
+    pub(crate) fn cost_with_cache(&self, input: u64, read: u64, written: u64, output: u64) -> f64 {
+        let plain = self.input_per_million_usd;
+        let cached = |tokens: u64, price: Option<f64>| {
+            // Counts of tokens stay far below the 2^52 that a double holds exactly.
+            #[allow(clippy::cast_precision_loss)]
+            let tokens = tokens as f64;
+            tokens * price.unwrap_or(plain) / 1e6
+        };
+        self.cost_usd(input, output)
+            + cached(read, self.cache_read_per_million_usd)
+            + cached(written, self.cache_write_per_million_usd)
+    }
+
     /// What these tokens cost, in US dollars.
     pub fn cost_usd(&self, input_tokens: u64, output_tokens: u64) -> f64 {
         // Counts of tokens stay far below the 2^52 that a double holds exactly.
@@ -257,6 +341,16 @@ pub enum ConfigError {
         /// The name.
         endpoint: String,
     },
+    /// A chain of the crew's own names an endpoint that it cannot talk to.
+    #[error(
+        "{place} names the endpoint {endpoint:?}, which does not speak OpenAI's chat completions: only the developer's models may be there"
+    )]
+    NotChat {
+        /// Where in the configuration.
+        place: String,
+        /// The name.
+        endpoint: String,
+    },
     /// The variable that should hold a key is not set.
     #[error(
         "models.endpoints.{endpoint}.api_key_env names {variable}, which is not set: set it to the endpoint's key"
@@ -305,8 +399,8 @@ impl Config {
         config
     }
 
-    /// Lets the environment's endpoint, key and model win over what a file says about the endpoint `default` and the
-    /// model of all roles. Chains that a file gives to roles stay.
+    /// Lets the environment's endpoints, keys and models win over what a file says about the endpoints `default` and
+    /// `anthropic` and the model of all roles. Chains that a file gives to roles stay.
     pub fn overlay_env(&mut self, lookup: impl Fn(&str) -> Option<String>) {
         let get = |name| lookup(name).filter(|value: &String| !value.trim().is_empty());
         self.overlay(
@@ -314,6 +408,40 @@ impl Config {
             get("OPENAI_API_KEY"),
             get("ARTEL_MODEL"),
         );
+        self.overlay_anthropic(
+            get("ANTHROPIC_BASE_URL"),
+            get("ANTHROPIC_API_KEY"),
+            get("ANTHROPIC_MODEL"),
+        );
+    }
+
+    /// A key alone means Anthropic's own endpoint; an address alone is one that needs no key.
+    fn overlay_anthropic(
+        &mut self,
+        base_url: Option<String>,
+        key: Option<String>,
+        model: Option<String>,
+    ) {
+        let key = key.map(|key| ApiKey::new(key.trim().to_owned()));
+        let known = self.endpoints.contains_key(ANTHROPIC_ENDPOINT);
+        if base_url.is_some() || (key.is_some() && !known) {
+            let base_url = base_url.unwrap_or_else(|| ANTHROPIC_BASE_URL.to_owned());
+            let mut endpoint = EndpointConfig::new(base_url, key);
+            endpoint.speaks = vec![Speaks::Messages];
+            endpoint.model = self
+                .endpoints
+                .remove(ANTHROPIC_ENDPOINT)
+                .and_then(|old| old.model);
+            self.endpoints
+                .insert(ANTHROPIC_ENDPOINT.to_owned(), endpoint);
+        } else if let (Some(endpoint), Some(key)) =
+            (self.endpoints.get_mut(ANTHROPIC_ENDPOINT), key)
+        {
+            endpoint.api_key = Some(key);
+        }
+        if let (Some(endpoint), Some(model)) = (self.endpoints.get_mut(ANTHROPIC_ENDPOINT), model) {
+            endpoint.model = Some(model.trim().to_owned());
+        }
     }
 
     fn overlay(&mut self, base_url: Option<String>, key: Option<String>, model: Option<String>) {
@@ -323,11 +451,7 @@ impl Config {
         if let Some(base_url) = base_url {
             self.endpoints.insert(
                 DEFAULT_ENDPOINT.to_owned(),
-                EndpointConfig {
-                    base_url,
-                    api_key_env: None,
-                    api_key: key.map(ApiKey::new),
-                },
+                EndpointConfig::new(base_url, key.map(ApiKey::new)),
             );
         } else if let (Some(endpoint), Some(key)) = (self.endpoints.get_mut(DEFAULT_ENDPOINT), key)
         {
@@ -388,6 +512,39 @@ impl Config {
         }
     }
 
+    /// The model that answers workers in a format first, if one is configured for it.
+    pub fn worker_model(&self, speaks: Speaks) -> Option<String> {
+        let (_, model) = self.worker_models(speaks).into_iter().next()?;
+        Some(model)
+    }
+
+    /// The developer's models at endpoints of this format, each with its endpoint's name. Without one there: every endpoint of
+    /// the format with its own model, or with the name that the developer's model has elsewhere.
+    pub(crate) fn worker_models(&self, speaks: Speaks) -> Vec<(String, String)> {
+        let speaking = |name: &str| {
+            let endpoint = self.endpoints.get(name);
+            endpoint.filter(|endpoint| endpoint.speaks(speaks))
+        };
+        let chain = self.chain(Role::Developer);
+        let chosen: Vec<_> = chain
+            .iter()
+            .map(ModelChoice::parts)
+            .filter(|(endpoint, _)| speaking(endpoint).is_some())
+            .map(|(endpoint, model)| (endpoint.to_owned(), model.to_owned()))
+            .collect();
+        if !chosen.is_empty() {
+            return chosen;
+        }
+        let elsewhere = chain.first().map(|choice| choice.parts().1);
+        self.endpoints
+            .keys()
+            .filter_map(|name| {
+                let model = speaking(name)?.model.as_deref().or(elsewhere)?;
+                Some((name.clone(), model.to_owned()))
+            })
+            .collect()
+    }
+
     /// The most tokens that an answer to a role may have.
     pub fn max_output_tokens(&self, role: Role) -> u32 {
         self.roles
@@ -417,8 +574,15 @@ impl Config {
             }
             for choice in &config.models {
                 let (endpoint, _) = choice.parts();
-                if !self.endpoints.contains_key(endpoint) {
+                let Some(known) = self.endpoints.get(endpoint) else {
                     return Err(ConfigError::UnknownEndpoint {
+                        place: format!("{place}.models"),
+                        endpoint: endpoint.to_owned(),
+                    });
+                };
+                // A developer's agent may speak anything; the crew itself speaks one format.
+                if *role != Role::Developer && !known.speaks(Speaks::Chat) {
+                    return Err(ConfigError::NotChat {
                         place: format!("{place}.models"),
                         endpoint: endpoint.to_owned(),
                     });
@@ -436,9 +600,18 @@ impl Config {
             }
         }
         for (model, price) in &self.prices {
+            let plain = price.input_per_million_usd;
             for (field, value) in [
-                ("input_per_million_usd", price.input_per_million_usd),
+                ("input_per_million_usd", plain),
                 ("output_per_million_usd", price.output_per_million_usd),
+                (
+                    "cache_read_per_million_usd",
+                    price.cache_read_per_million_usd.unwrap_or(plain),
+                ),
+                (
+                    "cache_write_per_million_usd",
+                    price.cache_write_per_million_usd.unwrap_or(plain),
+                ),
             ] {
                 if !value.is_finite() || value < 0.0 {
                     let place = format!("models.prices.{model:?}.{field}");
@@ -485,8 +658,9 @@ pub(crate) fn parse_base_url(endpoint: &str, base_url: &str) -> Result<Url, Conf
         base_url: without_credentials(base_url),
     };
     let text = base_url.trim().trim_end_matches('/');
-    let text = text
-        .strip_suffix("/chat/completions")
+    let text = ["/chat/completions", "/responses", "/messages"]
+        .iter()
+        .find_map(|call| text.strip_suffix(call))
         .unwrap_or(text)
         .trim_end_matches('/');
     let url = Url::parse(text).map_err(|_| wrong())?;

@@ -1,4 +1,4 @@
-//! One OpenAI-compatible endpoint over HTTP: one try at a time, with its timeouts, and what its refusals mean.
+//! One endpoint over HTTP: one try at a time, with its timeouts, and what its refusals mean.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use reqwest::header::{ACCEPT, HeaderMap};
+use ports::{WireCall, WireFormat};
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
@@ -141,10 +142,65 @@ impl Endpoint {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
+        self.send_signed(request, deadline)
+            .await
+            .map_err(|refused| refused.error)
+    }
+
+    /// Sends a worker's request as it is, in a format that is not chat completions, with our key in the place where this
+    /// format has it.
+    pub async fn post_native(
+        self: &Arc<Self>,
+        call: &WireCall,
+        body: &Value,
+        deadline: Instant,
+    ) -> Result<Answer, Refused> {
+        let (path, version) = match call.format {
+            WireFormat::Messages => ("/messages", "/v1"),
+            WireFormat::CountTokens => ("/messages/count_tokens", "/v1"),
+            WireFormat::Responses => ("/responses", ""),
+        };
+        // Anthropic's addresses are written without the version, OpenAI's with it.
+        let versioned = self.base.path().trim_end_matches('/').ends_with("/v1");
+        let mut url = self.url(&format!("{}{path}", if versioned { "" } else { version }));
+        if call.beta {
+            url.set_query(Some("beta=true"));
+        }
+        let accept = if wire::wants_stream(body) {
+            "text/event-stream, application/json"
+        } else {
+            "application/json"
+        };
+        let mut request = self.http.post(url).header(ACCEPT, accept).json(body);
+        for (name, value) in &call.headers {
+            request = request.header(name, value);
+        }
+        if let Some(key) = &self.key {
+            request = match call.format {
+                WireFormat::Responses => request.bearer_auth(key.expose()),
+                WireFormat::Messages | WireFormat::CountTokens => {
+                    let mut value = HeaderValue::from_str(key.expose()).map_err(|_| {
+                        TryError::lasting(
+                            "its key cannot be sent: it has a character that no header may have",
+                        )
+                    })?;
+                    value.set_sensitive(true);
+                    request.header("x-api-key", value)
+                }
+            };
+        }
+        self.send_signed(request, deadline).await
+    }
+
+    async fn send_signed(
+        self: &Arc<Self>,
+        request: reqwest::RequestBuilder,
+        deadline: Instant,
+    ) -> Result<Answer, Refused> {
         let until = deadline.min(Instant::now() + self.idle);
         let response = match timeout_at(until, request.send()).await {
-            Err(_) => return Err(self.timed_out(until == deadline)),
-            Ok(Err(error)) => return Err(self.dropped(&error)),
+            Err(_) => return Err(self.timed_out(until == deadline).into()),
+            Ok(Err(error)) => return Err(self.dropped(&error).into()),
             Ok(Ok(response)) => response,
         };
         let status = response.status();
@@ -161,7 +217,11 @@ impl Endpoint {
             return Ok(answer);
         }
         let body = answer.up_to(MAX_ERROR_BYTES).await;
-        Err(self.refused(status.as_u16(), &headers, &body))
+        let said = self.without_key(&String::from_utf8_lossy(&body));
+        Err(Refused {
+            error: self.refused(status.as_u16(), &headers, &body),
+            body: serde_json::from_str(&said).ok(),
+        })
     }
 
     fn refused(&self, status: u16, headers: &HeaderMap, body: &[u8]) -> TryError {
@@ -229,6 +289,19 @@ impl Endpoint {
             Some(key) if key.expose().len() >= 4 => text.replace(key.expose(), "…"),
             _ => text.to_owned(),
         }
+    }
+}
+
+/// A try that gave no answer, with the endpoint's own words.
+pub(crate) struct Refused {
+    pub error: TryError,
+    /// The body of the refusal, where it is JSON; without our key.
+    pub body: Option<Value>,
+}
+
+impl From<TryError> for Refused {
+    fn from(error: TryError) -> Self {
+        Self { error, body: None }
     }
 }
 

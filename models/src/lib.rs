@@ -19,6 +19,7 @@ mod budget;
 mod check;
 mod config;
 mod endpoint;
+mod meter;
 mod provider;
 mod quirks;
 mod record;
@@ -30,7 +31,7 @@ pub use budget::{Budgets, Estimate, Reservation};
 pub use check::{live_check, offered_models};
 pub use config::{
     ApiKey, BudgetLimits, Config, ConfigError, EndpointConfig, ModelChoice, Price, RetryConfig,
-    RoleConfig, TimeoutConfig,
+    RoleConfig, Speaks, TimeoutConfig,
 };
 pub use provider::Provider;
 pub use record::{Recorder, Redact};

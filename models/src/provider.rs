@@ -1,5 +1,6 @@
-//! Models at OpenAI-compatible endpoints: roles, fallbacks, tries, and what they cost.
+//! Models at their endpoints: roles, fallbacks, tries, and what they cost.
 
+mod native;
 mod pass_through;
 
 use std::collections::{BTreeMap, HashMap};
@@ -8,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ports::{
-    Ledger, ModelAnswer, ModelCall, ModelError, Models, Role, Spend, Usage, WorkerAnswer,
-    WorkerCall, WorkerModels,
+    Ledger, ModelAnswer, ModelCall, ModelError, Models, Role, Spend, Usage, WireAnswer, WireCall,
+    WireError, WorkerAnswer, WorkerCall, WorkerModels,
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ use crate::account::{
 };
 use crate::backoff::{Backoff, TryError, is_passing};
 use crate::budget::{Budgets, Estimate, Reservation};
-use crate::config::{Config, ConfigError, Price, RetryConfig, priced};
+use crate::config::{Config, ConfigError, Price, RetryConfig, Speaks, priced};
 use crate::endpoint::{Answer, Endpoint, Shape};
 use crate::wire::{self, Completion, Tokens};
 
@@ -34,6 +35,7 @@ pub struct Provider {
 }
 
 struct Shared {
+    native: native::Targets,
     seats: HashMap<Role, Seat>,
     budgets: Budgets,
     retry: RetryConfig,
@@ -94,6 +96,10 @@ impl Provider {
                     // Only the default model without the default endpoint comes here: nothing is configured yet.
                     continue;
                 };
+                if !config.endpoints[choice.parts().0].speaks(Speaks::Chat) {
+                    // For workers whose agent speaks what it does.
+                    continue;
+                }
                 chain.push(Target {
                     endpoint: endpoint.clone(),
                     model: model.to_owned(),
@@ -109,6 +115,7 @@ impl Provider {
         }
         Ok(Self {
             shared: Arc::new(Shared {
+                native: native::Targets::new(config, &endpoints),
                 seats,
                 budgets: Budgets::new(ledger, config.budget),
                 retry: config.retry,
@@ -242,6 +249,11 @@ impl WorkerModels for Provider {
     async fn complete(&self, call: WorkerCall) -> Result<(WorkerAnswer, Usage), ModelError> {
         let span = worker_span(&call);
         self.complete_chain(&call).instrument(span).await
+    }
+
+    async fn native(&self, call: WireCall) -> Result<(WireAnswer, Usage), WireError> {
+        let span = worker_span(&call.call);
+        self.native_chain(&call).instrument(span).await
     }
 }
 

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use ports::{
-    ModelAnswer, ModelCall, ModelError, Models, Role, Speaker, Usage, WorkerAnswer, WorkerCall,
-    WorkerModels,
+    ModelAnswer, ModelCall, ModelError, Models, Role, Speaker, Usage, WireAnswer, WireCall,
+    WireError, WorkerAnswer, WorkerCall, WorkerModels,
 };
 use serde_json::Value;
 use tracing::warn;
@@ -168,6 +168,17 @@ impl WorkerModels for Recorder {
             WorkerAnswer::Stream(stream) => WorkerAnswer::Stream(heard.along(stream)),
         };
         Ok((answer, usage))
+    }
+
+    /// Passed on and not written down: a tape holds chat completions.
+    async fn native(&self, call: WireCall) -> Result<(WireAnswer, Usage), WireError> {
+        warn!(
+            thread = call.call.thread,
+            format = call.format.name(),
+            "an answer in {} is not on the tape, which holds chat completions only",
+            call.format.name()
+        );
+        self.workers.native(call).await
     }
 }
 

@@ -323,11 +323,7 @@ async fn the_next_model_of_the_chain_answers_when_the_first_does_not() {
     let first = Server::with(|_| error(404, "no such model")).await;
     let second = Server::scripted([says("from the second", 1, 1)]).await;
     let mut config = config(&first.base_url);
-    let backup = EndpointConfig {
-        base_url: second.base_url.clone(),
-        api_key_env: None,
-        api_key: None,
-    };
+    let backup = EndpointConfig::new(&second.base_url, None);
     config.endpoints.insert("backup".to_owned(), backup);
     let chain = RoleConfig {
         models: vec![

@@ -4,14 +4,20 @@
 //! from the socket and never taken from what it sends. The key is forgotten with the broker.
 //!
 //! * `POST /v1/chat/completions`, `GET /v1/models`: the model, metered and budgeted ([`model`]).
+//! * `POST /v1/messages`, `POST /v1/messages/count_tokens`, `POST /v1/responses`: the same for agents that speak Anthropic's
+//!   format or OpenAI's newer one ([`native`]).
 //! * `POST /v1/progress`, `POST /v1/result`: what the worker says ([`said`]).
 //! * `CONNECT` and absolute-form requests: the proxy to the hosts that the job may reach ([`proxy`]).
 
 mod allow;
 mod ledger;
 mod model;
+mod native;
 mod proxy;
+mod reach;
 mod said;
+#[cfg(test)]
+mod tests;
 
 use crate::events::Events;
 use allow::AllowList;
@@ -28,7 +34,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ledger::Ledger;
-use ports::WorkerModels;
+use ports::{WireFormat, WorkerModels};
 use protocol::{SpawnRequest, Usage};
 pub(crate) use said::{Said, Status};
 use serde_json::{Value, json};
@@ -49,6 +55,17 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_MODEL_BYTES: usize = 16 * 1024 * 1024;
 /// Largest report or progress line, in bytes.
 const MAX_SAID_BYTES: usize = 256 * 1024;
+
+/// What a worker can ask for.
+const KNOWN: [&str; 7] = [
+    "/v1/chat/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/models",
+    "/v1/progress",
+    "/v1/responses",
+    "/v1/result",
+];
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -245,39 +262,58 @@ impl Inner {
             }
             return proxy::pass(&self, request).await;
         }
+        let path = request.uri().path().to_owned();
+        let wrong = |status, code: &str, message: &str| {
+            if path.starts_with("/v1/messages") {
+                native::anthropic_problem(status, message)
+            } else {
+                problem(status, code, message)
+            }
+        };
         if !self.is_ours(request.headers(), false) {
-            return problem(
+            return wrong(
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
                 "the broker needs the job's key: `Authorization: Bearer $ARTEL_BROKER_KEY`",
             );
         }
-        let path = request.uri().path().to_owned();
+        let format = match path.as_str() {
+            "/v1/messages" => Some(WireFormat::Messages),
+            "/v1/messages/count_tokens" => Some(WireFormat::CountTokens),
+            "/v1/responses" => Some(WireFormat::Responses),
+            _ => None,
+        };
+        if let (&Method::POST, Some(format)) = (request.method(), format) {
+            let headers = native::kept(request.headers());
+            let beta = request.uri().query() == Some("beta=true");
+            return match read(request, MAX_MODEL_BYTES).await {
+                Ok(body) => native::pass(&self, format, headers, beta, &body).await,
+                Err((status, code, message)) => wrong(status, code, &message),
+            };
+        }
         match (request.method(), path.as_str()) {
             (&Method::POST, "/v1/chat/completions") => match read(request, MAX_MODEL_BYTES).await {
                 Ok(body) => model::complete(&self, body).await,
-                Err(refusal) => refusal,
+                Err((status, code, message)) => problem(status, code, &message),
             },
             (&Method::GET, "/v1/models") => model::list(&self),
             (&Method::POST, "/v1/result") => match read(request, MAX_SAID_BYTES).await {
                 Ok(body) => said::result(&self, &body),
-                Err(refusal) => refusal,
+                Err((status, code, message)) => problem(status, code, &message),
             },
             (&Method::POST, "/v1/progress") => match read(request, MAX_SAID_BYTES).await {
                 Ok(body) => said::progress(&self, &body),
-                Err(refusal) => refusal,
+                Err((status, code, message)) => problem(status, code, &message),
             },
-            (_, "/v1/chat/completions" | "/v1/models" | "/v1/result" | "/v1/progress") => problem(
+            (method, known) if KNOWN.contains(&known) => wrong(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method",
-                &format!("{} is not possible on {path}", request.method()),
+                &format!("{method} is not possible on {path}"),
             ),
-            _ => problem(
+            _ => wrong(
                 StatusCode::NOT_FOUND,
                 "not_found",
-                &format!(
-                    "the broker has no {path}; it has /v1/chat/completions, /v1/models, /v1/progress and /v1/result"
-                ),
+                &format!("the broker has no {path}; it has {}", KNOWN.join(", ")),
             ),
         }
     }
@@ -315,9 +351,12 @@ fn given_key(value: &str) -> Option<String> {
     }
 }
 
+/// The status, the code and the words of a refusal.
+type Wrong = (StatusCode, &'static str, String);
+
 /// A body of at most `limit` bytes. Some of a longer one is read and dropped, because a client that
 /// is still sending would not see the answer.
-async fn read(request: Request<Incoming>, limit: usize) -> Result<Bytes, Response<Body>> {
+async fn read(request: Request<Incoming>, limit: usize) -> Result<Bytes, Wrong> {
     let mut body = request.into_body();
     let mut kept = BytesMut::new();
     let mut seen: usize = 0;
@@ -336,20 +375,20 @@ async fn read(request: Request<Incoming>, limit: usize) -> Result<Bytes, Respons
     };
     match tokio::time::timeout(Duration::from_mins(1), all).await {
         Ok(Ok(())) if seen <= limit => Ok(kept.freeze()),
-        Ok(Ok(())) => Err(problem(
+        Ok(Ok(())) => Err((
             StatusCode::PAYLOAD_TOO_LARGE,
             "too_large",
-            &format!("a body may have at most {limit} bytes"),
+            format!("a body may have at most {limit} bytes"),
         )),
-        Ok(Err(error)) => Err(problem(
+        Ok(Err(error)) => Err((
             StatusCode::BAD_REQUEST,
             "body",
-            &format!("the body could not be read: {error}"),
+            format!("the body could not be read: {error}"),
         )),
-        Err(_) => Err(problem(
+        Err(_) => Err((
             StatusCode::REQUEST_TIMEOUT,
             "body",
-            "the body did not arrive within a minute",
+            "the body did not arrive within a minute".to_owned(),
         )),
     }
 }
@@ -383,135 +422,4 @@ fn with_type(status: StatusCode, kind: &'static str, body: Body) -> Response<Bod
         .headers_mut()
         .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ports::{ModelError, WorkerAnswer, WorkerCall};
-    use protocol::{LocalTransport, suite};
-    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-    use tokio::net::TcpListener;
-
-    #[test]
-    fn a_key_is_found_in_every_form_that_clients_send() {
-        assert_eq!(given_key("Bearer k1").as_deref(), Some("k1"));
-        assert_eq!(given_key("bearer  k1 ").as_deref(), Some("k1"));
-        assert_eq!(given_key("Basic am9iOmsx").as_deref(), Some("k1"));
-        assert_eq!(given_key("k1").as_deref(), Some("k1"));
-        assert_eq!(given_key("Digest k1"), None);
-        assert_eq!(given_key("Basic !"), None);
-    }
-
-    struct NoModels;
-
-    #[async_trait::async_trait]
-    impl WorkerModels for NoModels {
-        async fn complete(
-            &self,
-            _: WorkerCall,
-        ) -> Result<(WorkerAnswer, ports::Usage), ModelError> {
-            Err(ModelError::NotConfigured)
-        }
-    }
-
-    /// A broker whose names all lead to `host`, and which refuses no address.
-    async fn broker(folder: &Path, host: std::net::SocketAddr) -> Broker {
-        let mut request = suite::request("r");
-        request.network.allow = vec!["site.example:80".to_owned()];
-        let request = Arc::new(request);
-        let bus = LocalTransport::open(folder.join("bus")).await.unwrap();
-        let (events, _) = Events::start(Arc::new(bus), Arc::clone(&request));
-        let resolver = proxy::Resolver {
-            fixed: Some(host),
-            forbidden: |_| None,
-        };
-        Broker::with(request, Arc::new(NoModels), events, folder, resolver).unwrap()
-    }
-
-    async fn ask(broker: &Broker, text: String) -> BufReader<UnixStream> {
-        let mut stream = UnixStream::connect(broker.socket()).await.unwrap();
-        stream.write_all(text.as_bytes()).await.unwrap();
-        BufReader::new(stream)
-    }
-
-    #[tokio::test]
-    async fn a_listed_host_is_reached_by_tunnel_and_by_request_without_the_key() {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
-        let login =
-            base64::engine::general_purpose::STANDARD.encode(format!("job:{}", broker.key()));
-
-        let connect = format!(
-            "CONNECT site.example:80 HTTP/1.1\r\nHost: site.example:80\r\nProxy-Authorization: Basic {login}\r\n\r\n"
-        );
-        let mut tunnel = ask(&broker, connect).await;
-        let (mut host, _) = listener.accept().await.unwrap();
-        let mut line = String::new();
-        while line != "\r\n" {
-            assert!(!line.contains("HTTP/1.1 4"), "{line}");
-            line.clear();
-            tunnel.read_line(&mut line).await.unwrap();
-        }
-        tunnel.get_mut().write_all(b"ping").await.unwrap();
-        let mut four = [0; 4];
-        host.read_exact(&mut four).await.unwrap();
-        assert_eq!(&four, b"ping");
-        host.write_all(b"pong").await.unwrap();
-        tunnel.read_exact(&mut four).await.unwrap();
-        assert_eq!(&four, b"pong");
-
-        let get = format!(
-            "GET http://site.example/page?x=1 HTTP/1.1\r\nHost: other\r\nX-Mine: yes\r\nConnection: X-Hop\r\nX-Hop: no\r\nProxy-Authorization: Basic {login}\r\n\r\n"
-        );
-        let mut answer = ask(&broker, get).await;
-        let (mut host, _) = listener.accept().await.unwrap();
-        let mut seen = vec![0; 4096];
-        let read = host.read(&mut seen).await.unwrap();
-        let seen = String::from_utf8_lossy(&seen[..read]).to_lowercase();
-        assert!(seen.starts_with("get /page?x=1 http/1.1\r\n"), "{seen}");
-        assert!(
-            seen.contains("host: site.example\r\n") && seen.contains("x-mine: yes"),
-            "{seen}"
-        );
-        assert!(
-            !seen.contains("proxy-authorization") && !seen.contains("x-hop"),
-            "{seen}"
-        );
-        host.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok")
-            .await
-            .unwrap();
-        line.clear();
-        answer.read_line(&mut line).await.unwrap();
-        assert_eq!(line, "HTTP/1.1 201 Created\r\n");
-
-        // With the broker, everything that went through it ends.
-        drop(broker);
-        assert_eq!(tunnel.read(&mut four).await.unwrap_or(0), 0);
-        assert_eq!(
-            std::fs::read_dir(folder.path())
-                .unwrap()
-                .filter(|e| e
-                    .as_ref()
-                    .unwrap()
-                    .path()
-                    .extension()
-                    .is_some_and(|x| x == "sock"))
-                .count(),
-            0
-        );
-    }
-
-    #[tokio::test]
-    async fn a_home_with_a_long_name_still_has_sockets() {
-        let folder = tempfile::tempdir().unwrap();
-        let long = folder.path().join("x".repeat(120));
-        std::fs::create_dir(&long).unwrap();
-        let broker = broker(&long, "127.0.0.1:9".parse().unwrap()).await;
-        let socket = broker.socket().to_owned();
-        assert!(socket.exists() && socket.as_os_str().len() < 108);
-        drop(broker);
-        assert!(!socket.parent().unwrap().exists());
-    }
 }

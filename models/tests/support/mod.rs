@@ -30,6 +30,12 @@ pub enum Reply {
     Events(Vec<String>),
     /// Events, then the connection is cut.
     Cut(Vec<String>),
+    /// A stream as it is on the wire, piece by piece, each so many milliseconds after the other; then a proper end, or a cut.
+    Wire {
+        pieces: Vec<String>,
+        wait_ms: u64,
+        cut: bool,
+    },
     /// Nothing, for a long time.
     Hang,
 }
@@ -91,6 +97,7 @@ pub fn says(text: &str, input: u64, output: u64) -> Reply {
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub path: String,
+    pub query: Option<String>,
     pub headers: HeaderMap,
     pub body: Value,
 }
@@ -151,22 +158,20 @@ async fn answer(
 ) -> Response<Body> {
     let seen = Seen {
         path: uri.path().to_owned(),
+        query: uri.query().map(str::to_owned),
         headers,
         body: serde_json::from_slice(&body).unwrap_or(Value::Null),
     };
     stage.seen.lock().unwrap().push(seen.clone());
     let reply = (stage.script.lock().unwrap())(&seen);
-    let events = |events: Vec<String>, cut: bool| {
-        let mut pieces: Vec<std::io::Result<String>> = events
-            .into_iter()
-            .map(|data| Ok(format!("data: {data}\n\n")))
-            .collect();
+    let wire = |pieces: Vec<String>, wait_ms: u64, cut: bool| {
+        let mut pieces: Vec<std::io::Result<String>> = pieces.into_iter().map(Ok).collect();
         if cut {
             pieces.push(Err(std::io::Error::other("cut")));
         }
         // Each piece for itself, so that what came before the cut is sent.
-        let pieces = futures::stream::iter(pieces).then(|piece| async {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+        let pieces = futures::stream::iter(pieces).then(move |piece| async move {
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
             piece
         });
         Response::builder()
@@ -174,7 +179,20 @@ async fn answer(
             .body(Body::from_stream(pieces))
             .unwrap()
     };
+    let events = |events: Vec<String>, cut: bool| {
+        let pieces = events.into_iter();
+        wire(
+            pieces.map(|data| format!("data: {data}\n\n")).collect(),
+            2,
+            cut,
+        )
+    };
     match reply {
+        Reply::Wire {
+            pieces,
+            wait_ms,
+            cut,
+        } => wire(pieces, wait_ms, cut),
         Reply::Whole {
             status,
             headers,
@@ -263,11 +281,7 @@ pub fn config(base_url: &str) -> Config {
     config.timeouts.total_s = 20;
     config.prices.insert(
         "m".to_owned(),
-        models::Price {
-            input_per_million_usd: 10.0,
-            output_per_million_usd: 100.0,
-            as_of: jiff::civil::date(2026, 5, 1),
-        },
+        models::Price::new(10.0, 100.0, jiff::civil::date(2026, 5, 1)),
     );
     config
 }

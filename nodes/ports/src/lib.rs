@@ -42,7 +42,8 @@ pub use id::{JobId, PersonId, ProjectId, RequestId, Sha, Slug, TaskId, WaitId, t
 pub use manifest::{MANIFEST_FILE, Manifest, ManifestError, Service};
 pub use model::{
     Ledger, Message, ModelAnswer, ModelCall, ModelError, Models, Role, Schema, Speaker, Spend,
-    Spent, Usage, WorkerAnswer, WorkerCall, WorkerModels,
+    Spent, Usage, WireAnswer, WireCall, WireError, WireFormat, WirePiece, WorkerAnswer, WorkerCall,
+    WorkerModels,
 };
 pub use plan::{Plan, PlannedTask};
 pub use record::{

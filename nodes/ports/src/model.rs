@@ -153,6 +153,16 @@ pub enum ModelError {
         /// What to do.
         hint: String,
     },
+    /// No endpoint that speaks a worker's wire format is configured.
+    #[error(
+        "the agent speaks {format}, and no endpoint for that is configured: {advice}, or choose another agent with ARTEL_AGENT"
+    )]
+    NoEndpoint {
+        /// The format, as a person calls it.
+        format: &'static str,
+        /// What to configure.
+        advice: String,
+    },
     /// No model is configured.
     #[error(
         "no model is configured: set OPENAI_BASE_URL, OPENAI_API_KEY and ARTEL_MODEL, or run `artel init`"
@@ -185,7 +195,9 @@ impl ModelError {
         match self {
             Self::Budget { .. } => failure("budget").actor(Actor::Owner),
             Self::NotOnTape { .. } => failure("not_on_tape").actor(Actor::Admin),
-            Self::NotConfigured => failure("no_model").actor(Actor::Admin),
+            Self::NotConfigured | Self::NoEndpoint { .. } => {
+                failure("no_model").actor(Actor::Admin)
+            }
             Self::Ledger { source } => Failure {
                 message: self.to_string(),
                 ..source.clone()
@@ -237,12 +249,108 @@ pub enum WorkerAnswer {
     Stream(BoxStream<'static, Result<Bytes, ModelError>>),
 }
 
+/// A wire format of workers' clients beside OpenAI's chat completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WireFormat {
+    /// Anthropic's Messages.
+    Messages,
+    /// Anthropic's count of the tokens of a message that is not sent.
+    CountTokens,
+    /// OpenAI's Responses.
+    Responses,
+}
+
+impl WireFormat {
+    /// What a person calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Messages | Self::CountTokens => "Anthropic's Messages",
+            Self::Responses => "OpenAI's Responses",
+        }
+    }
+
+    /// What to configure so that there is an endpoint for it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Messages | Self::CountTokens => {
+                "set ANTHROPIC_API_KEY (and ANTHROPIC_BASE_URL for an endpoint of your own, ANTHROPIC_MODEL for its model)"
+            }
+            Self::Responses => {
+                "set OPENAI_BASE_URL, OPENAI_API_KEY and ARTEL_MODEL for an endpoint that has /v1/responses"
+            }
+        }
+    }
+}
+
+/// A worker's request in another wire format, as the broker received it.
+#[derive(Clone, Debug)]
+pub struct WireCall {
+    /// Who asks, with the body in that format.
+    pub call: WorkerCall,
+    /// The format.
+    pub format: WireFormat,
+    /// Headers that belong to the format, such as `anthropic-version`; never credentials.
+    pub headers: Vec<(String, String)>,
+    /// Whether the client asked at the address with `?beta=true`.
+    pub beta: bool,
+}
+
+/// The answer to a [`WireCall`], in its format.
+pub enum WireAnswer {
+    /// The whole body.
+    Json(Value),
+    /// The events, as the request's `stream: true` asked for. An error is the last piece.
+    Stream(BoxStream<'static, Result<WirePiece, WireError>>),
+}
+
+/// A piece of a streamed answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WirePiece {
+    /// Whole events, for the worker.
+    Events(Bytes),
+    /// What the answer took so far, for the broker; it replaces what was said before.
+    Used(Usage),
+}
+
+/// Why a [`WireCall`] has no answer, or its stream no end.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct WireError {
+    /// Why.
+    #[source]
+    pub error: ModelError,
+    /// The endpoint's own error in the format of the call, when it is for the worker to read: a prompt that is too long, say.
+    pub body: Option<Value>,
+    /// How many seconds the endpoint asked to wait.
+    pub retry_after_s: Option<u64>,
+}
+
+impl From<ModelError> for WireError {
+    fn from(error: ModelError) -> Self {
+        Self {
+            error,
+            body: None,
+            retry_after_s: None,
+        }
+    }
+}
+
 /// Models for workers, behind the broker.
 #[async_trait]
 pub trait WorkerModels: Send + Sync {
     /// Passes the request on, metered and within the project's budget. `Json` answers come with their usage, so that the
     /// broker can hold the job to its own limit as well.
     async fn complete(&self, call: WorkerCall) -> Result<(WorkerAnswer, Usage), ModelError>;
+
+    /// The same for a client that speaks another wire format; the request goes to an endpoint of that format and is not
+    /// translated. Whoever has none, a tape for one, refuses.
+    async fn native(&self, call: WireCall) -> Result<(WireAnswer, Usage), WireError> {
+        Err(ModelError::NoEndpoint {
+            format: call.format.name(),
+            advice: call.format.advice().to_owned(),
+        }
+        .into())
+    }
 }
 
 /// One line of the ledger.

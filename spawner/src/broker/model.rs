@@ -1,7 +1,7 @@
 //! The model behind the broker: the worker's request goes on under the crew's own name for it, and
 //! what it costs is counted against the job before the worker gets the answer.
 
-use super::{Body, Inner, problem, reply, streamed};
+use super::{Body, Inner, problem, reach, reply, streamed};
 use crate::trouble::kind;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -18,12 +18,12 @@ use std::io;
 use std::sync::Arc;
 
 /// Output tokens that are reserved when a request does not bound them.
-const EXPECTED_OUTPUT: u64 = 1024;
+pub(super) const EXPECTED_OUTPUT: u64 = 1024;
 /// Longest line of a stream that is looked at for its usage, in bytes.
 const MAX_LINE: usize = 64 * 1024;
 
 pub(super) async fn complete(inner: &Arc<Inner>, body: Bytes) -> Response<Body> {
-    let parsed: Value = match serde_json::from_slice(&body) {
+    let mut parsed: Value = match serde_json::from_slice(&body) {
         Ok(value) => value,
         Err(error) => {
             let wrong = format!("the body is not JSON: {error}");
@@ -33,6 +33,9 @@ pub(super) async fn complete(inner: &Arc<Inner>, body: Bytes) -> Response<Body> 
     if !parsed["messages"].is_array() {
         let wrong = "`messages` must be a list";
         return problem(StatusCode::BAD_REQUEST, "invalid_request_error", wrong);
+    }
+    if let Some(wrong) = reach::hold(inner, &mut parsed) {
+        return problem(StatusCode::BAD_REQUEST, "invalid_request_error", &wrong);
     }
     let question_hash = hex::encode(Sha256::digest(&body));
     if let Some(answer) = inner.ledger.unread(&question_hash) {
@@ -50,18 +53,7 @@ pub(super) async fn complete(inner: &Arc<Inner>, body: Bytes) -> Response<Body> 
             return problem(StatusCode::PAYMENT_REQUIRED, "budget", &spent.message);
         }
     };
-    let project = ProjectId::new(&inner.request.project_id);
-    let job = JobId::new(&inner.request.job_id);
-    let task = TaskId::new(&inner.request.task_id);
-    let thread = threads::task(&project, &job, &task);
-    let call = WorkerCall {
-        request: RequestId::new(&inner.request.request_id),
-        thread: threads::within_project(&thread).to_owned(),
-        project,
-        job,
-        task,
-        body: parsed,
-    };
+    let call = call_of(inner, parsed);
     let waiting = inner.events.activity().waiting();
     let answered = inner.models.complete(call).await;
     match answered {
@@ -99,22 +91,43 @@ pub(super) async fn complete(inner: &Arc<Inner>, body: Bytes) -> Response<Body> 
     }
 }
 
-/// The models that a worker can ask for: the one it was given.
+/// A worker's question; who asks is known from the socket.
+pub(super) fn call_of(inner: &Inner, body: Value) -> WorkerCall {
+    let project = ProjectId::new(&inner.request.project_id);
+    let job = JobId::new(&inner.request.job_id);
+    let task = TaskId::new(&inner.request.task_id);
+    let thread = threads::task(&project, &job, &task);
+    WorkerCall {
+        request: RequestId::new(&inner.request.request_id),
+        thread: threads::within_project(&thread).to_owned(),
+        project,
+        job,
+        task,
+        body,
+    }
+}
+
+/// The models that a worker can ask for: the one it was given, in the form of OpenAI's list and of Anthropic's.
 pub(super) fn list(inner: &Inner) -> Response<Body> {
     let model = inner.request.agent.model.as_deref().unwrap_or("default");
     reply(
         StatusCode::OK,
-        &json!({"object": "list", "data": [
-            {"id": model, "object": "model", "created": 0, "owned_by": "artel"}
-        ]}),
+        &json!({
+            "object": "list",
+            "data": [{
+                "id": model, "object": "model", "created": 0, "owned_by": "artel",
+                "type": "model", "display_name": model, "created_at": "1970-01-01T00:00:00Z",
+            }],
+            "first_id": model, "last_id": model, "has_more": false,
+        }),
     )
 }
 
-fn estimated_tokens(bytes: usize) -> u64 {
+pub(super) fn estimated_tokens(bytes: usize) -> u64 {
     u64::try_from(bytes / 4).unwrap_or(u64::MAX)
 }
 
-fn tell_usage(inner: &Inner) {
+pub(super) fn tell_usage(inner: &Inner) {
     inner.events.say(EventKind::Usage {
         usage: inner.ledger.usage(),
     });
@@ -129,12 +142,22 @@ fn not_counted(inner: &Inner, error: &io::Error) -> Response<Body> {
     )
 }
 
-/// A model error as OpenAI's clients read it. What trying again cannot mend is not a 429 or 5xx.
+/// A model error as OpenAI's clients read it.
 fn refused(inner: &Inner, error: &ModelError) -> Response<Body> {
-    let (status, kind) = match error {
+    let (status, kind) = meaning(error);
+    let message = error.to_string();
+    inner.ledger.failed(kind, &message);
+    problem(status, kind, &message)
+}
+
+/// The status and the kind of a model error. What trying again cannot mend is not a 429 or 5xx.
+pub(super) fn meaning(error: &ModelError) -> (StatusCode, &'static str) {
+    match error {
         ModelError::Budget { .. } => (StatusCode::PAYMENT_REQUIRED, kind::BUDGET),
         ModelError::NotOnTape { .. } => (StatusCode::NOT_FOUND, kind::NOT_ON_TAPE),
-        ModelError::NotConfigured => (StatusCode::FORBIDDEN, kind::NO_MODEL),
+        ModelError::NotConfigured | ModelError::NoEndpoint { .. } => {
+            (StatusCode::FORBIDDEN, kind::NO_MODEL)
+        }
         ModelError::Unavailable {
             status: Some(429), ..
         } => (StatusCode::TOO_MANY_REQUESTS, kind::MODEL_UNAVAILABLE),
@@ -149,10 +172,7 @@ fn refused(inner: &Inner, error: &ModelError) -> Response<Body> {
         ModelError::Unavailable { .. } => (StatusCode::BAD_GATEWAY, kind::MODEL_UNAVAILABLE),
         // Disks fill and empty again: worth another try.
         ModelError::Ledger { .. } => (StatusCode::SERVICE_UNAVAILABLE, kind::MODEL_UNAVAILABLE),
-    };
-    let message = error.to_string();
-    inner.ledger.failed(kind, &message);
-    problem(status, kind, &message)
+    }
 }
 
 /// A stream on its way to the worker, read along for what it costs.

@@ -2,6 +2,8 @@
 
 use super::allow::forbidden;
 use super::{Body, Inner, problem};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue};
@@ -13,6 +15,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::io::InspectReader;
 
 /// How long resolving a name, or connecting, may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -32,18 +36,40 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
+/// Tunnels that a job may have at a time.
+const MAX_TUNNELS: usize = 64;
+
+/// Gives the addresses of a host, with the port.
+type LookUp =
+    Box<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
 /// How names become addresses, and which addresses are refused. Tests have their own.
 pub(super) struct Resolver {
-    pub(super) fixed: Option<SocketAddr>,
+    pub(super) look_up: LookUp,
     pub(super) forbidden: fn(IpAddr) -> Option<&'static str>,
+    tunnels: Arc<Semaphore>,
+}
+
+impl Resolver {
+    pub(super) fn new(look_up: LookUp, forbidden: fn(IpAddr) -> Option<&'static str>) -> Self {
+        Self {
+            look_up,
+            forbidden,
+            tunnels: Arc::new(Semaphore::new(MAX_TUNNELS)),
+        }
+    }
 }
 
 impl Default for Resolver {
     fn default() -> Self {
-        Self {
-            fixed: None,
-            forbidden,
-        }
+        let look_up = |host: String, port| {
+            async move {
+                let found = tokio::net::lookup_host((host.as_str(), port)).await?;
+                Ok(found.collect())
+            }
+            .boxed()
+        };
+        Self::new(Box::new(look_up), forbidden)
     }
 }
 
@@ -58,9 +84,15 @@ pub(super) async fn pass(inner: &Arc<Inner>, request: Request<Incoming>) -> Resp
         let wrong = "the request does not name a host and a port";
         return problem(StatusCode::BAD_REQUEST, "proxy", wrong);
     };
+    let tunnelled = request.method() == Method::CONNECT;
+    // What is asked for in absolute form is bounded by the worker's connections; a tunnel outlives the one it began on.
+    let Ok(room) = Arc::clone(&inner.resolver.tunnels).try_acquire_owned() else {
+        let wrong = format!("a worker may have {MAX_TUNNELS} tunnels at a time");
+        return problem(StatusCode::TOO_MANY_REQUESTS, "proxy", &wrong);
+    };
     match connect(inner, &host, port).await {
-        Ok(stream) if request.method() == Method::CONNECT => {
-            tunnel(inner, request, stream);
+        Ok(stream) if tunnelled => {
+            tunnel(inner, request, stream, room);
             Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync())
         }
         Ok(stream) => forward(inner, request, stream).await,
@@ -101,24 +133,22 @@ async fn connect(inner: &Inner, host: &str, port: u16) -> Result<TcpStream, Refu
             "not on the job's list of hosts".to_owned(),
         ));
     }
-    let addresses: Vec<SocketAddr> = match inner.resolver.fixed {
-        Some(address) => vec![address],
-        None => tokio::time::timeout(PATIENCE, tokio::net::lookup_host((host, port)))
-            .await
-            .map_err(|_| {
-                refusal(
-                    StatusCode::GATEWAY_TIMEOUT,
-                    "the name was not resolved in time".to_owned(),
-                )
-            })?
-            .map_err(|error| {
-                refusal(
-                    StatusCode::BAD_GATEWAY,
-                    format!("the name cannot be resolved: {error}"),
-                )
-            })?
-            .collect(),
-    };
+    // Once: what is looked at here is what is connected to, whatever the name stands for a moment later.
+    let looked = (inner.resolver.look_up)(host.to_owned(), port);
+    let addresses = tokio::time::timeout(PATIENCE, looked)
+        .await
+        .map_err(|_| {
+            refusal(
+                StatusCode::GATEWAY_TIMEOUT,
+                "the name was not resolved in time".to_owned(),
+            )
+        })?
+        .map_err(|error| {
+            refusal(
+                StatusCode::BAD_GATEWAY,
+                format!("the name cannot be resolved: {error}"),
+            )
+        })?;
     for address in &addresses {
         if let Some(reason) = (inner.resolver.forbidden)(address.ip()) {
             return Err(refusal(
@@ -139,15 +169,23 @@ async fn connect(inner: &Inner, host: &str, port: u16) -> Result<TcpStream, Refu
 }
 
 /// Joins the worker's connection and the host's, until either ends or the job does.
-fn tunnel(inner: &Arc<Inner>, request: Request<Incoming>, mut stream: TcpStream) {
+fn tunnel(
+    inner: &Arc<Inner>,
+    request: Request<Incoming>,
+    stream: TcpStream,
+    room: OwnedSemaphorePermit,
+) {
     let end = inner.end.clone();
     let activity = inner.events.activity().clone();
     inner.tasks.spawn(async move {
+        let _room = room;
+        let (sent, received) = (activity.clone(), activity.clone());
+        let mut stream = InspectReader::new(stream, move |_| received.touch());
         let join = async {
             let upgraded = hyper::upgrade::on(request)
                 .await
                 .map_err(io::Error::other)?;
-            let mut upgraded = TokioIo::new(upgraded);
+            let mut upgraded = InspectReader::new(TokioIo::new(upgraded), move |_| sent.touch());
             tokio::io::copy_bidirectional(&mut upgraded, &mut stream).await
         };
         tokio::select! {
@@ -204,7 +242,15 @@ async fn forward(
     match sender.send_request(request).await {
         Ok(mut response) => {
             strip(response.headers_mut());
-            response.map(|body: Incoming| body.map_err(io::Error::other).boxed_unsync())
+            let activity = inner.events.activity().clone();
+            response.map(|body: Incoming| {
+                body.map_frame(move |frame| {
+                    activity.touch();
+                    frame
+                })
+                .map_err(io::Error::other)
+                .boxed_unsync()
+            })
         }
         Err(error) => failed(error),
     }

@@ -1,4 +1,4 @@
-//! Claude Code: `claude --print`, one JSON object a line.
+//! Claude Code: `claude --print`, one JSON object a line. It speaks Anthropic's Messages to the broker.
 
 use super::{Adapter, Call, Heard, Prompt, event, nothing, sum, text};
 
@@ -29,8 +29,11 @@ fn arguments(call: &Call<'_>) -> Vec<String> {
     arguments
 }
 
-fn environment(_: &Call<'_>) -> Vec<(&'static str, String)> {
+fn environment(call: &Call<'_>) -> Vec<(&'static str, String)> {
     vec![
+        // Without the version, as this client has it; the key is the job's.
+        ("ANTHROPIC_BASE_URL", call.environment.broker_url.clone()),
+        ("ANTHROPIC_API_KEY", call.environment.broker_key.clone()),
         ("IS_SANDBOX", "1".to_owned()),
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1".to_owned()),
     ]

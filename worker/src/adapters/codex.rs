@@ -1,4 +1,4 @@
-//! Codex: `codex exec`, one JSON object a line. It speaks OpenAI's wire format to the broker.
+//! Codex: `codex exec`, one JSON object a line. It speaks OpenAI's Responses to the broker.
 
 use super::{Adapter, Call, Heard, Prompt, event, nothing, sum, text};
 
@@ -33,6 +33,9 @@ fn arguments(call: &Call<'_>) -> Vec<String> {
         &call.environment.openai_base_url,
     );
     set("model_providers.artel.env_key", "OPENAI_API_KEY");
+    set("model_providers.artel.wire_api", "responses");
+    // The model's provider would search in the worker's stead; the broker takes that tool out anyway.
+    set("web_search", "disabled");
     if let Some(model) = call.model {
         set("model", model);
     }

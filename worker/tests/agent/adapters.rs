@@ -128,6 +128,12 @@ async fn claude_code_is_called_and_read_as_it_works() {
     assert!(has(&first, &["--model", "opus"]));
     assert!(!first.arguments.contains(&"--resume".to_owned()));
     assert!(first.environment.contains("IS_SANDBOX=1"));
+    assert!(
+        first
+            .environment
+            .contains("ANTHROPIC_BASE_URL=http://127.0.0.1:")
+    );
+    assert!(first.environment.contains("ANTHROPIC_API_KEY="));
     assert_eq!(first.result["status"], "succeeded", "{}", first.result);
     let summary = first.result["summary"].as_str().unwrap();
     assert!(summary.starts_with("Wrote it."), "{summary}");
@@ -164,6 +170,10 @@ async fn codex_is_called_and_read_as_it_works() {
             && argument.ends_with("/v1\"")
     };
     assert!(first.arguments.iter().any(base_url));
+    assert!(has(
+        &first,
+        &["-c", "model_providers.artel.wire_api=\"responses\""]
+    ));
     assert_eq!(first.arguments.last().unwrap(), "-");
     assert_eq!(first.result["status"], "succeeded", "{}", first.result);
     let summary = first.result["summary"].as_str().unwrap();

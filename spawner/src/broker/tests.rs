@@ -1,0 +1,192 @@
+//! The broker by itself, over its socket.
+
+mod keys;
+mod native;
+mod proxying;
+
+use super::*;
+use futures::FutureExt as _;
+use ports::{ModelError, WireAnswer, WireCall, WireError, WorkerAnswer, WorkerCall};
+use protocol::{LocalTransport, suite};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
+
+#[test]
+fn a_key_is_found_in_every_form_that_clients_send() {
+    assert_eq!(given_key("Bearer k1").as_deref(), Some("k1"));
+    assert_eq!(given_key("bearer  k1 ").as_deref(), Some("k1"));
+    assert_eq!(given_key("Basic am9iOmsx").as_deref(), Some("k1"));
+    assert_eq!(given_key("k1").as_deref(), Some("k1"));
+    assert_eq!(given_key("Digest k1"), None);
+    assert_eq!(given_key("Basic !"), None);
+}
+
+type Turn = Result<(WireAnswer, ports::Usage), WireError>;
+
+/// Models that answer in other formats from a script, and in chat completions not at all.
+#[derive(Default)]
+struct Scripted {
+    turns: Mutex<VecDeque<Turn>>,
+    calls: Mutex<Vec<WireCall>>,
+}
+
+#[async_trait::async_trait]
+impl WorkerModels for Scripted {
+    async fn complete(&self, _: WorkerCall) -> Result<(WorkerAnswer, ports::Usage), ModelError> {
+        Err(ModelError::NotConfigured)
+    }
+
+    async fn native(&self, call: WireCall) -> Turn {
+        self.calls.lock().unwrap().push(call);
+        let turn = self.turns.lock().unwrap().pop_front();
+        turn.expect("the script has an answer for every question")
+    }
+}
+
+/// How a test's proxy finds addresses.
+fn resolver(
+    look_up: impl Fn(&str) -> Vec<SocketAddr> + Send + Sync + 'static,
+    forbidden: fn(std::net::IpAddr) -> Option<&'static str>,
+) -> proxy::Resolver {
+    let look_up = move |host: String, _| {
+        let found = look_up(&host);
+        async move { Ok(found) }.boxed()
+    };
+    proxy::Resolver::new(Box::new(look_up), forbidden)
+}
+
+/// A broker for a request that may reach `site.example`, with 10,000 tokens.
+async fn broker_with(folder: &Path, models: &Arc<Scripted>, resolver: proxy::Resolver) -> Broker {
+    let mut request = suite::request("r");
+    request.network.allow = ["site.example:80", "site.example:443", "other.example"]
+        .map(str::to_owned)
+        .to_vec();
+    request.limits.tokens = Some(10_000);
+    let request = Arc::new(request);
+    let bus = LocalTransport::open(folder.join("bus")).await.unwrap();
+    let (events, _) = Events::start(Arc::new(bus), Arc::clone(&request));
+    Broker::with(request, models.clone(), events, folder, resolver).unwrap()
+}
+
+/// A broker whose names all lead to `host`, and which refuses no address.
+async fn broker(folder: &Path, host: SocketAddr) -> Broker {
+    let resolver = resolver(move |_| vec![host], |_| None);
+    broker_with(folder, &Arc::default(), resolver).await
+}
+
+fn login(key: &str) -> String {
+    base64::engine::general_purpose::STANDARD.encode(format!("job:{key}"))
+}
+
+/// Sends what is written here and gives the answer's status, its headers in lower case, and its body as far as it comes.
+async fn exchange(socket: &Path, request: &str) -> (u16, String, String) {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut seen = Vec::new();
+    let read = stream.read_to_end(&mut seen);
+    // The other side may end a stream roughly; what came until then is the answer.
+    let _ = tokio::time::timeout(Duration::from_secs(20), read)
+        .await
+        .expect("an answer comes and ends");
+    let text = String::from_utf8(seen).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+    (status.unwrap_or(0), head.to_lowercase(), body.to_owned())
+}
+
+/// Posts JSON with the key in a header of its own.
+async fn post(broker: &Broker, path: &str, key: &str, body: &str) -> (u16, String, String) {
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: b\r\nConnection: close\r\nx-api-key: {key}\r\nAnthropic-Beta: b1\r\nCookie: c\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    exchange(broker.socket(), &request).await
+}
+
+async fn ask(broker: &Broker, text: String) -> BufReader<UnixStream> {
+    let mut stream = UnixStream::connect(broker.socket()).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    BufReader::new(stream)
+}
+
+#[tokio::test]
+async fn a_listed_host_is_reached_by_tunnel_and_by_request_without_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
+    let login = login(broker.key());
+
+    let connect = format!(
+        "CONNECT site.example:80 HTTP/1.1\r\nHost: site.example:80\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+    );
+    let mut tunnel = ask(&broker, connect).await;
+    let (mut host, _) = listener.accept().await.unwrap();
+    let mut line = String::new();
+    while line != "\r\n" {
+        assert!(!line.contains("HTTP/1.1 4"), "{line}");
+        line.clear();
+        tunnel.read_line(&mut line).await.unwrap();
+    }
+    tunnel.get_mut().write_all(b"ping").await.unwrap();
+    let mut four = [0; 4];
+    host.read_exact(&mut four).await.unwrap();
+    assert_eq!(&four, b"ping");
+    host.write_all(b"pong").await.unwrap();
+    tunnel.read_exact(&mut four).await.unwrap();
+    assert_eq!(&four, b"pong");
+
+    let get = format!(
+        "GET http://site.example/page?x=1 HTTP/1.1\r\nHost: other\r\nX-Mine: yes\r\nConnection: X-Hop\r\nX-Hop: no\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+    );
+    let mut answer = ask(&broker, get).await;
+    let (mut host, _) = listener.accept().await.unwrap();
+    let mut seen = vec![0; 4096];
+    let read = host.read(&mut seen).await.unwrap();
+    let seen = String::from_utf8_lossy(&seen[..read]).to_lowercase();
+    assert!(seen.starts_with("get /page?x=1 http/1.1\r\n"), "{seen}");
+    assert!(
+        seen.contains("host: site.example\r\n") && seen.contains("x-mine: yes"),
+        "{seen}"
+    );
+    assert!(
+        !seen.contains("proxy-authorization") && !seen.contains("x-hop"),
+        "{seen}"
+    );
+    host.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok")
+        .await
+        .unwrap();
+    line.clear();
+    answer.read_line(&mut line).await.unwrap();
+    assert_eq!(line, "HTTP/1.1 201 Created\r\n");
+
+    // With the broker, everything that went through it ends.
+    drop(broker);
+    assert_eq!(tunnel.read(&mut four).await.unwrap_or(0), 0);
+    assert_eq!(
+        std::fs::read_dir(folder.path())
+            .unwrap()
+            .filter(|e| e
+                .as_ref()
+                .unwrap()
+                .path()
+                .extension()
+                .is_some_and(|x| x == "sock"))
+            .count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_home_with_a_long_name_still_has_sockets() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("x".repeat(120));
+    std::fs::create_dir(&long).unwrap();
+    let broker = broker(&long, "127.0.0.1:9".parse().unwrap()).await;
+    let socket = broker.socket().to_owned();
+    assert!(socket.exists() && socket.as_os_str().len() < 108);
+    drop(broker);
+    assert!(!socket.parent().unwrap().exists());
+}

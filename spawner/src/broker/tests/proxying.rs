@@ -1,0 +1,214 @@
+//! The way to hosts: which names and addresses are reached, and how often a name is asked for.
+
+use super::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+async fn connect(broker: &Broker, place: &str) -> (u16, String) {
+    let request = format!(
+        "CONNECT {place} HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\nProxy-Authorization: Basic {}\r\n\r\n",
+        login(broker.key())
+    );
+    let (status, _, body) = exchange(broker.socket(), &request).await;
+    (status, body)
+}
+
+async fn get(broker: &Broker, url: &str) -> (u16, String) {
+    let request = format!(
+        "GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nProxy-Authorization: Basic {}\r\n\r\n",
+        login(broker.key())
+    );
+    let (status, _, body) = exchange(broker.socket(), &request).await;
+    (status, body)
+}
+
+#[tokio::test]
+async fn a_listed_name_that_stands_for_an_inner_address_is_refused_both_ways() {
+    for address in [
+        "127.0.0.1:80",
+        "10.1.2.3:80",
+        "192.168.0.1:80",
+        "169.254.169.254:80",
+        "100.100.100.200:80",
+        "0.0.0.0:80",
+        "[::1]:80",
+        "[fd00:ec2::254]:80",
+        "[fe80::1]:80",
+        "[::ffff:127.0.0.1]:80",
+        "[::ffff:169.254.169.254]:80",
+        "[64:ff9b::a00:1]:80",
+    ] {
+        let address: SocketAddr = address.parse().unwrap();
+        // A public one before it does not help.
+        let public: SocketAddr = "93.184.216.34:80".parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let resolver = resolver(move |_| vec![public, address], allow::forbidden);
+        let broker = broker_with(folder.path(), &Arc::default(), resolver).await;
+        for (status, body) in [
+            connect(&broker, "site.example:443").await,
+            get(&broker, "http://site.example/").await,
+        ] {
+            assert_eq!(status, 403, "{address}: {body}");
+            assert!(body.contains("it stands for"), "{address}: {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn addresses_and_ports_that_are_not_listed_are_refused_however_they_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let looked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&looked);
+    let resolver = resolver(
+        move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            Vec::new()
+        },
+        allow::forbidden,
+    );
+    let broker = broker_with(folder.path(), &Arc::default(), resolver).await;
+    for place in [
+        "127.0.0.1:443",
+        "[::1]:443",
+        "[::ffff:127.0.0.1]:443",
+        "[::ffff:7f00:1]:443",
+        "2130706433:443",
+        "0x7f.1:443",
+        "localhost:443",
+        "site.example:22",
+        "site.example:8443",
+        "site.example.evil.example:443",
+        "evil.example:443",
+        "other.example:80",
+    ] {
+        let (status, body) = connect(&broker, place).await;
+        assert_eq!(status, 403, "{place}: {body}");
+        assert!(body.contains("not on the job's list"), "{place}: {body}");
+    }
+    for url in [
+        "http://127.0.0.1/",
+        "http://[::ffff:169.254.169.254]/latest/meta-data/",
+        "http://site.example:8080/",
+        "http://site.example@evil.example/",
+        "http://evil.example/?site.example",
+        "http://other.example/",
+    ] {
+        let (status, body) = get(&broker, url).await;
+        assert_eq!(status, 403, "{url}: {body}");
+    }
+    assert_eq!(looked.load(Ordering::SeqCst), 0, "no name was asked for");
+    // What would have to be opened here is not: that is what tunnels are for.
+    let (status, body) = get(&broker, "https://site.example:443/").await;
+    assert!(status >= 400, "{status} {body}");
+}
+
+#[tokio::test]
+async fn a_name_is_asked_for_once_and_what_was_looked_at_is_what_is_reached() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let good = listener.local_addr().unwrap();
+    // A name that stands for another, inner address the moment after it was looked at.
+    let elsewhere = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let bad = elsewhere.local_addr().unwrap();
+    let looked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&looked);
+    let resolver = resolver(
+        move |_| match count.fetch_add(1, Ordering::SeqCst) % 2 {
+            0 => vec![good],
+            _ => vec![bad],
+        },
+        |address| (address.to_string() == "127.0.0.2").then_some("this one is inside"),
+    );
+    let broker = broker_with(folder.path(), &Arc::default(), resolver).await;
+    let url = "http://site.example/start";
+    let request = format!(
+        "GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nProxy-Authorization: Basic {}\r\n\r\n",
+        login(broker.key())
+    );
+    let asked = exchange(broker.socket(), &request);
+    let answered = async {
+        let (mut host, _) = listener.accept().await.unwrap();
+        let mut seen = vec![0; 4096];
+        let _ = host.read(&mut seen).await.unwrap();
+        host.write_all(b"HTTP/1.1 302 Found\r\nLocation: http://site.example/inner\r\nContent-Length: 0\r\n\r\n")
+            .await
+            .unwrap();
+    };
+    let ((status, head, _), ()) = tokio::join!(asked, answered);
+    assert_eq!(status, 302, "a redirect is the client's to follow");
+    assert!(
+        head.contains("location: http://site.example/inner"),
+        "{head}"
+    );
+    assert_eq!(looked.load(Ordering::SeqCst), 1);
+    // Following it, the name is looked up and looked at again.
+    let (status, body) = get(&broker, "http://site.example/inner").await;
+    assert_eq!(status, 403, "{body}");
+    assert!(body.contains("this one is inside"), "{body}");
+    assert_eq!(looked.load(Ordering::SeqCst), 2);
+    let reached = tokio::time::timeout(Duration::from_millis(50), elsewhere.accept()).await;
+    assert!(reached.is_err(), "the inner host was not reached");
+}
+
+#[tokio::test]
+async fn tunnels_are_bounded_and_their_traffic_is_a_sign_of_life() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
+    let request = format!(
+        "CONNECT site.example:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {}\r\n\r\n",
+        login(broker.key())
+    );
+    let mut open = Vec::new();
+    for n in 0..64 {
+        let mut tunnel = ask(&broker, request.clone()).await;
+        let mut line = String::new();
+        tunnel.read_line(&mut line).await.unwrap();
+        assert!(line.starts_with("HTTP/1.1 200"), "{n}: {line}");
+        tunnel.read_line(&mut line).await.unwrap();
+        open.push((tunnel, listener.accept().await.unwrap().0));
+    }
+    let (status, body) = connect(&broker, "site.example:443").await;
+    assert_eq!(status, 429, "{body}");
+    assert!(body.contains("64 tunnels"), "{body}");
+
+    // What the host sends is seen although the worker asks for nothing.
+    let (mut tunnel, mut host) = open.pop().unwrap();
+    let activity = broker.inner.events.activity().clone();
+    let quiet = async {
+        while activity.silence() < Duration::from_millis(50) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), quiet)
+        .await
+        .unwrap();
+    let since = std::time::Instant::now();
+    host.write_all(b"data").await.unwrap();
+    let mut four = vec![0; 4];
+    tunnel.read_exact(&mut four).await.unwrap();
+    while four != b"data" {
+        // The rest of the head of the answer to CONNECT.
+        four.remove(0);
+        let mut next = [0];
+        tunnel.read_exact(&mut next).await.unwrap();
+        four.extend(next);
+    }
+    // Without a sign it would be 50 ms more.
+    assert!(activity.silence() <= since.elapsed() + Duration::from_millis(10));
+    // And one that ended makes room.
+    drop((tunnel, host));
+    let again = async {
+        loop {
+            let mut tunnel = ask(&broker, request.clone()).await;
+            let mut line = String::new();
+            tunnel.read_line(&mut line).await.unwrap();
+            if line.starts_with("HTTP/1.1 200") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), again)
+        .await
+        .unwrap();
+}

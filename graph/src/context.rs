@@ -276,6 +276,7 @@ impl Context {
             name: name.to_owned(),
             round,
             value: value.clone(),
+            kept: None,
         };
         match &inner.place {
             None => inner.run.write(vec![write]).await?,

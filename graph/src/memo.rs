@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::{
     checkpoint::{
-        CancelRequest, Commit, NewEvent, NewSignal, NewThread, WaitRecord, Write, WriteKind,
+        CancelRequest, Commit, NewEvent, NewSignal, NewThread, WaitRecord, Write, WriteKey,
+        WriteKind,
     },
     nest::{Kept, Nest},
 };
@@ -86,6 +87,8 @@ pub(crate) struct Memo {
     rounds: HashMap<(&'static str, String), u32>,
     /// What is remembered but not in the database yet.
     fresh: Vec<Write>,
+    /// What is in the database (perhaps) and not needed there any more.
+    stale: Vec<WriteKey>,
     /// Signals taken, whose consumption is not in the database yet.
     consumed: Vec<u64>,
     /// What this run of the node has said, in call order.
@@ -114,6 +117,7 @@ impl Memo {
             && self.said == 0
             && self.waits.is_empty()
             && !self.spoke
+            && self.nest.as_ref().is_none_or(|nest| !nest.lock().recalled)
     }
 
     /// Before the node runs (again): rounds are counted from 0, and what it says replaces what it said without landing.
@@ -135,6 +139,7 @@ impl Memo {
         for write in left.writes.drain(..) {
             self.put_fresh(write);
         }
+        self.stale.append(&mut left.forget);
         self.consumed.append(&mut left.consumed);
         self.carried
             .extend(left.events.into_iter().map(Emission::Event));
@@ -172,6 +177,7 @@ impl Memo {
                 name: wait.space.clone(),
                 round: wait.round,
                 value,
+                kept: None,
             };
             self.nest().lock().put(write.clone());
             self.fresh.push(write);
@@ -227,6 +233,7 @@ impl Memo {
             name: name.to_owned(),
             round,
             value: value.clone(),
+            kept: None,
         });
         self.consumed.extend(consumed);
         self.learn(kind, name, round, value);
@@ -238,13 +245,18 @@ impl Memo {
 
     /// Puts into a commit what has been learned since the last one.
     pub fn flush_memory(&mut self, commit: &mut Commit) {
+        let stale = &self.stale;
+        self.fresh
+            .retain(|write| !stale.iter().any(|key| write.is(key)));
         commit.writes.append(&mut self.fresh);
+        commit.forget.append(&mut self.stale);
         self.flush_consumed(commit);
     }
 
     /// Puts into a commit which signals were used; the rest of the memory ends with the step.
     pub fn flush_consumed(&mut self, commit: &mut Commit) {
         self.fresh.clear();
+        self.stale.clear();
         commit.consumed.append(&mut self.consumed);
         for emission in self.carried.drain(..) {
             emission.put(commit);
@@ -267,13 +279,14 @@ impl Memo {
         said
     }
 
-    /// Whether one of its waits has been answered, so that running the node again gets further.
-    pub fn is_answered(&self, task: &str) -> bool {
+    /// Whether one of its waits has been answered, so that running the node again gets further. `around` is the memory of the
+    /// thread's task around it, if it is in a subgraph: what came for something inside it is there.
+    pub fn is_answered(&self, task: &str, around: Option<&Mutex<Nest>>) -> bool {
         self.waits.iter().any(|wait| {
             if wait.record.task == task {
                 return self.get(WriteKind::Wait, &wait.space, wait.round).is_some();
             }
-            self.nest.as_ref().is_some_and(|nest| {
+            around.or(self.nest.as_deref()).is_some_and(|nest| {
                 let (task, space) = (&wait.record.task, &wait.space);
                 nest.lock()
                     .get(task, WriteKind::Wait, space, wait.round)

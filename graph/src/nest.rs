@@ -1,17 +1,12 @@
 //! What runs inside a task remembers: the progress of its subgraphs, and what accumulating ones keep with the thread.
 
-use std::{
-    any::Any,
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::Arc,
-};
+use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    checkpoint::{Channels, StateRow, StateRows, Write, WriteKind},
+    checkpoint::{Channels, KeptWrite, StateRow, StateRows, Write, WriteKey, WriteKind},
     command::Handover,
     plan::Plan,
     state::{Changes, ChannelError, Reducer, State, rebuild_from, snapshot},
@@ -21,23 +16,40 @@ use crate::{
 pub(crate) const HIDDEN: char = '~';
 /// What the state of an accumulating subgraph is stored under, before its namespace.
 const KEPT: &str = "~sub:";
+/// The full values in the place of its changes.
+const FULL: &str = "~full";
 
 /// Everything that has been written (or is to be) under a task by what runs inside it, by task path. It is the same in a
 /// run that goes on and in one that has read it from the database, so there is one way to go on.
 #[derive(Debug, Default)]
 pub(crate) struct Nest {
-    writes: HashMap<String, Vec<Write>>,
-    records: HashMap<String, BTreeMap<u32, Value>>,
+    writes: BTreeMap<String, Vec<Write>>,
+    records: BTreeMap<String, BTreeMap<u32, Recorded>>,
+    /// Whether some of it was written in an earlier run.
+    pub recalled: bool,
+}
+
+/// A record, as the database gave it.
+#[derive(Clone, Debug)]
+pub(crate) enum Recorded {
+    Json(Value),
+    Kept(KeptWrite),
 }
 
 impl Nest {
     /// Takes a write up; one of the same key is replaced.
     pub fn put(&mut self, write: Write) {
         if write.kind == WriteKind::Sub {
-            self.records
-                .entry(write.task)
-                .or_default()
-                .insert(write.round, write.value);
+            let recorded = match write.kept {
+                Some(kept) => Recorded::Kept(kept),
+                None => Recorded::Json(write.value),
+            };
+            if let Some(records) = self.records.get_mut(&write.task) {
+                records.insert(write.round, recorded);
+            } else {
+                let records = BTreeMap::from([(write.round, recorded)]);
+                self.records.insert(write.task, records);
+            }
             return;
         }
         let writes = self.writes.entry(write.task.clone()).or_default();
@@ -61,13 +73,62 @@ impl Nest {
     }
 
     /// The records of a subgraph, by superstep.
-    pub fn records(&self, path: &str) -> Option<&BTreeMap<u32, Value>> {
+    pub fn records(&self, path: &str) -> Option<&BTreeMap<u32, Recorded>> {
         self.records.get(path)
+    }
+
+    /// Forgets what the tasks of a superstep have written, which has come to its end, and what ran inside them. Returns the keys.
+    pub fn forget_step(&mut self, path: &str, step: u64) -> Vec<WriteKey> {
+        if self.writes.is_empty() && self.records.len() <= 1 {
+            return Vec::new();
+        }
+        let prefix = format!("{path}/{step}/");
+        let mut keys = Vec::new();
+        for task in under(&self.writes, &prefix) {
+            let writes = self.writes.remove(&task);
+            keys.extend(writes.into_iter().flatten().map(|write| write.key()));
+        }
+        for task in under(&self.records, &prefix) {
+            let rounds = self.records.remove(&task).into_iter().flatten();
+            keys.extend(rounds.map(|(round, _)| record_key(&task, round)));
+        }
+        keys
+    }
+
+    /// Forgets the records before a superstep. Returns the keys.
+    pub fn forget_before(&mut self, path: &str, step: u32) -> Vec<WriteKey> {
+        let Some(records) = self.records.get_mut(path) else {
+            return Vec::new();
+        };
+        let left = records.split_off(&step);
+        let gone = std::mem::replace(records, left);
+        gone.into_keys()
+            .map(|round| record_key(path, round))
+            .collect()
+    }
+}
+
+/// The keys that begin with a prefix.
+fn under<V>(map: &BTreeMap<String, V>, prefix: &str) -> Vec<String> {
+    map.range(prefix.to_owned()..)
+        .map(|(path, _)| path)
+        .take_while(|path| path.starts_with(prefix))
+        .cloned()
+        .collect()
+}
+
+fn record_key(path: &str, round: u32) -> WriteKey {
+    WriteKey {
+        task: path.to_owned(),
+        kind: WriteKind::Sub,
+        name: String::new(),
+        round,
     }
 }
 
 /// What a superstep of a subgraph has changed: stored under [`WriteKind::Sub`], with the superstep as the round. Number 0 is
-/// the input, if nothing else has been recorded when it is needed.
+/// the input, if nothing else has been recorded when it is needed. From time to time, one holds all that those before it did,
+/// which are forgotten then.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// What it began with; in the first record only.
@@ -77,6 +138,12 @@ pub(crate) struct Record {
     pub appends: Channels,
     #[serde(rename = "c", default, skip_serializing_if = "Map::is_empty")]
     pub changes: Channels,
+    /// Whether it stands for all records before it.
+    #[serde(rename = "b", default, skip_serializing_if = "std::ops::Not::not")]
+    pub base: bool,
+    /// The full values of all channels but the append ones, after the changes.
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<Channels>,
     /// What runs next; absent in the input.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
@@ -109,6 +176,9 @@ pub(crate) struct Kept {
     pub appends: Channels,
     #[serde(rename = "c", default, skip_serializing_if = "Map::is_empty")]
     pub changes: Channels,
+    /// Instead of the changes: the full values of all channels but the append ones, after a long invocation.
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<Channels>,
     /// The state after it, if it was made in this run.
     #[serde(skip)]
     pub live: Option<Arc<dyn Live>>,
@@ -169,7 +239,21 @@ impl Past {
         }
         self.open();
         append(&mut self.appends, kept.appends.clone());
-        self.changes.push(kept.changes.clone());
+        self.change(match &kept.full {
+            Some(full) => whole(full.clone()),
+            None => kept.changes.clone(),
+        });
+    }
+
+    /// Adds changes, as they are stored.
+    fn change(&mut self, mut changes: Channels) {
+        match changes.remove(FULL) {
+            Some(Value::Object(full)) => {
+                self.full = Some(full);
+                self.changes.clear();
+            }
+            _ => self.changes.push(changes),
+        }
     }
 
     /// Takes a living state apart, so that changes can be added.
@@ -220,6 +304,40 @@ struct StoredPast {
     full: Option<Channels>,
     #[serde(rename = "c", default, skip_serializing_if = "Vec::is_empty")]
     changes: Vec<Channels>,
+}
+
+/// Puts what was added to each namespace together, as far as that takes no knowledge of its type.
+pub(crate) fn fold_kept(all: &mut Vec<Kept>) {
+    let mut folded: Vec<Kept> = Vec::new();
+    for mut kept in all.drain(..) {
+        let full = match (&kept.live, kept.full.take()) {
+            (Some(live), _) => live.parts().ok().map(|(full, _)| full),
+            (None, full) => full,
+        };
+        let same = folded
+            .iter_mut()
+            .rfind(|other| other.namespace == kept.namespace);
+        match (same, full) {
+            (Some(same), Some(full)) => {
+                append(&mut same.appends, kept.appends);
+                same.changes = Channels::new();
+                same.full = Some(full);
+                same.live = kept.live;
+            }
+            (_, full) => {
+                if full.is_some() {
+                    kept.changes.clear();
+                }
+                folded.push(Kept { full, ..kept });
+            }
+        }
+    }
+    *all = folded;
+}
+
+/// Full values, in the place of changes.
+fn whole(full: Channels) -> Channels {
+    Map::from_iter([(FULL.to_owned(), Value::Object(full))])
 }
 
 fn append(all: &mut Channels, more: Channels) {
@@ -279,12 +397,8 @@ impl Pasts {
             } else {
                 for (namespace, value) in hidden(&row.changes) {
                     if let Ok(changes) = serde_json::from_value::<Vec<Channels>>(value) {
-                        pasts
-                            .0
-                            .entry(namespace)
-                            .or_default()
-                            .changes
-                            .extend(changes);
+                        let past = pasts.0.entry(namespace).or_default();
+                        changes.into_iter().for_each(|changes| past.change(changes));
                     }
                 }
             }
@@ -306,7 +420,8 @@ impl Pasts {
                 .map(|(channel, items)| (format!("{KEPT}{}:{channel}", kept.namespace), items))
                 .collect();
             append(&mut changes.appends, hidden);
-            let change = Value::Array(vec![Value::Object(kept.changes)]);
+            let changed = kept.full.map_or(kept.changes, whole);
+            let change = Value::Array(vec![Value::Object(changed)]);
             append(
                 &mut changes.changes,
                 Map::from_iter([(format!("{KEPT}{}", kept.namespace), change)]),

@@ -156,6 +156,16 @@ pub(crate) struct Changes {
     pub changes: Channels,
 }
 
+impl From<Channels> for Changes {
+    /// Items of append channels.
+    fn from(appends: Channels) -> Self {
+        Self {
+            appends,
+            changes: Channels::new(),
+        }
+    }
+}
+
 impl Changes {
     /// Adds an update.
     pub fn add<S: State>(&mut self, update: &S::Update) -> Result<(), ChannelError> {
@@ -279,7 +289,8 @@ pub(crate) fn updates_of<S: State>(row: &crate::checkpoint::StateRow) -> Vec<Val
     let kept = row.kept.as_ref().and_then(|kept| kept.json().ok());
     let (appends, changes) = kept.unwrap_or_else(|| (row.appends.clone(), row.changes.clone()));
     let mut updates = vec![appends];
-    for (name, value) in &changes {
+    updates[0].retain(|name, _| !name.starts_with(HIDDEN));
+    for (name, value) in changes.iter().filter(|(name, _)| !name.starts_with(HIDDEN)) {
         let folds = S::CHANNELS.iter().any(|channel| {
             channel.name == name && matches!(channel.reducer, Reducer::Merge | Reducer::Reduce)
         });

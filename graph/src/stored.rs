@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     cache::CacheSpace,
     checkpoint::{
-        Channels, Source, StateRow, StateRows, StorageError, ThreadStatus, Write, WriteKind,
+        Channels, Source, StateRow, StateRows, StorageError, ThreadStatus, WriteKey, WriteKind,
     },
 };
 
@@ -179,7 +179,7 @@ pub(crate) fn space_digest(space: &CacheSpace) -> Uuid {
 }
 
 /// A short stand-in for the key of a pending write.
-pub(crate) fn write_digest(write: &Write) -> Uuid {
+pub(crate) fn key_digest(write: &WriteKey) -> Uuid {
     let mut hash = Sha256::new();
     for text in [&write.task, &write.name] {
         hash.update((text.len() as u64).to_be_bytes());

@@ -271,6 +271,7 @@ async fn what_waits_is_written_in_one_transaction_whatever_it_is() {
             name: "s".to_owned(),
             round: 0,
             value: json!(1),
+            kept: None,
         }],
         children: vec![thread("child")],
         ..Commit::on(0)

@@ -1,6 +1,6 @@
-//! Shapes that a peer measures itself with, told in this engine's terms: a long chain of nodes that do nothing, and a loop
-//! over a wide state whose lists grow. In memory, which is where the engine's own work shows. Every superstep is committed
-//! here as well.
+//! Shapes that a peer measures itself with, told in this engine's terms: a long chain of nodes that do nothing, a fan-out to a
+//! subgraph, and a loop over a wide state whose lists grow. In memory, which is where the engine's own work shows. Every
+//! superstep is committed here as well, those of subgraphs too.
 
 use std::{
     collections::BTreeMap,
@@ -9,8 +9,8 @@ use std::{
 };
 
 use graph::{
-    CompiledGraph, Context, END, Engine, Graph, GraphBuilder, MemoryCheckpointer, START,
-    ServeOptions, StartOptions, State, ThreadStatus,
+    CompiledGraph, Context, END, Engine, Goto, Graph, GraphBuilder, MemoryCheckpointer, START,
+    Send, ServeOptions, StartOptions, State, ThreadStatus,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,6 +19,10 @@ use crate::lab::{Failed, PATIENCE};
 
 /// Nodes of the long chain.
 pub const SEQUENTIAL: u32 = 1000;
+/// Tasks of the fan-out, each of which runs a subgraph.
+const SUBJECTS: usize = 100;
+/// How often each subgraph goes round its loop.
+const BUMPS: usize = 10;
 
 /// A shape, ready to be run again and again.
 pub struct Shape {
@@ -80,6 +84,12 @@ pub async fn all() -> Result<Vec<Shape>, Failed> {
             json!({"messages": []}),
         )
         .await?,
+        Shape::new(
+            "fan_out_to_subgraph_100",
+            fan_out()?,
+            json!({"subjects": (0..SUBJECTS).map(|_| letters(1000)).collect::<Vec<_>>()}),
+        )
+        .await?,
         wide("wide_state_25x300", 300, 5, 5).await?,
         wide("wide_state_9x1200", 1200, 3, 3).await?,
     ])
@@ -107,6 +117,63 @@ pub fn sequential() -> GraphBuilder<Messages> {
         }
     }
     builder
+}
+
+// ---- a fan-out to a subgraph ----
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, State)]
+struct Joke {
+    subject: String,
+    jokes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, State)]
+struct Show {
+    subjects: Vec<String>,
+    #[channel(append)]
+    jokes: Vec<String>,
+}
+
+/// A task for each subject, each of which runs a graph of its own: twelve steps.
+fn fan_out() -> Result<CompiledGraph<Show>, Failed> {
+    let ends = " a".repeat(BUMPS);
+    let joke = Graph::<Joke>::builder("joke")
+        .node("edit", |joke: Arc<Joke>, _: Context| async move {
+            Ok(JokeUpdate::default().subject(format!("{} - hohoho", joke.subject)))
+        })
+        .node("generate", |joke: Arc<Joke>, _: Context| async move {
+            Ok(JokeUpdate::default().jokes(vec![format!("Joke about {}", joke.subject)]))
+        })
+        .node("bump", |joke: Arc<Joke>, _: Context| async move {
+            Ok(JokeUpdate::default().jokes(vec![format!("{} a", joke.jokes[0])]))
+        })
+        .edge(START, "edit")
+        .edge("edit", "generate")
+        .edge("generate", "bump")
+        .conditional("bump", ["bump", END], move |joke: &Joke| {
+            if joke.jokes[0].ends_with(&ends) {
+                END
+            } else {
+                "bump"
+            }
+        })
+        .compile()?;
+    Ok(Graph::<Show>::builder("fan_out_to_subgraph_100")
+        .subgraph(
+            "generate_joke",
+            &joke,
+            |_, ctx: &Context| Ok(JokeUpdate::default().subject(ctx.argument()?)),
+            |joke| ShowUpdate::default().jokes(joke.jokes.clone()),
+        )
+        .conditional(START, ["generate_joke"], |show: &Show| {
+            Goto::sends(
+                show.subjects
+                    .iter()
+                    .map(|subject| graph::Send::new("generate_joke", subject)),
+            )
+        })
+        .edge("generate_joke", END)
+        .compile()?)
 }
 
 // ---- a loop over a wide state ----

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     CancelRequest, KeptState, NewCheckpoint, NewEvent, NewSignal, NewThread, SignalRecord,
-    StateRows, ThreadRecord, ThreadStatus, WaitRecord, Write,
+    StateRows, ThreadRecord, ThreadStatus, WaitRecord, Write, WriteKey,
 };
 use crate::ids::ThreadId;
 
@@ -49,6 +49,9 @@ pub struct Commit {
     /// Forget the pending writes of `base` (they became part of the checkpoint), before `writes` are written. Set only if
     /// there are any.
     pub clear_writes: bool,
+    /// Forget these pending writes of `base`, if they are there: what a loop inside a task has left is not needed when it has gone
+    /// further. None of them is in `writes`.
+    pub forget: Vec<WriteKey>,
     /// Numbers of the signals that were used: they leave the mailbox; their keys stay known.
     pub consumed: Vec<u64>,
     /// Events, numbered in this order in their streams.
@@ -77,6 +80,7 @@ impl Commit {
             checkpoint: None,
             writes: Vec::new(),
             clear_writes: false,
+            forget: Vec::new(),
             consumed: Vec::new(),
             events: Vec::new(),
             children: Vec::new(),

@@ -25,6 +25,11 @@ pub(crate) trait Whole: Any + Send + Sync {
     fn pasts(&self) -> Pasts;
 }
 
+/// What a task has written, whatever its type.
+pub(crate) trait Noted: Any + Send + Sync {
+    fn json(&self) -> Result<Value, ChannelError>;
+}
+
 /// What a checkpoint changed, as the program has it. Cheap to clone.
 #[derive(Clone)]
 pub struct KeptStep(Arc<dyn Step>);
@@ -105,5 +110,40 @@ impl PartialEq for KeptState {
 impl fmt::Debug for KeptState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KeptState")
+    }
+}
+
+/// A pending write, as the program has it. Cheap to clone.
+#[derive(Clone)]
+pub struct KeptWrite(Arc<dyn Noted>);
+
+impl KeptWrite {
+    pub(crate) fn new(noted: impl Noted) -> Self {
+        Self(Arc::new(noted))
+    }
+
+    pub(crate) fn downcast<T: 'static>(&self) -> Option<&T> {
+        let noted: &dyn Any = &*self.0;
+        noted.downcast_ref()
+    }
+
+    /// The same as JSON: [`Write::value`](super::Write::value). Refused if it cannot be JSON.
+    pub fn value(&self) -> Result<Value, StorageError> {
+        self.0.json().map_err(|error| StorageError::Unstorable {
+            what: chain(&error),
+        })
+    }
+}
+
+impl PartialEq for KeptWrite {
+    /// Whether they are the same one.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for KeptWrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeptWrite")
     }
 }

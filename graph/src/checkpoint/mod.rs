@@ -50,8 +50,8 @@ use crate::{
 pub use bell::{Bell, MAX_MESSAGE_BYTES};
 pub use commit::{Commit, Loaded, Receipt, Then};
 pub use error::StorageError;
-pub use kept::{KeptState, KeptStep};
-pub(crate) use kept::{Step, Whole};
+pub use kept::{KeptState, KeptStep, KeptWrite};
+pub(crate) use kept::{Noted, Step, Whole};
 pub use mail::{
     Appended, Entry, JournalFilter, MAILBOX_LIMIT, NewEvent, NewSignal, SignalOutcome, SignalRecord,
 };
@@ -61,7 +61,7 @@ pub use retention::{
 };
 pub use state::{
     Channels, CheckpointRecord, HistoryFilter, NewCheckpoint, Source, StateRow, StateRows, Write,
-    WriteKind,
+    WriteKey, WriteKind,
 };
 pub use thread::{
     AGING_S, CancelOutcome, CancelRequest, Claim, ClaimRequest, Claimed, Created, Lease,

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{KeptState, KeptStep, StorageError};
+use super::{KeptState, KeptStep, KeptWrite, StorageError};
 
 /// A value that is a JSON object: channel name to value.
 pub type Channels = Map<String, Value>;
@@ -159,9 +159,42 @@ pub struct Write {
     pub round: u32,
     /// The value.
     pub value: Value,
+    /// Stands in for `value`, which is null then. Given only to checkpointers that
+    /// [keep values](super::Checkpointer::keeps_values).
+    pub kept: Option<KeptWrite>,
+}
+
+/// What no two pending writes of a checkpoint have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WriteKey {
+    /// As in [`Write`].
+    pub task: String,
+    /// As in [`Write`].
+    pub kind: WriteKind,
+    /// As in [`Write`].
+    pub name: String,
+    /// As in [`Write`].
+    pub round: u32,
 }
 
 impl Write {
+    /// What another one must have to replace this one.
+    pub fn key(&self) -> WriteKey {
+        WriteKey {
+            task: self.task.clone(),
+            kind: self.kind,
+            name: self.name.clone(),
+            round: self.round,
+        }
+    }
+
+    /// Whether it is the one of this key.
+    pub(crate) fn is(&self, key: &WriteKey) -> bool {
+        (self.kind, self.round) == (key.kind, key.round)
+            && self.name == key.name
+            && self.task == key.task
+    }
+
     /// Whether another one has the same key (and would replace this one).
     pub(crate) fn has_key(&self, other: &Self) -> bool {
         (self.kind, self.round) == (other.kind, other.round)

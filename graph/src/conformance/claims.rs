@@ -71,6 +71,7 @@ pub async fn a_claim_brings_nothing_but_what_loading_reads(lab: &Lab) {
             name: "s".to_owned(),
             round: 0,
             value: json!(1),
+            kept: None,
         }],
         ..Commit::on(0)
     };

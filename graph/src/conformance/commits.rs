@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::lab::{LONG, Lab, assert_fenced, channels, checkpoint, event, new_thread, signal};
 use crate::{
     checkpoint::{
-        CancelRequest, Commit, NewThread, Parent, StorageError, Then, ThreadFilter, ThreadStatus,
-        WaitKind, WaitRecord, Write, WriteKind,
+        CancelRequest, Commit, Lease, NewThread, Parent, StorageError, Then, ThreadFilter,
+        ThreadStatus, WaitKind, WaitRecord, Write, WriteKind,
     },
     ids::ThreadId,
 };
@@ -18,6 +18,7 @@ fn write(task: &str, kind: WriteKind, name: &str, round: u32, value: Value) -> W
         name: name.to_owned(),
         round,
         value,
+        kept: None,
     }
 }
 
@@ -373,6 +374,54 @@ pub async fn pending_writes_are_forgotten_when_they_became_part_of_a_checkpoint(
     lab.commit(&lease, commit).await;
     assert_eq!(lab.load(&lease).await.writes, [kept]);
     assert_eq!(lab.load(&other).await.writes.len(), 2);
+}
+
+/// By their keys, with the rest of the commit or not at all; those that are not there, and those of other threads, are none of
+/// its business.
+pub async fn single_pending_writes_are_forgotten(lab: &Lab) {
+    let leases = [lab.running("t").await, lab.running("other").await];
+    let all = [
+        write("a", WriteKind::Sub, "", 1, json!(1)),
+        write("a", WriteKind::Sub, "", 2, json!(2)),
+        write("a/1/b", WriteKind::Step, "x", 0, json!(3)),
+        write("a/1/b", WriteKind::Wait, "x", 0, json!(4)),
+    ];
+    for lease in &leases {
+        let commit = Commit {
+            writes: all.to_vec(),
+            ..Commit::on(0)
+        };
+        lab.commit(lease, commit).await;
+    }
+    let more = write("a", WriteKind::Sub, "", 3, json!(5));
+    let forgets = |forget: &[usize]| Commit {
+        writes: vec![more.clone()],
+        forget: forget.iter().map(|index| all[*index].key()).collect(),
+        ..Commit::on(0)
+    };
+    let stale = Lease {
+        token: leases[0].token + 1000,
+        ..leases[0].clone()
+    };
+    let refused = lab.db.commit(&stale, forgets(&[0, 1, 2, 3])).await;
+    assert!(refused.is_err());
+    assert_eq!(lab.load(&leases[0]).await.writes.len(), 4);
+    // At the same time, so that they may share a transaction.
+    tokio::join!(
+        lab.commit(&leases[0], forgets(&[0, 2])),
+        lab.commit(&leases[1], forgets(&[3])),
+    );
+    let again = forgets(&[0, 2]);
+    lab.commit(&leases[0], again).await;
+    for (lease, left) in leases.iter().zip([vec![1, 3], vec![0, 1, 2]]) {
+        let mut expected: Vec<Write> = left.into_iter().map(|index| all[index].clone()).collect();
+        expected.push(more.clone());
+        let mut writes = lab.load(lease).await.writes;
+        for writes in [&mut expected, &mut writes] {
+            writes.sort_by_key(|write| (write.task.clone(), write.kind, write.round));
+        }
+        assert_eq!(writes, expected);
+    }
 }
 
 /// Using what was used, or never was, is harmless.

@@ -93,6 +93,7 @@ macro_rules! checkpointer_conformance {
             commits::pending_writes_are_replaced_by_their_key,
             commits::pending_writes_belong_to_the_newest_checkpoint,
             commits::pending_writes_are_forgotten_when_they_became_part_of_a_checkpoint,
+            commits::single_pending_writes_are_forgotten,
             commits::consumed_signals_leave_the_mailbox_and_their_keys_stay,
             commits::a_child_is_started_once,
             commits::the_end_of_a_child_wakes_its_parent,

@@ -383,6 +383,7 @@ pub(super) fn result_of(task: &str) -> Write {
         name: String::new(),
         round: 0,
         value: json!({"of": task}),
+        kept: None,
     }
 }
 

@@ -259,6 +259,7 @@ pub async fn a_deleted_thread_leaves_the_others_and_the_journal(lab: &Lab) {
                 name: String::new(),
                 round: 0,
                 value: json!(1),
+                kept: None,
             }],
             events: vec![event(id, "said")],
             children: vec![NewThread {
@@ -346,6 +347,7 @@ pub async fn values_of_every_kind_come_back(lab: &Lab) {
         name: odd.to_owned(),
         round: 7,
         value: value.clone(),
+        kept: None,
     };
     let wait = WaitRecord {
         id: odd.to_owned(),

@@ -23,7 +23,7 @@ use crate::{
         Claim, ClaimRequest, Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease,
         LeaseRecord, Loaded, MAILBOX_LIMIT, NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt,
         Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows, StorageError, Then,
-        ThreadFilter, ThreadRecord, ThreadStatus, Write,
+        ThreadFilter, ThreadRecord, ThreadStatus, Write, WriteKey,
     },
     documents::DocumentStore,
     ids::{Cursor, ThreadId},
@@ -339,14 +339,26 @@ impl Checkpointer for MemoryCheckpointer {
         if commit.clear_writes {
             thread.writes.remove(&commit.base);
         }
+        if !commit.forget.is_empty()
+            && let Some(writes) = thread.writes.get_mut(&commit.base)
+        {
+            for key in &commit.forget {
+                writes.remove(key);
+            }
+        }
         if !commit.writes.is_empty() {
             let writes = thread
                 .writes
                 .entry(made.unwrap_or(commit.base))
                 .or_default();
             for write in commit.writes {
-                let key = (write.task, write.kind, write.name, write.round);
-                writes.insert(key, write.value);
+                let key = WriteKey {
+                    task: write.task,
+                    kind: write.kind,
+                    name: write.name,
+                    round: write.round,
+                };
+                writes.insert(key, (write.value, write.kept));
             }
         }
         for number in &commit.consumed {

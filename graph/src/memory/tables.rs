@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use crate::{
     checkpoint::{
-        CancelOutcome, CancelRequest, Entry, KeptState, KeptStep, Lease, NewCheckpoint, NewEvent,
-        NewSignal, NewThread, SignalRecord, StateRow, StateRows, StorageError, ThreadRecord,
-        ThreadStatus, Write, WriteKind,
+        CancelOutcome, CancelRequest, Entry, KeptState, KeptStep, KeptWrite, Lease, NewCheckpoint,
+        NewEvent, NewSignal, NewThread, SignalRecord, StateRow, StateRows, StorageError,
+        ThreadRecord, ThreadStatus, Write, WriteKey,
     },
     ids::{Cursor, ThreadId},
 };
@@ -54,7 +54,8 @@ pub(super) struct Mail {
     pub revives: bool,
 }
 
-type WriteKey = (String, WriteKind, String, u32);
+/// The value of a pending write.
+type Noted = (Value, Option<KeptWrite>);
 
 #[derive(Clone)]
 pub(super) struct Thread {
@@ -65,7 +66,7 @@ pub(super) struct Thread {
     pub checkpoints: BTreeMap<u64, Checkpoint>,
     /// The newest checkpoint of all branches.
     pub newest: u64,
-    pub writes: HashMap<u64, BTreeMap<WriteKey, Value>>,
+    pub writes: HashMap<u64, BTreeMap<WriteKey, Noted>>,
     pub mailbox: BTreeMap<u64, Mail>,
     /// With the time of their arrival.
     pub keys: BTreeMap<String, Timestamp>,
@@ -125,12 +126,13 @@ impl Thread {
         writes
             .into_iter()
             .flatten()
-            .map(|((task, kind, name, round), value)| Write {
-                task: task.clone(),
-                kind: *kind,
-                name: name.clone(),
-                round: *round,
+            .map(|(key, (value, kept))| Write {
+                task: key.task.clone(),
+                kind: key.kind,
+                name: key.name.clone(),
+                round: key.round,
                 value: value.clone(),
+                kept: kept.clone(),
             })
             .collect()
     }

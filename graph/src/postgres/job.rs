@@ -10,7 +10,7 @@ use crate::{
         StorageError, Then, Write,
     },
     ids::ThreadId,
-    stored::{digest, int, micros_after, source_text, status_code, time, write_digest},
+    stored::{digest, int, key_digest, micros_after, source_text, status_code, time},
 };
 
 /// Something to be written, whole or not at all.
@@ -101,6 +101,8 @@ pub(super) struct Head {
 pub(super) struct More {
     pub base: i32,
     pub clear: bool,
+    /// Of pending writes that are to be forgotten.
+    pub forget: Vec<Uuid>,
     pub writes: Vec<WriteRow>,
     pub consumed: Vec<i64>,
     pub events: Vec<EventRow>,
@@ -255,6 +257,7 @@ fn is_bare(commit: &Commit) -> bool {
         checkpoint: _,
         writes,
         clear_writes: false,
+        forget,
         consumed,
         events,
         children,
@@ -269,6 +272,7 @@ fn is_bare(commit: &Commit) -> bool {
         return false;
     };
     writes.is_empty()
+        && forget.is_empty()
         && consumed.is_empty()
         && events.is_empty()
         && children.is_empty()
@@ -293,6 +297,7 @@ impl More {
         let mut more = Self {
             base: narrow(commit.base),
             clear: commit.clear_writes,
+            forget: commit.forget.iter().map(key_digest).collect(),
             writes,
             consumed,
             events: each(&commit.events, EventRow::of)?,
@@ -349,7 +354,7 @@ impl More {
 impl WriteRow {
     fn of(write: &Write) -> Result<Self, StorageError> {
         Ok(Self {
-            digest: write_digest(write),
+            digest: key_digest(&write.key()),
             task: owned(&write.task),
             kind: write.kind.code().into(),
             name: owned(&write.name),

@@ -341,6 +341,32 @@ impl<'a> Columns<'a> {
     }
 }
 
+/// Pending writes that are to be forgotten, in columns.
+#[derive(Default)]
+struct Forgotten<'a> {
+    ids: Vec<&'a str>,
+    tokens: Vec<i64>,
+    bases: Vec<i32>,
+    digests: Vec<uuid::Uuid>,
+}
+
+impl<'a> Forgotten<'a> {
+    fn of(jobs: &[&'a Job]) -> Self {
+        let mut all = Self::default();
+        for job in jobs {
+            let Job::Commit(commit) = job else { continue };
+            let Some(more) = &commit.more else { continue };
+            for digest in &more.forget {
+                all.ids.push(commit.id.as_str());
+                all.tokens.push(commit.token);
+                all.bases.push(more.base);
+                all.digests.push(*digest);
+            }
+        }
+        all
+    }
+}
+
 fn cancels<'a>(more: &[(i32, &'a More)]) -> impl Iterator<Item = &'a (String, String)> {
     more.iter().flat_map(|(_, more)| &more.cancels)
 }
@@ -349,17 +375,41 @@ fn count(list: &[i64]) -> i32 {
     i32::try_from(list.len()).unwrap_or(i32::MAX)
 }
 
-const EVERYTHING: &str = "select at, made, mail, cancelled, ended, released, ended_mail, ended_cancelled, started, sent \
+macro_rules! land_after {
+    ($first:literal) => {
+        concat!(
+            $first,
+            "select at, made, mail, cancelled, ended, released, ended_mail, ended_cancelled, started, sent \
      from graph_land($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
      $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, \
-     $46, $47, $48, $49, $50, $51, $52, $53, $54, $55, $56)";
+     $46, $47, $48, $49, $50, $51, $52, $53, $54, $55, $56)"
+        )
+    };
+}
+
+const EVERYTHING: &str = land_after!("");
+/// The same, and forgets pending writes. Only loops inside a task do.
+const EVERYTHING_AND_FORGET: &str = land_after!(
+    "with f as ( \
+         delete from graph_write w \
+         using unnest($57::text[], $58::bigint[], $59::integer[], $60::uuid[]) as f (id, token, base, digest), graph_thread t \
+         where t.id = f.id and t.token = f.token and t.owner is not null \
+             and w.thread = t.thread and w.checkpoint = f.base and w.digest = f.digest \
+     ) "
+);
 
 async fn everything(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fault> {
     let columns = Columns::of(jobs);
     let Columns {
         events, signals, ..
     } = &columns;
-    let row = sqlx::query(EVERYTHING)
+    let forgotten = Forgotten::of(jobs);
+    let statement = if forgotten.digests.is_empty() {
+        EVERYTHING
+    } else {
+        EVERYTHING_AND_FORGET
+    };
+    let mut query = sqlx::query(statement)
         .bind(columns.lock.as_ref())
         // c_
         .bind(columns.commits(|commit| commit.id.as_str()))
@@ -431,9 +481,15 @@ async fn everything(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fau
         .bind((!events.streams.is_empty()).then_some(&events.nth))
         .bind((!events.streams.is_empty()).then_some(&events.name))
         .bind((!events.streams.is_empty()).then_some(&events.payload))
-        .bind((!events.streams.is_empty()).then_some(&events.thread))
-        .fetch_one(db)
-        .await?;
+        .bind((!events.streams.is_empty()).then_some(&events.thread));
+    if !forgotten.digests.is_empty() {
+        query = query
+            .bind(&forgotten.ids)
+            .bind(&forgotten.tokens)
+            .bind(&forgotten.bases)
+            .bind(&forgotten.digests);
+    }
+    let row = query.fetch_one(db).await?;
     answers(jobs, &columns, &row)
 }
 

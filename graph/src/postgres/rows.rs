@@ -137,5 +137,6 @@ pub(super) fn write(row: &PgRow) -> Result<Write, Fault> {
             .try_get::<Jsonb, _>(4)?
             .parse(&format!("a pending write of task {task}"))?,
         task,
+        kept: None,
     })
 }

@@ -24,7 +24,7 @@ use super::{
 /// After so many checkpoints without one, a snapshot is considered.
 pub(super) const SNAPSHOT_AFTER: u64 = 32;
 /// After so many, it is made, whatever it weighs.
-const SNAPSHOT_AT_LAST: u64 = 1024;
+pub(super) const SNAPSHOT_AT_LAST: u64 = 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
@@ -39,6 +39,7 @@ pub(super) enum Fault {
 }
 
 /// What a step changed, as its database wants it.
+#[derive(Clone)]
 pub(super) enum Written<S: State> {
     Json(Changes),
     Values(Vec<S::Update>),

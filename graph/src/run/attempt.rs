@@ -390,6 +390,7 @@ pub(super) fn attempts_write(task: &str, attempts: &Attempts) -> Write {
         name: String::new(),
         round: 0,
         value: serde_json::to_value(attempts).unwrap_or_default(),
+        kept: None,
     }
 }
 

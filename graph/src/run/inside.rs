@@ -1,28 +1,33 @@
 //! A run of a subgraph: inside a task of the graph around it, in the same run, under the same lease. Where the thread's own
 //! graph makes checkpoints, it leaves records of its supersteps with that task; the next run of the task goes on from them.
 
+mod record;
+
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::{
     builder::Compiled,
-    checkpoint::{Commit, WaitKind, WaitRecord, Write, WriteKind},
+    checkpoint::{Commit, WaitKind, WaitRecord, Write, WriteKey, WriteKind},
     command::Handover,
     context::Context,
     error::NodeError,
     memo::{RETRY, Waiting},
-    nest::{Input, Kept, Record},
+    nest::{Kept, fold_kept},
     plan::Plan,
     private::chain,
-    state::{Changes, State, Update},
+    state::{Changes, State, channels_weight, snapshot},
     subgraph::SubgraphMemory,
 };
 
 use super::{
     Broken, LIMIT, Place, Run,
-    apply::kept,
+    apply::{SNAPSHOT_AFTER, SNAPSHOT_AT_LAST, Written, kept},
     is_inside,
     tasks::{Status, Task},
 };
+use record::{Given, Recording, appends, weight};
 
 /// What a subgraph begins with.
 pub(crate) enum Begin<T: State> {
@@ -64,11 +69,24 @@ struct Inner<T: State> {
     /// The tasks of the superstep under way.
     tasks: Vec<Task<T>>,
     /// What it began with, until that is recorded.
-    input: Option<Input>,
+    input: Option<Given<T>>,
     /// All that it has changed, if anybody will want to know.
     total: Option<Changes>,
+    /// Whether of the total only the appended items are complete, and the rest is to be made from the state.
+    is_long: bool,
     accumulates: bool,
     handovers: Vec<Handover>,
+    log: Log,
+}
+
+/// The records since the last one that stands for all before it.
+#[derive(Default)]
+struct Log {
+    records: u64,
+    /// About how many bytes they take, as far as that is known.
+    weight: usize,
+    /// When so many are there, they may be put together.
+    next: u64,
 }
 
 impl<T: State> Inner<T> {
@@ -85,14 +103,13 @@ impl<T: State> Inner<T> {
             ))
             .fatal()
         };
-        let mut records = Vec::new();
-        {
-            let nest = place.nest.lock();
-            for (round, value) in nest.records(&place.path).into_iter().flatten() {
-                let record: Record = serde_json::from_value(value.clone())
-                    .map_err(|error| unfit(error.to_string()))?;
-                records.push((*round, record));
+        let mut records: Vec<(u32, Recording<T>)> = Vec::new();
+        for (round, recorded) in place.nest.lock().records(&place.path).into_iter().flatten() {
+            let recording = Recording::read(recorded).map_err(unfit)?;
+            if recording.base {
+                records.clear();
             }
+            records.push((*round, recording));
         }
         let begun = records
             .iter_mut()
@@ -103,28 +120,25 @@ impl<T: State> Inner<T> {
             Begin::State(state) => {
                 total = Some(Changes::default());
                 if begun.is_none() {
-                    input = Some(Input::State);
+                    input = Some(Given::State);
                 }
                 state
             }
             Begin::Update(update) => {
-                let stored = match begun {
-                    Some(Input::Update(value) | Input::Kept(value)) => Some(value),
-                    Some(Input::State) | None => None,
-                };
-                let update = if let Some(value) = stored {
+                let update = match begun {
                     // What was given then counts, whatever is given now.
-                    T::Update::from_json(value).map_err(|error| unfit(chain(&error)))?
-                } else {
-                    if place.records {
-                        let value = update.to_channels()?.into();
-                        input = Some(if accumulates {
-                            Input::Kept(value)
-                        } else {
-                            Input::Update(value)
-                        });
+                    Some(Given::Update(stored) | Given::Kept(stored)) => stored,
+                    Some(Given::State) | None => {
+                        if place.records {
+                            let update = update.clone();
+                            input = Some(if accumulates {
+                                Given::Kept(update)
+                            } else {
+                                Given::Update(update)
+                            });
+                        }
+                        update
                     }
-                    update
                 };
                 let mut state = if accumulates {
                     let mut changes = Changes::default();
@@ -144,23 +158,32 @@ impl<T: State> Inner<T> {
         let mut step = 0;
         let mut plan = None;
         let mut handovers = Vec::new();
-        for (round, record) in records.into_iter().filter(|(round, _)| *round > 0) {
-            step += 1;
-            if u64::from(round) != step {
-                return Err(unfit(format!("the record of superstep {step} is missing")));
+        let mut is_long = false;
+        let mut log = Log {
+            next: SNAPSHOT_AFTER,
+            ..Log::default()
+        };
+        for (round, record) in records {
+            if round > 0 {
+                step = if record.base { round.into() } else { step + 1 };
+                if u64::from(round) != step {
+                    return Err(unfit(format!("the record of superstep {step} is missing")));
+                }
+                log.records += 1;
+                plan = record.plan.clone();
             }
-            let changes = Changes {
-                appends: record.appends,
-                changes: record.changes,
-            };
+            if !record.base {
+                log.weight += record.weight();
+            }
+            is_long |= record.full.is_some();
             if let Some(total) = &mut total {
-                total.merge::<T>(changes.clone());
+                let changes = record.written.clone().json();
+                total.merge::<T>(changes.map_err(|error| unfit(chain(&error)))?);
             }
-            changes
+            record
                 .replay(Arc::make_mut(&mut state))
                 .map_err(|error| unfit(chain(&error)))?;
             place.kept.lock().extend(record.kept);
-            plan = record.plan;
             handovers = record.handovers;
         }
         let plan = match plan {
@@ -172,7 +195,9 @@ impl<T: State> Inner<T> {
                 )));
             }
             Some(plan) => plan,
-            None => Plan::entry(&graph, &state).map_err(|error| NodeError::from(error).fatal())?,
+            None => Arc::new(
+                Plan::entry(&graph, &state).map_err(|error| NodeError::from(error).fatal())?,
+            ),
         };
         {
             let mut memo = place.outer.memo.lock();
@@ -186,8 +211,10 @@ impl<T: State> Inner<T> {
             tasks: Vec::new(),
             input,
             total,
+            is_long,
             accumulates,
             handovers,
+            log,
         })
     }
 
@@ -203,17 +230,23 @@ impl<T: State> Inner<T> {
             self.superstep().await?;
         }
         let mut kept = std::mem::take(&mut *self.place.kept.lock());
-        let changes = self.total.take().unwrap_or_default();
+        let mut changes = self.total.take().unwrap_or_default();
         let state = self.run.state.clone();
         let mut ended = Ended {
             state: state.clone(),
             changes: Changes::default(),
         };
         if self.accumulates {
+            let mut full = None;
+            if self.is_long {
+                changes.changes.clear();
+                full = Some(snapshot(&*state)?);
+            }
             kept.push(Kept {
                 namespace: self.place.kept_as.clone(),
                 appends: changes.appends,
                 changes: changes.changes,
+                full,
                 live: Some(state),
             });
         } else {
@@ -229,13 +262,11 @@ impl<T: State> Inner<T> {
 
     async fn superstep(&mut self) -> Result<(), NodeError> {
         let run = &mut self.run;
-        let mark = run.path(LIMIT);
-        let marked = self
-            .place
-            .nest
-            .lock()
-            .get(&mark, WriteKind::Attempts, "", 0)
-            .is_some();
+        let marked = run.plan.hops >= run.graph.recursion_limit && {
+            let nest = self.place.nest.lock();
+            let mark = nest.get(&run.path(LIMIT), WriteKind::Attempts, "", 0);
+            mark.is_some()
+        };
         if let Some((mark, text)) = run.limit(marked) {
             if self.place.records {
                 let mut left = run.commit();
@@ -301,10 +332,17 @@ impl<T: State> Inner<T> {
         if !self.tasks.iter().all(|task| task.memo.lock().is_pure()) {
             self.place.outer.memo.lock().spoke = true;
         }
-        let folded = run
-            .fold(&mut self.tasks, followed)
-            .and_then(|(written, plan)| Ok((written.json()?, plan)));
-        let (changes, plan) = match folded {
+        let folded =
+            run.fold(&mut self.tasks, followed)
+                .and_then(|(written, plan)| match &mut self.total {
+                    Some(total) => {
+                        let changes = written.json()?;
+                        total.merge::<T>(changes.clone());
+                        Ok((Written::Json(changes), plan))
+                    }
+                    None => Ok((written, plan)),
+                });
+        let (written, plan) = match folded {
             Ok(folded) => folded,
             Err(fault) => {
                 let name = run.graph.name.clone();
@@ -337,9 +375,6 @@ impl<T: State> Inner<T> {
             Plan::default()
         });
         let ends = run.plan.is_empty();
-        if let Some(total) = &mut self.total {
-            total.merge::<T>(changes.clone());
-        }
         self.handovers.clone_from(&handovers);
         if !self.place.records {
             let said = tasks
@@ -366,25 +401,34 @@ impl<T: State> Inner<T> {
                 memo.flush_said(&mut commit);
             }
         }
-        let record = Record {
+        let recording = Recording {
             input: self.input.take(),
-            appends: changes.appends,
-            changes: changes.changes,
-            plan: Some(Plan::clone(&run.plan)),
+            written,
+            plan: Some(self.run.plan.clone()),
             kept: added,
             handovers,
+            ..Recording::default()
         };
-        commit
-            .writes
-            .push(record_write(&self.place, run.step, record)?);
         let path = &self.place.path;
+        let step = self.run.step;
+        commit.forget = self.place.nest.lock().forget_step(path, step);
         if ends {
-            run.shared.list_waits(path, Vec::new());
+            commit
+                .writes
+                .push(record_write(&self.place, step, recording)?);
+            self.run.shared.list_waits(path, Vec::new());
             self.place.leave(commit);
         } else {
-            commit.waits = run.shared.strike_waits(|task| is_inside(task, path));
+            let (recording, stale) = self.put_together(recording)?;
+            commit.forget.extend(stale);
+            commit
+                .writes
+                .push(record_write(&self.place, step, recording)?);
+            let path = &self.place.path;
+            let shared = &self.run.shared;
+            commit.waits = shared.strike_waits(|task| is_inside(task, path));
             self.place
-                .share(&run.shared, commit)
+                .share(shared, commit)
                 .await
                 .map_err(|Broken| NodeError::lost())?;
         }
@@ -393,6 +437,80 @@ impl<T: State> Inner<T> {
             self.run.tell(&tasks, None);
         }
         Ok(())
+    }
+
+    /// Lets the record of a superstep stand for all before it, if they have become many, and returns the keys of those. But not so
+    /// often that putting them together outweighs what changes.
+    fn put_together(
+        &mut self,
+        mut recording: Recording<T>,
+    ) -> Result<(Recording<T>, Vec<WriteKey>), NodeError> {
+        let log = &mut self.log;
+        log.records += 1;
+        if let Written::Json(changes) = &recording.written {
+            log.weight += weight(changes);
+        }
+        if log.records < log.next {
+            return Ok((recording, Vec::new()));
+        }
+        let place = &self.place;
+        if let Written::Values(_) = &recording.written {
+            // Weighed only now.
+            let nest = place.nest.lock();
+            let records = nest.records(&place.path).into_iter().flatten();
+            log.weight = records
+                .filter_map(|(_, recorded)| Recording::<T>::read(recorded).ok())
+                .filter(|recording| !recording.base)
+                .map(|recording| recording.weight())
+                .sum();
+        }
+        let state = &*self.run.state;
+        let (given, changes, full) = match &self.total {
+            // What it hands back is made of all that changed.
+            Some(total) if !self.accumulates => (Given::State, total.clone(), None),
+            Some(total) => {
+                let appends = total.appends.clone();
+                (
+                    Given::Kept(T::Update::default()),
+                    appends.into(),
+                    Some(snapshot(state)?),
+                )
+            }
+            None => {
+                let appends = appends(state)?;
+                (
+                    Given::Update(T::Update::default()),
+                    appends.into(),
+                    Some(snapshot(state)?),
+                )
+            }
+        };
+        let all = weight(&changes) + full.as_ref().map_or(0, channels_weight);
+        if all > log.weight && log.records < SNAPSHOT_AT_LAST {
+            log.next = log.records * 2;
+            return Ok((recording, Vec::new()));
+        }
+        *log = Log {
+            next: SNAPSHOT_AFTER,
+            ..Log::default()
+        };
+        if let Some(total) = self.total.as_mut().filter(|_| self.accumulates) {
+            total.changes.clear();
+            self.is_long = true;
+        }
+        let mut kept = place.kept.lock();
+        fold_kept(&mut kept);
+        recording = Recording {
+            input: Some(given),
+            written: Written::Json(changes),
+            base: true,
+            full,
+            kept: kept.clone(),
+            ..recording
+        };
+        let step = round(self.run.step)?;
+        let stale = place.nest.lock().forget_before(&place.path, step);
+        Ok((recording, stale))
     }
 
     /// Stepping by hand.
@@ -464,11 +582,11 @@ impl<T: State> Inner<T> {
     /// Leaves something with the task around, and before that, what it began with.
     fn leave(&mut self, mut left: Commit) {
         if let Some(input) = self.input.take() {
-            let record = Record {
+            let recording = Recording {
                 input: Some(input),
-                ..Record::default()
+                ..Recording::default()
             };
-            match record_write(&self.place, 0, record) {
+            match record_write(&self.place, 0, recording) {
                 Ok(write) => left.writes.push(write),
                 Err(error) => {
                     tracing::error!(path = self.place.path, %error, "what a subgraph began with cannot be kept");
@@ -495,16 +613,18 @@ impl<S: State> Run<S> {
         graph: Arc<Compiled<S>>,
         place: Arc<Place>,
         state: Arc<S>,
-        plan: Plan,
+        plan: Arc<Plan>,
         step: u64,
     ) -> Self {
+        let shared = place.outer.run.clone();
         Self {
-            shared: place.outer.run.clone(),
+            // What nobody writes down need not be JSON.
+            keeps: shared.engine.store.keeps_values() || !place.records,
+            shared,
             graph,
             state,
-            plan: Arc::new(plan),
+            plan,
             step,
-            keeps: false,
             writes: std::collections::BTreeMap::new(),
             since_snapshot: 0,
             changed_since_snapshot: 0,
@@ -522,7 +642,7 @@ impl<S: State> Run<S> {
             name: "retry".to_owned(),
             kind: WaitKind::Timer,
             task: task.planned.key.clone(),
-            value: serde_json::Value::Null,
+            value: Value::Null,
             signals: Vec::new(),
             children: Vec::new(),
             until: Some(at),
@@ -530,12 +650,28 @@ impl<S: State> Run<S> {
     }
 }
 
-fn record_write(place: &Place, step: u64, record: Record) -> Result<Write, NodeError> {
-    Ok(Write {
+fn record_write<T: State>(
+    place: &Place,
+    step: u64,
+    recording: Recording<T>,
+) -> Result<Write, NodeError> {
+    let mut write = Write {
         task: place.path.clone(),
         kind: WriteKind::Sub,
         name: String::new(),
-        round: u32::try_from(step).map_err(|error| NodeError::from(error).fatal())?,
-        value: serde_json::to_value(record)?,
-    })
+        round: round(step)?,
+        value: Value::Null,
+        kept: None,
+    };
+    if place.outer.run.engine.store.keeps_values() {
+        write.kept = Some(recording.into());
+    } else {
+        write.value = serde_json::to_value(recording.record()?)?;
+    }
+    Ok(write)
+}
+
+/// The round under which a superstep is recorded.
+fn round(step: u64) -> Result<u32, NodeError> {
+    u32::try_from(step).map_err(|error| NodeError::from(error).fatal())
 }

@@ -333,6 +333,7 @@ impl<S: State> Run<S> {
             name: String::new(),
             round: 0,
             value: Value::Null,
+            kept: None,
         };
         let text = format!(
             "the recursion limit of {limit} supersteps was reached; a loop has no way out, or the limit is too low"

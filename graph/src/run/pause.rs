@@ -17,6 +17,9 @@ pub(super) const PAUSE: &str = "~pause";
 impl<S: State> Run<S> {
     /// The stops before the coming superstep.
     pub(super) fn stops(&self) -> Vec<Waiting> {
+        if self.plan.pause_after.is_empty() && self.graph.pause_before.is_empty() {
+            return Vec::new();
+        }
         let after = self
             .plan
             .pause_after

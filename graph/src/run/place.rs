@@ -88,10 +88,30 @@ impl Place {
         })
     }
 
-    /// Commits what its tasks have done, together with what others of the thread commit at the moment.
-    pub async fn share(&self, run: &Arc<RunShared>, commit: Commit) -> Result<(), Broken> {
+    /// Whether so many subgraphs are around it that its tasks should not be polled on the stack of theirs.
+    pub fn is_deep(&self) -> bool {
+        self.depth.is_multiple_of(2)
+    }
+
+    /// The tasks around it, from the inside out.
+    fn around(&self) -> impl Iterator<Item = &TaskContext> {
+        std::iter::successors(Some(&*self.outer), |task| {
+            task.place.as_ref().map(|place| &*place.outer)
+        })
+    }
+
+    /// Commits what its tasks have done, together with what others of the thread commit at the moment. What the tasks around it
+    /// have learned comes along: a signal is used when that for which it was used has landed.
+    pub async fn share(&self, run: &Arc<RunShared>, mut commit: Commit) -> Result<(), Broken> {
         if !self.records {
             return Ok(());
+        }
+        for task in self.around() {
+            task.memo.lock().flush_memory(&mut commit);
+        }
+        if !commit.forget.is_empty() {
+            let Commit { forget, writes, .. } = &mut commit;
+            writes.retain(|write| !forget.iter().any(|key| write.is(key)));
         }
         {
             let mut nest = self.nest.lock();
@@ -118,12 +138,7 @@ impl Place {
 
     /// What is kept under its name, with what the superstep has added so far.
     pub fn past(&self) -> Past {
-        let mut around = Vec::new();
-        let mut outer = Some(&self.outer);
-        while let Some(task) = outer {
-            around.push(task);
-            outer = task.place.as_ref().map(|place| &place.outer);
-        }
+        let around: Vec<_> = self.around().collect();
         let mut past = self
             .outer
             .run

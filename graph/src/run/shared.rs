@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -234,6 +235,16 @@ impl RunShared {
     /// Commits together with whatever else waits at the moment. It lands (or the run breaks) even when nobody waits for the
     /// answer any more.
     pub async fn share(self: &Arc<Self>, commit: Commit) -> Result<(), Broken> {
+        if self.engine.store.keeps_values() {
+            // Nothing is saved by waiting for others where no message goes anywhere.
+            let run = self.clone();
+            let mut landing = Box::pin(async move { land(&run, commit).await });
+            if let Poll::Ready(landed) = futures::poll!(&mut landing) {
+                return landed;
+            }
+            let landing = tokio::spawn(landing.in_current_span());
+            return landing.await.unwrap_or(Err(Broken));
+        }
         let (tell, told) = oneshot::channel();
         let first = {
             let mut queue = self.queue.lock();
@@ -397,6 +408,15 @@ impl RunShared {
     }
 }
 
+async fn land(run: &RunShared, commit: Commit) -> Result<(), Broken> {
+    let thread = &run.thread;
+    let nodes = &[];
+    run.engine.observe(&Point::BeforeCommit { thread, nodes });
+    let landed = run.commit(commit).await.map(|_| ());
+    run.engine.observe(&Point::AfterCommit { thread, nodes });
+    landed
+}
+
 /// Commits what waits, all at once, until nothing does.
 async fn collect(run: Arc<RunShared>) {
     let hashes = RandomState::new();
@@ -425,6 +445,7 @@ async fn collect(run: Arc<RunShared>) {
                     None => all.writes.push(write),
                 }
             }
+            all.forget.append(&mut commit.forget);
             all.consumed.append(&mut commit.consumed);
             all.events.append(&mut commit.events);
             all.children.append(&mut commit.children);
@@ -435,11 +456,11 @@ async fn collect(run: Arc<RunShared>) {
             }
             tell.push(told);
         }
-        let thread = &run.thread;
-        let nodes = &[];
-        run.engine.observe(&Point::BeforeCommit { thread, nodes });
-        let landed = run.commit(all).await.map(|_| ());
-        run.engine.observe(&Point::AfterCommit { thread, nodes });
+        if !all.forget.is_empty() {
+            let Commit { forget, writes, .. } = &mut all;
+            forget.retain(|key| !writes.iter().any(|write| write.is(key)));
+        }
+        let landed = land(&run, all).await;
         for told in tell {
             // It may have been given up.
             let _ = told.send(landed);

@@ -163,7 +163,8 @@ impl<S: State> Run<S> {
         task.recorded = !matches!(task.status, Status::Ready) || !memo.waits.is_empty();
         task.cached = matches!(task.status, Status::Done(_));
         if let Status::Ready = task.status {
-            if !memo.waits.is_empty() && !memo.is_answered(key) {
+            let around = self.place.as_ref().map(|place| &*place.nest);
+            if !memo.waits.is_empty() && !memo.is_answered(key, around) {
                 task.status = Status::Suspended;
             } else if let Some(at) = task.attempts.retry_at {
                 task.status = Status::RetryAt(at);
@@ -216,6 +217,7 @@ impl<S: State> Run<S> {
         if has_records || !inside.is_empty() {
             let nest = memo.nest();
             let mut nest = nest.lock();
+            nest.recalled = true;
             for write in own.extract_if(.., |write| write.kind == WriteKind::Sub) {
                 nest.put(write);
             }
@@ -276,7 +278,11 @@ impl<S: State> Run<S> {
             .iter()
             .filter(|task| !matches!(task.status, Status::Done(_)))
             .count();
-        if let [index] = ready[..] {
+        // Futures in futures in futures need a stack of their own from time to time.
+        let is_deep = self.place.as_ref().is_some_and(|place| place.is_deep());
+        if let [index] = ready[..]
+            && !is_deep
+        {
             let job = self.job(&tasks[index], undone == 1);
             let lost = self.shared.controls.lost.clone();
             let ended = tokio::select! {
@@ -288,7 +294,7 @@ impl<S: State> Run<S> {
         let slots = Arc::new(tokio::sync::Semaphore::new(self.graph.parallel));
         let mut running = JoinSet::new();
         for index in ready {
-            let job = self.job(&tasks[index], false);
+            let job = self.job(&tasks[index], undone == 1);
             let slots = slots.clone();
             let task = async move {
                 // Tasks take their turn in order; the semaphore is never closed.
@@ -487,6 +493,7 @@ pub(super) fn write(task: &str, kind: WriteKind, value: Value) -> Write {
         name: String::new(),
         round: 0,
         value,
+        kept: None,
     }
 }
 

@@ -219,8 +219,7 @@ async fn writes(db: &mut SqliteConnection, thread: &Thread) -> Result<Vec<Write>
             name: row.try_get(2)?,
             round: small(row.try_get(3)?),
             value: from_json(row.try_get(4)?, &format!("a pending write of task {task}"))?,
-            task,
-        })
+            task, kept: None })
     })
     .collect()
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     checkpoint::{Commit, Lease, Receipt, StorageError, Then},
     ids::ThreadId,
-    stored::{Fault, int, json_text, micros_after, number, small, status_code, time, write_digest},
+    stored::{Fault, int, json_text, key_digest, micros_after, number, small, status_code, time},
 };
 
 /// What the fence reads about the thread.
@@ -138,6 +138,16 @@ async fn writes(
             .execute(&mut *db)
             .await?;
     }
+    for key in &commit.forget {
+        sqlx::query(
+            "delete from graph_write where thread = ?1 and checkpoint = ?2 and digest = ?3",
+        )
+        .bind(thread)
+        .bind(int(commit.base))
+        .bind(key_digest(key).as_bytes().as_slice())
+        .execute(&mut *db)
+        .await?;
+    }
     for write in &commit.writes {
         sqlx::query(
             "insert into graph_write (thread, checkpoint, digest, task, kind, name, round, value) \
@@ -145,7 +155,7 @@ async fn writes(
         )
         .bind(thread)
         .bind(int(newest))
-        .bind(write_digest(write).as_bytes().as_slice())
+        .bind(key_digest(&write.key()).as_bytes().as_slice())
         .bind(&write.task)
         .bind(i64::from(write.kind.code()))
         .bind(&write.name)

@@ -37,6 +37,7 @@ pub(super) fn plain(commit: &Commit) -> Option<&NewCheckpoint> {
         checkpoint: Some(new),
         writes,
         clear_writes: false,
+        forget,
         consumed,
         events,
         children,
@@ -50,6 +51,7 @@ pub(super) fn plain(commit: &Commit) -> Option<&NewCheckpoint> {
         return None;
     };
     let nothing_else = writes.is_empty()
+        && forget.is_empty()
         && consumed.is_empty()
         && events.is_empty()
         && children.is_empty()

@@ -70,6 +70,7 @@ fn write(task: &str) -> Write {
         name: String::new(),
         round: 0,
         value: json!({"task": task}),
+        kept: None,
     }
 }
 

@@ -8,6 +8,7 @@ mod failure;
 mod graphs;
 mod handlers;
 mod inputs;
+mod inside;
 mod journal;
 mod lab;
 mod leases;

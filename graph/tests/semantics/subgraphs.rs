@@ -18,22 +18,22 @@ use crate::lab::{
 #[derive(Clone, Debug, Default, PartialEq, graph::State)]
 pub struct Inner {
     #[channel(append)]
-    lines: Vec<String>,
+    pub lines: Vec<String>,
     #[channel(reduce = add)]
-    total: i64,
-    topic: String,
+    pub total: i64,
+    pub topic: String,
 }
 
-fn line(text: impl Into<String>) -> InnerUpdate {
+pub fn line(text: impl Into<String>) -> InnerUpdate {
     InnerUpdate::default().lines(vec![text.into()])
 }
 
-fn inner(name: &str) -> graph::GraphBuilder<Inner> {
+pub fn inner(name: &str) -> graph::GraphBuilder<Inner> {
     graph::Graph::builder(name)
 }
 
 /// What a subgraph hands back: its lines, and its total.
-fn back(inner: &Inner) -> NotesUpdate {
+pub fn back(inner: &Inner) -> NotesUpdate {
     NotesUpdate::default()
         .log(inner.lines.clone())
         .sum(inner.total)
@@ -41,12 +41,12 @@ fn back(inner: &Inner) -> NotesUpdate {
 
 /// Nothing to begin with.
 #[allow(clippy::unnecessary_wraps, reason = "what the builder wants")]
-fn nothing(_: &Notes, _: &Context) -> Result<InnerUpdate, NodeError> {
+pub fn nothing(_: &Notes, _: &Context) -> Result<InnerUpdate, NodeError> {
     Ok(InnerUpdate::default())
 }
 
 /// A step, a question, and a step; it counts how often each ran.
-fn asks(ran: &[Count; 3]) -> graph::CompiledGraph<Inner> {
+pub fn asks(ran: &[Count; 3]) -> graph::CompiledGraph<Inner> {
     let [first, second, third] = ran.clone();
     inner("asks")
         .node("before", move |_, ctx: Context| {

@@ -10,7 +10,7 @@ use std::{
 
 use graph::{
     CompiledGraph, Context, END, Engine, Goto, Graph, GraphBuilder, MemoryCheckpointer, START,
-    Send, ServeOptions, StartOptions, State, ThreadStatus,
+    ServeOptions, StartOptions, State, ThreadStatus,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

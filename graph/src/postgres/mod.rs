@@ -27,6 +27,7 @@ use sqlx::{
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tracing::Instrument;
 
 use crate::{
     cache::{Cache, Sweeps},
@@ -124,15 +125,16 @@ impl PostgresCheckpointer {
     }
 
     async fn begin(&self) -> Result<Transaction<'static, Postgres>, Fault> {
-        Ok(self.pool.begin().await?)
+        Ok(begin(&self.pool, "begin").await?)
     }
 
     /// A transaction in which what is read does not change.
     async fn read(&self) -> Result<Transaction<'static, Postgres>, Fault> {
-        Ok(self
-            .pool
-            .begin_with("begin isolation level repeatable read read only")
-            .await?)
+        let begun = begin(
+            &self.pool,
+            "begin isolation level repeatable read read only",
+        );
+        Ok(begun.await?)
     }
 
     async fn run_migrations(&self) -> Result<(), Fault> {
@@ -158,6 +160,21 @@ impl PostgresCheckpointer {
         }
         Ok(())
     }
+}
+
+/// Begins a transaction, also when nobody waits for that any more: then it is rolled back.
+///
+/// Somebody who goes away between the request to begin and its answer would leave a connection in the pool whose transaction
+/// only the server knows of: what others write over it would never be committed, and its locks would stay.
+async fn begin(
+    pool: &PgPool,
+    statement: &'static str,
+) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin_with(statement).await }.in_current_span());
+    begun
+        .await
+        .unwrap_or_else(|error| Err(sqlx::Error::Io(std::io::Error::other(error))))
 }
 
 /// Says what to do about a failed migration.

@@ -73,10 +73,8 @@ impl Retention for PostgresCheckpointer {
         loop {
             let run = async {
                 // What is read does not change, so nothing of the original is locked.
-                let mut db = self
-                    .pool
-                    .begin_with("begin isolation level repeatable read")
-                    .await?;
+                let isolated = "begin isolation level repeatable read";
+                let mut db = super::begin(&self.pool, isolated).await?;
                 let copied = copy(&mut db, from, to).await?;
                 db.commit().await?;
                 Ok(copied)

@@ -19,6 +19,13 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct MemoryDocuments(Arc<Mutex<BTreeMap<DocumentKey, Kept>>>);
 
+impl MemoryDocuments {
+    /// The same documents, which are not shared.
+    pub(super) fn duplicate(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.0.lock().clone())))
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Kept {
     value: Value,

@@ -46,6 +46,17 @@ impl MemoryCheckpointer {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Another one, in which there is at this moment all that is in this one (but what is cached), and which goes its own way
+    /// from then on: for whoever tries out several futures. A clone shares its threads with the original instead.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self {
+            tables: Arc::new(Mutex::new(self.tables.lock().clone())),
+            documents: self.documents.duplicate(),
+            ..Self::default()
+        }
+    }
 }
 
 impl std::fmt::Debug for MemoryCheckpointer {
@@ -229,6 +240,7 @@ impl Checkpointer for MemoryCheckpointer {
                 loaded: is_fresh.then(|| Box::new(Loaded::fresh(&thread.record, thread.mail, now))),
                 thread: thread.record.clone(),
                 takeovers: thread.takeovers,
+                unreadable: None,
             });
         }
         Ok(Claimed {

@@ -14,7 +14,7 @@ use crate::{
     ids::{Cursor, ThreadId},
 };
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Tables {
     pub threads: BTreeMap<ThreadId, Thread>,
     pub journal: Vec<Entry>,

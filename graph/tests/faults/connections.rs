@@ -11,8 +11,9 @@ use graph::{
 use crate::{
     database::{Dump, Postgres, has_landed, same},
     long,
-    operations::{OPERATIONS, Operation, World, prepare, step, thread},
+    operations::{OPERATIONS, Operation, STAGED, World, is_whole, prepare, step, thread},
     proxy::{Direction, Proxy},
+    statements::moments,
     storage::{self, Schema},
 };
 
@@ -31,7 +32,7 @@ struct Stage {
     proxy: Proxy,
     url: String,
     world: World,
-    _schema: Schema,
+    schema: Schema,
 }
 
 impl Stage {
@@ -48,7 +49,7 @@ impl Stage {
             url: proxy.url(&schema.url),
             proxy,
             world,
-            _schema: schema,
+            schema,
         }
     }
 
@@ -144,14 +145,51 @@ async fn cut_everywhere(operation: &Operation, stage: &mut Stage, cuts: Cuts) ->
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_cut_at_any_message_leaves_the_old_or_the_new_state() {
     let mut stage = Stage::make().await;
-    let cuts = Cuts {
-        cold: false,
-        first: 1,
-        every: 1,
-    };
-    for operation in OPERATIONS {
+    // Each operation at every other message, alternately.
+    let every = long(1, 2);
+    for (operation, first) in OPERATIONS.iter().zip((1..=every as u64).cycle()) {
+        let cuts = Cuts {
+            cold: false,
+            first,
+            every,
+        };
         let made = cut_everywhere(operation, &mut stage, cuts).await;
-        assert!(made >= 4, "{}: {made} cuts", operation.name);
+        assert!(made >= long(4, 2), "{}: {made} cuts", operation.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_one_transaction_shows_the_old_or_the_new_state_when_its_connection_is_cut() {
+    let mut stage = Stage::make().await;
+    for staged in STAGED {
+        let name = staged.name;
+        // Past the proxy.
+        let db = storage::connect(stage.schema.url.clone()).await;
+        let side = &mut stage.side;
+        let seen = moments(staged, &db, &stage.world, async || side.restore().await).await;
+        let mut made = 0;
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            for n in (1..).step_by(long(1, 3)) {
+                assert!(n < 200, "{name} never ends");
+                stage.side.restore().await;
+                let cut = stage.connect().await;
+                stage.proxy.cut_before(direction, n);
+                let answer = within_patience(name, (staged.run)(&cut, &stage.world)).await;
+                let was_cut = stage.proxy.relent();
+                stage.proxy.settled(&mut stage.side.connection).await;
+                let at = format!("{name}, cut before message {n} {direction:?}");
+                assert!(
+                    was_cut || answer.is_ok(),
+                    "{at}: it failed by itself: {answer:?}"
+                );
+                is_whole(&at, staged, &db, &stage.world, [&seen[0], &seen[1]]).await;
+                if !was_cut {
+                    break;
+                }
+                made += 1;
+            }
+        }
+        assert!(made >= long(12, 4), "{name}: {made} cuts");
     }
 }
 

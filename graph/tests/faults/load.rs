@@ -271,7 +271,8 @@ pub async fn engine(store: Arc<dyn Checkpointer>, effects: &Path) -> Result<Engi
 pub fn options(owner: &str) -> ServeOptions {
     ServeOptions {
         concurrency: WIDTH,
-        lease: Duration::from_millis(400),
+        // Twenty in a row that expire fail a thread: in the long form, a busy machine has the time to come to that.
+        lease: Duration::from_millis(crate::long(1500, 400)),
         poll: Duration::from_millis(25),
         owner: owner.to_owned(),
         ..ServeOptions::default()

@@ -1,14 +1,17 @@
 //! Every way in which a checkpointer writes, on a world in which each of them has something to do.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use graph::{
-    Parent, Priority, Source, StorageError, ThreadStatus, WaitInfo, WaitKind,
+    Cache, DeleteFilter, DocumentKey, DocumentStore, HistoryFilter, Namespace, Parent, Priority,
+    Source, StorageError, ThreadStatus, WaitInfo, WaitKind,
+    cache::{CacheEntry, CacheLimits, CacheSpace},
     checkpoint::{
         CancelRequest, Checkpointer, ClaimRequest, Commit, Lease, NewCheckpoint, NewEvent,
-        NewSignal, NewThread, Receipt, Then, Write, WriteKind,
+        NewSignal, NewThread, Pruned, Receipt, Then, Write, WriteKind,
     },
+    documents::DocumentWrite,
 };
 use serde_json::{Value, json};
 
@@ -184,10 +187,81 @@ async fn only(db: &dyn Checkpointer, id: &str, lease: Duration) -> Result<Lease,
     Ok(lease)
 }
 
+fn namespace() -> Namespace {
+    Namespace::from(["notes"])
+}
+
+fn document(key: &str) -> DocumentKey {
+    DocumentKey {
+        namespace: namespace(),
+        key: key.to_owned(),
+    }
+}
+
+fn put(key: &str, value: Value) -> DocumentWrite {
+    DocumentWrite::Put {
+        at: document(key),
+        value,
+        ttl: Some(HOUR),
+    }
+}
+
+fn documents(db: &dyn Checkpointer) -> Arc<dyn DocumentStore> {
+    db.documents().expect("has documents")
+}
+
+fn cache(db: &dyn Checkpointer) -> Arc<dyn Cache> {
+    db.cache().expect("has a cache")
+}
+
+fn cached(key: &str) -> CacheEntry {
+    CacheEntry {
+        key: key.to_owned(),
+        value: json!({"cached": key}),
+        ttl: Some(HOUR),
+    }
+}
+
+/// How many checkpoints `old` has.
+const STEPS: u64 = 4;
+
+/// A thread that has ended, with some history and a signal that it has used.
+async fn prepare_old(db: &dyn Checkpointer) -> Result<(), StorageError> {
+    db.create_thread(thread("old")).await?;
+    let lease = only(db, "old", HOUR).await?;
+    db.signal(signal("old", "used"), None).await?;
+    for parent in 0..STEPS {
+        let consumed = if parent == 0 { vec![1] } else { Vec::new() };
+        let step = Commit {
+            consumed,
+            writes: vec![write("a")],
+            ..step(parent)
+        };
+        db.commit(&lease, step).await?;
+    }
+    let ends = Commit {
+        then: Then::End {
+            status: ThreadStatus::Done,
+            error: None,
+            output: None,
+        },
+        ..Commit::on(STEPS)
+    };
+    db.commit(&lease, ends).await?;
+    Ok(())
+}
+
 /// A thread with a history of two branches, unread signals and pending writes under a lease; one that waits; one that has
-/// failed; one that nobody has run; one whose run died; and a stream.
+/// failed; one that nobody has run; one whose run died; one with a history that has ended; a stream; a document; and something
+/// that is cached.
 pub async fn prepare(db: &dyn Checkpointer) -> Result<World, StorageError> {
     db.migrate().await?;
+    prepare_old(db).await?;
+    documents(db).write(vec![put("known", json!(1))]).await?;
+    let space = CacheSpace::new("g", "n");
+    cache(db)
+        .put(&space, vec![cached("known")], CacheLimits::default())
+        .await?;
     db.create_thread(thread("busy")).await?;
     let lease = only(db, "busy", HOUR).await?;
     db.commit(&lease, step(0)).await?;
@@ -316,6 +390,42 @@ pub const OPERATIONS: &[Operation] = &[
     operation!("appending to a new stream", |db, world| {
         Ok(format!("{:?}", db.append("id", event("new")).await?))
     }),
+    operation!("copying a thread", |db, world| {
+        let (from, to) = ("busy".into(), "copy".into());
+        Ok(format!(
+            "{:?}",
+            db.retention().copy_thread(&from, &to).await?
+        ))
+    }),
+    operation!("deleting many threads", |db, world| {
+        let filter = DeleteFilter {
+            prefix: Some("old".to_owned()),
+            ..DeleteFilter::default()
+        };
+        // What is left of them is cleared away when there is time.
+        let deleted = db.retention().delete_threads(&filter).await?;
+        Ok(format!("{:?}", deleted.threads))
+    }),
+    operation!("forgetting keys of signals", |db, world| {
+        let threads = ["old".into()];
+        let forgotten = db.retention().forget_keys(&threads, Duration::ZERO).await?;
+        Ok(format!("{forgotten:?}"))
+    }),
+    operation!("writing documents", |db, world| {
+        let writes = vec![
+            put("new", json!({"n": 1})),
+            put("known", json!(2)),
+            DocumentWrite::Delete {
+                at: document("gone"),
+            },
+        ];
+        documents(db).write(writes).await?;
+        Ok(String::new())
+    }),
+    operation!("clearing the cache of a node", |db, world| {
+        let cleared = cache(db).clear(&CacheSpace::new("g", "n")).await?;
+        Ok(format!("{cleared}"))
+    }),
     commit!("committing a step", |world| step(world.tip)),
     commit!("committing a step with events", |world| Commit {
         events: vec![event("known"), event("new")],
@@ -376,3 +486,99 @@ pub const OPERATIONS: &[Operation] = &[
     }),
     commit!("committing the end", |world| everything(world.tip)),
 ];
+
+/// A way to write that is not one transaction: each moment of it shows the old state or the new one, and the same again goes on
+/// with it.
+#[derive(Clone, Copy)]
+pub struct Staged {
+    pub name: &'static str,
+    /// Does all of it.
+    pub run: Run,
+    /// What of it can be seen.
+    pub look: Run,
+}
+
+macro_rules! staged {
+    ($name:literal, |$db:ident| $run:expr, $look:expr) => {
+        Staged {
+            name: $name,
+            run: |$db, _| async move { $run }.boxed(),
+            look: |$db, _| async move { $look }.boxed(),
+        }
+    };
+}
+
+/// All of them.
+pub const STAGED: &[Staged] = &[
+    staged!(
+        "pruning a thread",
+        |db| {
+            let thread = "old".into();
+            let before = STEPS - 1;
+            let snapshot = json!({"n": 1}).as_object().cloned().unwrap_or_default();
+            let snapshots = BTreeMap::from([(before, snapshot)]);
+            loop {
+                let pruned = db.retention().prune(&thread, before, &snapshots).await?;
+                match pruned {
+                    Pruned::Done { more: true, .. } => {}
+                    Pruned::Done { .. } => return Ok(String::new()),
+                    needs @ Pruned::Needs(_) => panic!("{needs:?}"),
+                }
+            }
+        },
+        {
+            let thread = "old".into();
+            let history = db.history(&thread, &HistoryFilter::default()).await?;
+            let mut seen = Vec::new();
+            for record in history {
+                let state = db.state_rows(&thread, Some(record.checkpoint)).await?;
+                // Whatever rows it is in.
+                let items: usize = state
+                    .rows
+                    .iter()
+                    .map(|row| row.appends["log"].as_array().map_or(0, Vec::len))
+                    .sum();
+                seen.push((record.checkpoint, items));
+            }
+            Ok(format!("{seen:?}"))
+        }
+    ),
+    staged!(
+        "putting something into the cache",
+        |db| {
+            let space = CacheSpace::new("g", "n");
+            let cache = cache(db);
+            let entries = vec![cached("new")];
+            cache.put(&space, entries, CacheLimits::default()).await?;
+            Ok(String::new())
+        },
+        {
+            let keys = ["known", "new"].map(str::to_owned);
+            let found = cache(db).get(&CacheSpace::new("g", "n"), &keys).await?;
+            Ok(format!("{found:?}"))
+        }
+    ),
+];
+
+/// After a fault in the middle: what can be seen is `old` or `new`; and the same again does it.
+pub async fn is_whole(
+    at: &str,
+    staged: &Staged,
+    db: &dyn Checkpointer,
+    world: &World,
+    seen: [&str; 2],
+) {
+    let look = async || {
+        (staged.look)(db, world)
+            .await
+            .unwrap_or_else(|error| panic!("{at}: {error}"))
+    };
+    let now = look().await;
+    assert!(
+        seen.contains(&now.as_str()),
+        "{at}: {now}, neither {seen:?}"
+    );
+    let again = (staged.run)(db, world).await;
+    assert!(again.is_ok(), "{at}: the same again: {again:?}");
+    assert_eq!(look().await, seen[1], "{at}: the same again");
+}

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use graph::{SqliteCheckpointer, StorageError};
+use graph::{SqliteCheckpointer, StorageError, checkpoint::Checkpointer};
 use sqlx::{
     AssertSqlSafe,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
@@ -18,7 +18,7 @@ use crate::{
     connections::within_patience,
     database::{Postgres, Sqlite, has_landed, same},
     long,
-    operations::{OPERATIONS, prepare},
+    operations::{OPERATIONS, STAGED, Staged, World, is_whole, prepare},
     storage::{self, Schema},
 };
 
@@ -95,6 +95,61 @@ async fn postgres_keeps_the_old_state_when_any_statement_of_any_write_fails() {
         // Before, after, and at the commit.
         assert!(faults >= 3, "{name}: {faults} faults");
     }
+    for staged in STAGED {
+        let name = staged.name;
+        sqlx::raw_sql("update fault set at = 0")
+            .execute(&mut side.connection)
+            .await
+            .expect("none");
+        let seen = moments(staged, &db, &world, async || side.restore().await).await;
+        let mut faults = 0;
+        loop {
+            side.restore().await;
+            sqlx::raw_sql(AssertSqlSafe(format!(
+                "select setval('fault_count', 1, false); update fault set at = {}",
+                faults + 1
+            )))
+            .execute(&mut side.connection)
+            .await
+            .expect("a fault");
+            // The first put of a connection is the one that does most.
+            let fresh = storage::connect(schema.url.clone()).await;
+            let answer = within_patience(name, (staged.run)(&fresh, &world)).await;
+            sqlx::raw_sql("update fault set at = 0")
+                .execute(&mut side.connection)
+                .await
+                .expect("none");
+            is_whole(
+                &format!("{name}, fault {faults}"),
+                staged,
+                &db,
+                &world,
+                [&seen[0], &seen[1]],
+            )
+            .await;
+            if answer.is_ok() {
+                break;
+            }
+            faults += 1;
+            assert!(faults < 500, "{name} never ends");
+        }
+        assert!(faults >= 3, "{name}: {faults} faults");
+    }
+}
+
+/// What can be seen before it is done, and after.
+pub(crate) async fn moments(
+    staged: &Staged,
+    db: &dyn Checkpointer,
+    world: &World,
+    mut restore: impl AsyncFnMut(),
+) -> [String; 2] {
+    restore().await;
+    let before = (staged.look)(db, world).await.expect("can be seen");
+    (staged.run)(db, world).await.expect("is done");
+    let after = (staged.look)(db, world).await.expect("can be seen");
+    assert_ne!(before, after, "{}", staged.name);
+    [before, after]
 }
 
 /// Interrupts SQLite when it looks for the n-th time whether it should stop: when a statement is prepared, begins, jumps back
@@ -173,7 +228,7 @@ async fn sqlite_keeps_the_old_state_when_any_write_is_interrupted_anywhere() {
         let second = run().await;
         let twice = side.dump().await.shape;
         let mut faults = 0;
-        for n in (1..).step_by(long(1, 11)) {
+        for n in (1..).step_by(long(1, 13)) {
             assert!(n < 20_000, "{name} never ends");
             let at = format!("{name}, interrupt {n}");
             side.restore().await;
@@ -199,6 +254,25 @@ async fn sqlite_keeps_the_old_state_when_any_write_is_interrupted_anywhere() {
                 &side.dump().await.shape,
                 if landed { &twice } else { &new },
             );
+            if !interrupted {
+                break;
+            }
+        }
+        assert!(faults >= 3, "{name}: {faults} faults");
+    }
+    for staged in STAGED {
+        let name = staged.name;
+        let seen = moments(staged, &db, &world, async || side.restore().await).await;
+        let mut faults = 0;
+        for n in (1..).step_by(long(1, 13)) {
+            assert!(n < 20_000, "{name} never ends");
+            side.restore().await;
+            interrupts.at(n);
+            let answer = within_patience(name, (staged.run)(&db, &world)).await;
+            let interrupted = interrupts.off();
+            let at = format!("{name}, interrupt {n}");
+            is_whole(&at, staged, &db, &world, [&seen[0], &seen[1]]).await;
+            faults += u32::from(answer.is_err());
             if !interrupted {
                 break;
             }

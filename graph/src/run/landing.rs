@@ -71,7 +71,10 @@ impl RunShared {
         }
         let loaded = store.load(&self.lease).await?;
         let advanced = loaded.state.checkpoint != base;
-        let landed = advanced || commit.is_some_and(|commit| is_written(commit, &loaded));
+        // What gives the lease back has not landed while it is held, whatever its writes say: a thread may fail twice alike.
+        let gives_back = |commit: &Commit| matches!(commit.then, Then::End { .. } | Then::Yield);
+        let landed = advanced
+            || commit.is_some_and(|commit| !gives_back(commit) && is_written(commit, &loaded));
         Ok(landed.then(|| Receipt {
             checkpoint: advanced.then_some(loaded.state.checkpoint),
             released: false,

@@ -11,8 +11,9 @@ use std::{
 
 use graph::{
     Arrived, CompiledGraph, Context, END, Engine, Goto, GraphBuilder, NodeError, NodeOptions,
-    Observer, Point, RetryPolicy, START, Send, ServeOptions, StartOptions, ThreadStatus, WaitFor,
-    checkpoint::{Checkpointer, ClaimRequest},
+    Observer, Point, Priority, RetryPolicy, START, Send, ServeOptions, StartOptions, ThreadStatus,
+    WaitFor,
+    checkpoint::{Checkpointer, ClaimRequest, NewThread},
 };
 
 use crate::{
@@ -434,5 +435,29 @@ promise! {
             server.drain().await;
         }
         assert_eq!(said(&lab.notes(notes("g").node("a", |_, _| crate::lab::says("a")).edge(START, "a").edge("a", END)).await, "s").await, ["lost null", "landed null"]);
+    }
+}
+
+promise! {
+    async fn a_second_failure_like_the_first_one_is_not_taken_for_it_when_its_commit_is_lost(lab) {
+        let store = Arc::new(Faulty::commits(lab.store.clone(), |commit| (commit == 2).then_some(Fault::Before)));
+        let graph = notes("g").node("a", |_, _| crate::lab::says("a")).edge(START, "a").edge("a", END);
+        let engine = Engine::builder(store).graph(graph.compile().expect("compiles")).build().await.expect("builds");
+        // What nobody checks when it is written past the engine.
+        lab.store.create_thread(NewThread {
+            id: "t".into(),
+            graph: "g".to_owned(),
+            parent: None,
+            priority: Priority::default(),
+            input: serde_json::json!({"log": 5}),
+        }).await.expect("creates");
+        crate::lab::run(&engine).await;
+        assert_eq!(thread(&engine).await.status, ThreadStatus::Failed);
+        engine.retry("t").await.expect("is tried");
+        // The lease would hold for longer than anybody waits.
+        let server = serve(&engine, ServeOptions { lease: Duration::from_mins(5), ..options() });
+        until_status(&engine, "t", ThreadStatus::Failed).await;
+        server.drain().await;
+        assert_eq!(said(&engine, "t").await.len(), 2);
     }
 }

@@ -20,6 +20,7 @@ use graph::{
     },
 };
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// What is wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,10 @@ pub struct Faulty {
     /// When a thread has ended, its run hears of that only after two renewals have found the lease gone.
     late_ends: bool,
     not_held: Notify,
+    /// The process dies at this write.
+    dies: Option<(u64, Fault)>,
+    writes: AtomicU64,
+    dead: CancellationToken,
 }
 
 impl Faulty {
@@ -61,7 +66,40 @@ impl Faulty {
             failing_loads: AtomicU64::new(0),
             late_ends: false,
             not_held: Notify::new(),
+            dies: None,
+            writes: AtomicU64::new(0),
+            dead: CancellationToken::new(),
         }
+    }
+
+    /// The process that asks it dies at its n-th write (claims count): that one, and whatever it would write later, is never
+    /// answered.
+    pub fn mortal(inner: Arc<dyn Checkpointer>, dies_at: u64, fault: Fault) -> Self {
+        Self {
+            dies: Some((dies_at, fault)),
+            ..Self::commits(inner, |_| None)
+        }
+    }
+
+    /// Comes back when the process has died.
+    pub async fn dead(&self) {
+        self.dead.cancelled().await;
+    }
+
+    /// Carries a write out, if the process still lives.
+    async fn alive<T>(&self, request: impl Future<Output = T>) -> T {
+        let Some((at, fault)) = self.dies else {
+            return request.await;
+        };
+        let write = self.writes.fetch_add(1, Ordering::SeqCst) + 1;
+        if write < at {
+            return request.await;
+        }
+        if write == at && fault == Fault::After {
+            request.await;
+        }
+        self.dead.cancel();
+        std::future::pending().await
     }
 
     /// The ends of threads land at once, and are answered after two renewals have found their leases gone.
@@ -128,7 +166,9 @@ impl Checkpointer for Faulty {
         let commits = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
         let is_late = self.late_ends && matches!(commit.then, Then::End { .. });
         let fault = (self.commit_fails)(commits);
-        let result = through(fault, self.inner.commit(lease, commit)).await;
+        let result = self
+            .alive(through(fault, self.inner.commit(lease, commit)))
+            .await;
         if is_late {
             for _ in 0..2 {
                 let heard = tokio::time::timeout(Duration::from_secs(10), self.not_held.notified());
@@ -156,17 +196,17 @@ impl Checkpointer for Faulty {
         self.inner.migrate().await
     }
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
-        self.inner.create_thread(thread).await
+        self.alive(self.inner.create_thread(thread)).await
     }
     async fn signal(
         &self,
         signal: NewSignal,
         answers: Option<&str>,
     ) -> Result<SignalOutcome, StorageError> {
-        self.inner.signal(signal, answers).await
+        self.alive(self.inner.signal(signal, answers)).await
     }
     async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
-        self.inner.cancel(request).await
+        self.alive(self.inner.cancel(request)).await
     }
     async fn reopen(&self, thread: &ThreadId) -> Result<Reopened, StorageError> {
         self.inner.reopen(thread).await
@@ -181,7 +221,7 @@ impl Checkpointer for Faulty {
         self.inner.delete_thread(thread).await
     }
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
-        let mut claimed = self.inner.claim(request).await?;
+        let mut claimed = self.alive(self.inner.claim(request)).await?;
         if self.failing_loads_left() > 0 {
             // What a claim brings along need not be loaded.
             for claim in &mut claimed.claims {
@@ -191,6 +231,9 @@ impl Checkpointer for Faulty {
         Ok(claimed)
     }
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
+        if self.dead.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
         let renewed = self.inner.renew(leases, lease).await?;
         if renewed.iter().any(|renewed| !renewed.held) {
             self.not_held.notify_one();
@@ -238,10 +281,10 @@ impl Checkpointer for Faulty {
         thread: &ThreadId,
         checkpoint: NewCheckpoint,
     ) -> Result<(u32, u64), StorageError> {
-        self.inner.fork(thread, checkpoint).await
+        self.alive(self.inner.fork(thread, checkpoint)).await
     }
     async fn set_head(&self, thread: &ThreadId, branch: u32) -> Result<(), StorageError> {
-        self.inner.set_head(thread, branch).await
+        self.alive(self.inner.set_head(thread, branch)).await
     }
     async fn branches(&self, thread: &ThreadId) -> Result<BTreeMap<u32, u64>, StorageError> {
         self.inner.branches(thread).await
@@ -259,6 +302,7 @@ impl Checkpointer for Faulty {
     }
     async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
         let fault = (self.append_fails)(self.appends.fetch_add(1, Ordering::SeqCst) + 1);
-        through(fault, self.inner.append(id, event)).await
+        self.alive(through(fault, self.inner.append(id, event)))
+            .await
     }
 }

@@ -9,8 +9,8 @@ use crate::{
     builder::Compiled,
     cache::Cache,
     checkpoint::{
-        Bell, Channels, Checkpointer, Claim, Commit, NewCheckpoint, StateRow, StateRows,
-        StorageError, ThreadStatus,
+        Bell, Channels, Checkpointer, Claim, Commit, Loaded, NewCheckpoint, StateRow, StateRows,
+        StorageError, StoredPart, ThreadRecord, ThreadStatus,
     },
     documents::Documents,
     error::EngineError,
@@ -121,31 +121,30 @@ impl<S: State> AnyGraph for Compiled<S> {
         grace: Duration,
     ) -> BoxFuture<'static, Result<(), StorageError>> {
         Box::pin(async move {
-            let mut loaded = match claim.loaded {
-                Some(loaded) => *loaded,
-                None => engine.store.load(&claim.lease).await?,
+            let mut claim = claim;
+            let mut dropped = Vec::new();
+            let (mut loaded, unreadable) = match read::<S>(&engine, &mut claim).await {
+                Ok(loaded) => (loaded, None),
+                // The next run would find the same, and the one after that.
+                Err(error) if error.is_unreadable() => {
+                    dropped = in_the_way(&engine, &claim.thread.id).await?;
+                    (unread(&claim.thread), Some(error))
+                }
+                Err(error) => return Err(error),
             };
-            let state = &mut loaded.state;
-            if state
-                .state
-                .as_ref()
-                .is_some_and(|kept| Held::<S>::of(kept).is_none())
-            {
-                // It was kept for another state's type, so it has to be rebuilt.
-                let (thread, checkpoint) = (&claim.lease.thread, state.checkpoint);
-                *state = engine.store.state_rows(thread, Some(checkpoint)).await?;
-            }
+            let takeovers = claim.takeovers;
             let cancel = loaded.thread.cancel.clone();
             let shared = RunShared::new(engine, claim.lease, controls.clone(), &mut loaded);
             let shared = Arc::new(shared);
             if let Some(reason) = cancel {
                 controls.request_cancel(reason);
             }
-            let mut dropped = Vec::new();
-            let fault = if claim.takeovers >= MAX_TAKEOVERS {
+            let fault = if let Some(error) = unreadable {
+                shared.fail(error);
+                None
+            } else if takeovers >= MAX_TAKEOVERS {
                 Some(format!(
-                    "{} runs in a row have died before they could commit anything; find out why before you retry it",
-                    claim.takeovers
+                    "{takeovers} runs in a row have died before they could commit anything; find out why before you retry it"
                 ))
             } else {
                 match Run::new(self, shared.clone(), loaded, grace) {
@@ -171,6 +170,11 @@ impl<S: State> AnyGraph for Compiled<S> {
                 (Some(fault), _) => fault,
                 // No run could do better: what the node handed back is at fault, not the database.
                 (None, Some(error @ StorageError::Unstorable { .. })) => error.to_string(),
+                (None, Some(error)) if error.is_unreadable() => {
+                    // It would be in the way of every run to come.
+                    dropped.extend(error.unreadable_signal());
+                    error.to_string()
+                }
                 (None, Some(trouble)) => return Err(trouble),
                 (None, None) => return Ok(()),
             };
@@ -194,6 +198,52 @@ impl<S: State> AnyGraph for Compiled<S> {
             }
         })
     }
+}
+
+/// What a run needs of its thread.
+async fn read<S: State>(engine: &Shared, claim: &mut Claim) -> Result<Loaded, StorageError> {
+    let thread = &claim.lease.thread;
+    if let Some(what) = claim.unreadable.take() {
+        return Err(StorageError::Unreadable {
+            thread: thread.clone(),
+            part: StoredPart::Row,
+            what,
+        });
+    }
+    let mut loaded = match claim.loaded.take() {
+        Some(loaded) => *loaded,
+        None => engine.store.load(&claim.lease).await?,
+    };
+    let state = &mut loaded.state;
+    let kept = state.state.as_ref();
+    if kept.is_some_and(|kept| Held::<S>::of(kept).is_none()) {
+        // It was kept for another state's type, so it has to be rebuilt.
+        let checkpoint = Some(state.checkpoint);
+        *state = engine.store.state_rows(thread, checkpoint).await?;
+    }
+    Ok(loaded)
+}
+
+/// Signals that would make a thread due again, for ever, which cannot be read: inputs, which cannot be taken, and what is itself
+/// unreadable.
+async fn in_the_way(engine: &Shared, thread: &ThreadId) -> Result<Vec<u64>, StorageError> {
+    match engine.store.mailbox(thread, 0).await {
+        Ok((signals, _)) => Ok(signals
+            .into_iter()
+            .filter(|signal| is_input(&signal.kind))
+            .map(|signal| signal.number)
+            .collect()),
+        Err(error) if error.is_unreadable() => Ok(error.unreadable_signal().into_iter().collect()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What is known of a thread that cannot be read: enough to end it.
+fn unread(thread: &ThreadRecord) -> Loaded {
+    let mut loaded = Loaded::fresh(thread, 0, thread.updated_at);
+    loaded.state.checkpoint = thread.checkpoint;
+    loaded.state.step = thread.step;
+    loaded
 }
 
 /// Behind all clones of an [`Engine`].

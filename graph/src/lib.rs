@@ -125,7 +125,7 @@ pub use builder::{CompileError, CompiledGraph, Fault, Graph, GraphBuilder};
 pub use cache::{Cache, CachePolicy};
 pub use checkpoint::{
     Appended, CancelOutcome, DeleteFilter, Deleted, Entry, HistoryFilter, JournalFilter, Keep,
-    LeaseRecord as LeaseInfo, Parent, Priority, Source, StorageError, ThreadFilter,
+    LeaseRecord as LeaseInfo, Parent, Priority, Source, StorageError, StoredPart, ThreadFilter,
     ThreadRecord as ThreadInfo, ThreadStatus, WaitKind, WaitRecord as WaitInfo,
 };
 pub use command::{Command, END, Goto, Outcome, START, Send};

@@ -10,8 +10,10 @@ use uuid::Uuid;
 use crate::{
     cache::CacheSpace,
     checkpoint::{
-        Channels, Source, StateRow, StateRows, StorageError, ThreadStatus, WriteKey, WriteKind,
+        Channels, Entry, Source, StateRow, StateRows, StorageError, StoredPart, ThreadStatus,
+        WriteKey, WriteKind,
     },
+    ids::{Cursor, ThreadId},
 };
 
 /// The deepest nesting that is stored: what is deeper could be written but not be read back.
@@ -48,6 +50,37 @@ impl From<sqlx::Error> for Fault {
 }
 
 impl Fault {
+    /// What is wrong with what was read, if that is what stopped it.
+    pub(crate) fn of_reading(self) -> Result<String, Self> {
+        match self {
+            Self::Said(StorageError::Corrupt { what }) => Ok(what),
+            Self::Database(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
+                Ok(error.to_string())
+            }
+            other => Err(other),
+        }
+    }
+
+    /// Says which part of which thread it was that could not be read.
+    pub(crate) fn in_part(self, thread: &ThreadId, part: StoredPart) -> Self {
+        match self.of_reading() {
+            Ok(what) => Self::Said(StorageError::Unreadable {
+                thread: thread.clone(),
+                part,
+                what,
+            }),
+            Err(other) => other,
+        }
+    }
+
+    /// Says which entry of the journal it was that could not be read.
+    fn in_entry(self, cursor: Cursor) -> Self {
+        match self.of_reading() {
+            Ok(what) => Self::Said(StorageError::UnreadableEntry { cursor, what }),
+            Err(other) => other,
+        }
+    }
+
     /// Tells the caller, with what was being done.
     pub(crate) fn during(self, operation: &str) -> StorageError {
         match self {
@@ -63,6 +96,38 @@ impl Fault {
             },
         }
     }
+}
+
+/// What was read, or a stand-in for it; the first thing that could not be read is noted.
+pub(crate) fn or_noted<T>(
+    unreadable: &mut Option<String>,
+    stand_in: T,
+    read: Result<T, impl Into<Fault>>,
+) -> Result<T, Fault> {
+    match read {
+        Ok(value) => Ok(value),
+        Err(error) => {
+            let what = error.into().of_reading()?;
+            unreadable.get_or_insert(what);
+            Ok(stand_in)
+        }
+    }
+}
+
+/// Entries up to the first one that cannot be read; if that is the very first one, its error.
+pub(crate) fn readable_entries(
+    entries: impl Iterator<Item = (Cursor, Result<Entry, Fault>)>,
+) -> Result<Vec<Entry>, Fault> {
+    let mut readable = Vec::new();
+    for (cursor, entry) in entries {
+        match entry {
+            Ok(entry) => readable.push(entry),
+            Err(fault) if readable.is_empty() => return Err(fault.in_entry(cursor)),
+            // Whoever goes on after those comes across it.
+            Err(_) => break,
+        }
+    }
+    Ok(readable)
 }
 
 /// A number for a database; databases count to 2⁶³.

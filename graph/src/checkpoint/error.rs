@@ -1,6 +1,48 @@
 //! Why a checkpointer could not do what it was asked.
 
-use crate::ids::ThreadId;
+use std::fmt;
+
+use crate::ids::{Cursor, ThreadId};
+
+/// A part of what is stored of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoredPart {
+    /// Its own row: what it is, its input, what it waits for, what it returned.
+    Row,
+    /// This checkpoint: what its step changed, or what was to run next.
+    Checkpoint(u64),
+    /// What tasks have done already on top of this checkpoint.
+    Writes(u64),
+    /// The signal with this number.
+    Signal(u64),
+}
+
+impl fmt::Display for StoredPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Row => f.write_str("the row"),
+            Self::Checkpoint(number) => write!(f, "checkpoint {number}"),
+            Self::Writes(number) => write!(f, "a pending write on checkpoint {number}"),
+            Self::Signal(number) => write!(f, "signal {number}"),
+        }
+    }
+}
+
+impl StoredPart {
+    /// What can be done when it cannot be read.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Row => "restore it from a backup, or delete the thread",
+            Self::Checkpoint(_) | Self::Writes(_) => {
+                "go on from another checkpoint (`Engine::history`, `Engine::fork`, `Engine::set_head`), restore it from a backup, or delete the thread"
+            }
+            Self::Signal(_) => {
+                "a run that finds it fails the thread and takes it out of the mailbox: then retry the thread, and send the signal again under another key"
+            }
+        }
+    }
+}
 
 /// Why a checkpointer could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +95,26 @@ pub enum StorageError {
         /// Which row, and what is wrong with it.
         what: String,
     },
+    /// A part of what is stored of a thread cannot be read. Its other parts can, and other threads.
+    #[error("{part} of thread `{thread}` cannot be read: {what}; {remedy}", remedy = part.remedy())]
+    Unreadable {
+        /// The thread.
+        thread: ThreadId,
+        /// Which part.
+        part: StoredPart,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An entry of the journal cannot be read. Those before it and after it can.
+    #[error(
+        "the entry of the journal at cursor {} cannot be read: {what}; go on reading after it, or restore it from a backup", cursor.0
+    )]
+    UnreadableEntry {
+        /// Where it stands: reading after it gives the next one.
+        cursor: Cursor,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A value is such that it could not be read back. Nothing was written.
     #[error("a value cannot be stored: {what}")]
     Unstorable {
@@ -103,4 +165,22 @@ pub enum StorageError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl StorageError {
+    /// Whether something stored is at fault, which the next try would find like this one did.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Unreadable { .. })
+    }
+
+    /// The signal that cannot be read, if that is what it says.
+    pub(crate) fn unreadable_signal(&self) -> Option<u64> {
+        match self {
+            Self::Unreadable {
+                part: StoredPart::Signal(number),
+                ..
+            } => Some(*number),
+            _ => None,
+        }
+    }
 }

@@ -49,7 +49,7 @@ use crate::{
 
 pub use bell::{Bell, MAX_MESSAGE_BYTES};
 pub use commit::{Commit, Loaded, Receipt, Then};
-pub use error::StorageError;
+pub use error::{StorageError, StoredPart};
 pub use kept::{KeptState, KeptStep, KeptWrite};
 pub(crate) use kept::{Noted, Step, Whole};
 pub use mail::{

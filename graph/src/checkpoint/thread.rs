@@ -257,6 +257,9 @@ pub struct Claim {
     /// What [`Checkpointer::load`](super::Checkpointer::load) would answer, if the claim came across it anyway: for a thread
     /// that has just begun, a run need not ask again.
     pub loaded: Option<Box<Loaded>>,
+    /// What of the thread's own row cannot be read, if anything: that is empty in `thread`. Claimed nevertheless, so that it
+    /// is not in the way of others: its run is to fail it.
+    pub unreadable: Option<String>,
 }
 
 /// The answer to a [`ClaimRequest`].

@@ -6,15 +6,17 @@ use sqlx::{PgConnection, Row};
 
 use super::{
     history,
-    rows::{self, select_threads, status_of_thread},
+    rows::{self, Thread, select_threads, status_of_thread},
     threads,
     values::{Time, text},
 };
 use crate::{
     checkpoint::{
-        AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError, Write,
+        AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError, StoredPart,
+        Write,
     },
     ids::ThreadId,
+    private::chain,
     stored::{self, Fault, int, micros, number},
 };
 
@@ -65,8 +67,17 @@ pub(super) async fn claim(
         if row.try_get::<Option<i64>, _>(20)?.is_none() {
             continue;
         }
-        let thread = rows::thread(row)?;
-        let is_fresh = thread.record.checkpoint == 0
+        let (thread, unreadable) = match rows::thread_as_far(row) {
+            Ok(read) => read,
+            // Not even who it is. The others are run; it comes again when its lease has expired.
+            Err(fault) => {
+                let error = fault.during("claiming threads");
+                tracing::error!(error = %chain(&error), "a claimed thread cannot be read at all");
+                continue;
+            }
+        };
+        let is_fresh = unreadable.is_none()
+            && thread.record.checkpoint == 0
             && row.try_get::<i32, _>(26)? == 0
             && !row.try_get::<bool, _>(27)?;
         let mail = number(row.try_get(25)?);
@@ -78,6 +89,7 @@ pub(super) async fn claim(
             takeovers: thread.takeovers,
             loaded: is_fresh.then(|| Box::new(Loaded::fresh(&thread.record, mail, thread.now))),
             thread: thread.record,
+            unreadable,
         });
     }
     let next_due = match next_due {
@@ -173,7 +185,7 @@ pub(super) async fn load(db: &mut PgConnection, lease: &Lease) -> Result<Loaded,
     let (branch, checkpoint) = (thread.record.branch, thread.record.checkpoint);
     let state = history::state_on(db, &thread, branch, checkpoint).await?;
     let writes = if row.try_get(26)? {
-        writes(db, thread.key, checkpoint).await?
+        writes(db, &thread).await?
     } else {
         Vec::new()
     };
@@ -197,19 +209,22 @@ pub(super) async fn pending_writes(
     thread: &ThreadId,
 ) -> Result<Vec<Write>, Fault> {
     let found = history::known(db, thread).await?;
-    writes(db, found.key, found.record.checkpoint).await
+    writes(db, &found).await
 }
 
-async fn writes(db: &mut PgConnection, thread: i64, checkpoint: u64) -> Result<Vec<Write>, Fault> {
+async fn writes(db: &mut PgConnection, thread: &Thread) -> Result<Vec<Write>, Fault> {
+    let checkpoint = thread.record.checkpoint;
+    let unreadable =
+        |fault: Fault| fault.in_part(&thread.record.id, StoredPart::Writes(checkpoint));
     sqlx::query(
         "select task, kind, name, round, value from graph_write where thread = $1 and checkpoint = $2 \
          order by task collate \"C\", kind, name collate \"C\", round",
     )
-    .bind(thread)
+    .bind(thread.key)
     .bind(int(checkpoint))
     .fetch_all(db)
     .await?
     .iter()
-    .map(rows::write)
+    .map(|row| rows::write(row).map_err(unreadable))
     .collect()
 }

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     checkpoint::{
-        Channels, CheckpointRecord, HistoryFilter, NewCheckpoint, StateRow, StateRows, StorageError,
+        Channels, CheckpointRecord, HistoryFilter, NewCheckpoint, StateRow, StateRows,
+        StorageError, StoredPart,
     },
     ids::ThreadId,
     stored::{
@@ -131,7 +132,12 @@ pub(super) async fn state_on(
     if checkpoint == 0 {
         return Ok(stored::state_rows(0, branch, 0, None, None, Vec::new()));
     }
-    let what = format!("checkpoint {checkpoint} of thread {}", thread.record.id);
+    let id = &thread.record.id;
+    let missing = || StorageError::Unreadable {
+        thread: id.clone(),
+        part: StoredPart::Checkpoint(checkpoint),
+        what: "it is missing".to_owned(),
+    };
     let (branches, upto) = arrays(&lineage(&forks(db, thread).await?, branch, checkpoint));
     let newest_snapshot: Option<i32> = sqlx::query_scalar(on_the_way!(
         "c.number",
@@ -155,37 +161,38 @@ pub(super) async fn state_on(
     .bind(newest_snapshot.unwrap_or(0))
     .fetch_all(db)
     .await?;
-    let tip = found.last().ok_or_else(|| StorageError::Corrupt {
-        what: format!("{what} is missing"),
-    })?;
+    let tip = found.last().ok_or_else(missing)?;
     let plan: Option<Jsonb> = tip.try_get(5)?;
-    let plan = plan.ok_or_else(|| StorageError::Corrupt {
-        what: format!("{what} is missing"),
-    })?;
+    let plan = plan.ok_or_else(missing)?.parse("its plan");
+    let plan =
+        plan.map_err(|error| Fault::from(error).in_part(id, StoredPart::Checkpoint(checkpoint)))?;
     let rows = found
         .iter()
-        .map(|row| state_row(row, &what))
-        .collect::<Result<_, _>>()?;
+        .map(|row| {
+            let number = wide(row, 0)?;
+            state_row(row).map_err(|fault| fault.in_part(id, StoredPart::Checkpoint(number)))
+        })
+        .collect::<Result<_, Fault>>()?;
     Ok(stored::state_rows(
         checkpoint,
         branch,
         wide(tip, 4)?,
-        Some(plan.parse(&what)?),
+        Some(plan),
         newest_snapshot.map(|number| small(number.into()).into()),
         rows,
     ))
 }
 
-fn state_row(row: &PgRow, what: &str) -> Result<StateRow, Fault> {
-    let channels = |index: usize| -> Result<Option<Channels>, Fault> {
+fn state_row(row: &PgRow) -> Result<StateRow, Fault> {
+    let channels = |index: usize, what: &str| -> Result<Option<Channels>, Fault> {
         let stored: Option<Jsonb> = row.try_get(index)?;
         Ok(stored.map(|stored| stored.parse(what)).transpose()?)
     };
     Ok(StateRow {
         checkpoint: wide(row, 0)?,
-        appends: channels(1)?.unwrap_or_default(),
-        changes: channels(2)?.unwrap_or_default(),
-        snapshot: channels(3)?,
+        appends: channels(1, "what it appended")?.unwrap_or_default(),
+        changes: channels(2, "what it changed")?.unwrap_or_default(),
+        snapshot: channels(3, "its snapshot")?,
         kept: None,
     })
 }
@@ -232,10 +239,9 @@ pub(super) async fn list(
             parent: wide(row, 1)?,
             branch: count(row, 2)?,
             step: wide(row, 3)?,
-            source: source_from(optional(row, 4)?.as_deref())?,
-            plan: row
-                .try_get::<Jsonb, _>(5)?
-                .parse(&format!("checkpoint {checkpoint} of thread {thread}"))?,
+            source: source_from(optional(row, 4)?.as_deref())
+                .map_err(|error| Fault::from(error).in_part(thread, StoredPart::Checkpoint(checkpoint)))?,
+            plan: row.try_get::<Jsonb, _>(5)?.parse("its plan")?,
             at: row.try_get::<Time, _>(6)?.0,
         })
     })

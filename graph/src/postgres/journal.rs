@@ -1,7 +1,7 @@
 //! The journal. How cursors stay in the order in which entries become visible is told in the migration, beside the
 //! functions that see to it.
 
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use super::{
     rows::{optional, string},
@@ -41,29 +41,35 @@ pub(super) async fn read(
 ) -> Result<Vec<Entry>, Fault> {
     let streams: Option<Vec<_>> = (!filter.streams.is_empty())
         .then(|| filter.streams.iter().map(|name| text(name)).collect());
-    sqlx::query("select cursor, stream, number, name, payload, thread, at from graph_read_journal($1, $2, $3, $4)")
+    let found = sqlx::query("select cursor, stream, number, name, payload, thread, at from graph_read_journal($1, $2, $3, $4)")
         .bind(int(after.0))
         .bind(stored::rows(limit))
         .bind(streams)
         .bind(filter.thread.as_ref().map(|thread| text(thread.as_str())))
         .fetch_all(db)
-        .await?
+        .await?;
+    let cursors = found
         .iter()
-        .map(|row| {
-            let cursor = number(row.try_get(0)?);
-            Ok(Entry {
-                cursor: Cursor(cursor),
-                stream: string(row, 1)?,
-                number: number(row.try_get(2)?),
-                name: string(row, 3)?,
-                payload: row
-                    .try_get::<Jsonb, _>(4)?
-                    .parse(&format!("journal entry {cursor}"))?,
-                thread: optional(row, 5)?.map(ThreadId::from),
-                at: row.try_get::<Time, _>(6)?.0,
-            })
-        })
-        .collect()
+        .map(|row| Ok(Cursor(number(row.try_get(0)?))))
+        .collect::<Result<Vec<_>, Fault>>()?;
+    stored::readable_entries(
+        cursors
+            .into_iter()
+            .zip(&found)
+            .map(|(at, row)| (at, entry(at, row))),
+    )
+}
+
+fn entry(cursor: Cursor, row: &PgRow) -> Result<Entry, Fault> {
+    Ok(Entry {
+        cursor,
+        stream: string(row, 1)?,
+        number: number(row.try_get(2)?),
+        name: string(row, 3)?,
+        payload: row.try_get::<Jsonb, _>(4)?.parse("its payload")?,
+        thread: optional(row, 5)?.map(ThreadId::from),
+        at: row.try_get::<Time, _>(6)?.0,
+    })
 }
 
 pub(super) async fn end(db: &mut PgConnection) -> Result<Cursor, Fault> {

@@ -1,12 +1,16 @@
 //! From rows to records.
 
+use serde_json::Value;
 use sqlx::{Row, postgres::PgRow};
 
 use super::values::{Jsonb, Time, plain};
 use crate::{
-    checkpoint::{LeaseRecord, Parent, Priority, SignalRecord, ThreadRecord, Write},
+    checkpoint::{
+        LeaseRecord, Parent, Priority, SignalRecord, StorageError, StoredPart, ThreadRecord,
+        ThreadStatus, Write,
+    },
     ids::ThreadId,
-    stored::{Fault, number, small, status_from, time, write_kind},
+    stored::{Fault, number, or_noted, small, status_from, time, write_kind},
 };
 
 /// The status of the thread `t`: one that waited and got something is ready, before anybody has claimed it.
@@ -68,15 +72,34 @@ pub(super) fn wide(row: &PgRow, index: usize) -> Result<u64, Fault> {
 }
 
 pub(super) fn thread(row: &PgRow) -> Result<Thread, Fault> {
+    let (thread, unreadable) = thread_as_far(row)?;
+    match unreadable {
+        None => Ok(thread),
+        Some(what) => Err(StorageError::Unreadable {
+            thread: thread.record.id,
+            part: StoredPart::Row,
+            what,
+        }
+        .into()),
+    }
+}
+
+/// A thread as far as its row can be read, and what cannot be.
+pub(super) fn thread_as_far(row: &PgRow) -> Result<(Thread, Option<String>), Fault> {
+    let mut bad = None;
     let id = string(row, 0)?;
-    let what = format!("thread {id}");
     let parent = optional(row, 2)?;
     let name = optional(row, 3)?;
     let token = number(row.try_get(9)?);
     let owner = optional(row, 10)?;
-    let due_at: Option<Time> = row.try_get(11)?;
+    let due_at: Option<Time> = or_noted(&mut bad, None, row.try_get(11))?;
     let waits: Option<Jsonb> = row.try_get(17)?;
     let output: Option<Jsonb> = row.try_get(18)?;
+    let status = status_from(row.try_get::<i16, _>(5)?.into());
+    let waits = waits.map_or(Ok(Vec::new()), |waits| waits.parse("what it waits for"));
+    let output = output.map(|output| output.parse("its output")).transpose();
+    let wake_at = row.try_get::<Option<Time>, _>(12);
+    let input = row.try_get::<Jsonb, _>(19)?.parse("its input");
     let record = ThreadRecord {
         id: ThreadId::from(id),
         graph: string(row, 1)?,
@@ -85,15 +108,15 @@ pub(super) fn thread(row: &PgRow) -> Result<Thread, Fault> {
             name,
         }),
         priority: Priority::from_rank(u8::try_from(row.try_get::<i16, _>(4)?).unwrap_or(u8::MAX)),
-        status: status_from(row.try_get::<i16, _>(5)?.into())?,
+        status: or_noted(&mut bad, ThreadStatus::Ready, status)?,
         branch: count(row, 6)?,
         checkpoint: wide(row, 7)?,
         step: wide(row, 8)?,
-        input: row.try_get::<Jsonb, _>(19)?.parse(&what)?,
-        waits: waits.map_or(Ok(Vec::new()), |waits| waits.parse(&what))?,
-        wake_at: row.try_get::<Option<Time>, _>(12)?.map(|time| time.0),
+        input: or_noted(&mut bad, Value::Null, input)?,
+        waits: or_noted(&mut bad, Vec::new(), waits)?,
+        wake_at: or_noted(&mut bad, None, wake_at)?.map(|time| time.0),
         error: optional(row, 16)?,
-        output: output.map(|output| output.parse(&what)).transpose()?,
+        output: or_noted(&mut bad, None, output)?,
         cancel: optional(row, 15)?,
         lease: owner.map(|owner| LeaseRecord {
             owner,
@@ -103,26 +126,24 @@ pub(super) fn thread(row: &PgRow) -> Result<Thread, Fault> {
         created_at: row.try_get::<Time, _>(13)?.0,
         updated_at: row.try_get::<Time, _>(14)?.0,
     };
-    Ok(Thread {
+    let thread = Thread {
         record,
         key: row.try_get(20)?,
         token,
         takeovers: count(row, 21)?,
         branches: count(row, 22)?,
         now: row.try_get::<Time, _>(23)?.0,
-    })
+    };
+    Ok((thread, bad))
 }
 
 /// A signal, from its number, kind, key and payload, beginning at a column.
 pub(super) fn signal(row: &PgRow, first: usize) -> Result<SignalRecord, Fault> {
-    let key = string(row, first + 2)?;
     Ok(SignalRecord {
         number: number(row.try_get(first)?),
         kind: string(row, first + 1)?,
-        payload: row
-            .try_get::<Jsonb, _>(first + 3)?
-            .parse(&format!("the signal {key}"))?,
-        key,
+        key: string(row, first + 2)?,
+        payload: row.try_get::<Jsonb, _>(first + 3)?.parse("its payload")?,
     })
 }
 
@@ -135,7 +156,7 @@ pub(super) fn write(row: &PgRow) -> Result<Write, Fault> {
         round: small(row.try_get(3)?),
         value: row
             .try_get::<Jsonb, _>(4)?
-            .parse(&format!("a pending write of task {task}"))?,
+            .parse(&format!("the one of task {task}"))?,
         task,
         kept: None,
     })

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     checkpoint::{
         CancelOutcome, CancelRequest, Created, MAILBOX_LIMIT, Reopened, SignalOutcome,
-        SignalRecord, StorageError, ThreadFilter, ThreadRecord, ThreadStatus,
+        SignalRecord, StorageError, StoredPart, ThreadFilter, ThreadRecord, ThreadStatus,
     },
     ids::ThreadId,
     stored::{Fault, THREADS_LIMIT, int, number, status_code, status_from},
@@ -179,7 +179,10 @@ pub(super) async fn mailbox(
     let mut signals = Vec::with_capacity(found.len());
     for row in &found {
         if row.try_get::<Option<i64>, _>(1)?.is_some() {
-            signals.push(rows::signal(row, 1)?);
+            let number = number(row.try_get(1)?);
+            let signal = rows::signal(row, 1);
+            signals
+                .push(signal.map_err(|fault| fault.in_part(thread, StoredPart::Signal(number)))?);
         }
     }
     Ok((signals, number(newest)))

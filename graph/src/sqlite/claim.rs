@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{Row, SqliteConnection};
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     history,
@@ -11,9 +11,11 @@ use super::{
 };
 use crate::{
     checkpoint::{
-        AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError, Write,
+        AGING_S, Claim, ClaimRequest, Claimed, Lease, Loaded, Renewed, StorageError, StoredPart,
+        Write,
     },
     ids::ThreadId,
+    private::chain,
     stored::{self, Fault, from_json, int, json_text, micros, number, small, time, write_kind},
 };
 
@@ -108,9 +110,18 @@ pub(super) async fn claim(
             .bind(key)
             .fetch_one(&mut *db)
             .await?;
+        let (thread, unreadable) = match rows::thread_as_far(&row) {
+            Ok(read) => read,
+            // Not even who it is. The others are run; it comes again when its lease has expired.
+            Err(fault) => {
+                let error = fault.during("claiming threads");
+                tracing::error!(error = %chain(&error), "a claimed thread cannot be read at all");
+                continue;
+            }
+        };
         let Thread {
             record, takeovers, ..
-        } = rows::thread(&row)?;
+        } = thread;
         claims.push(Claim {
             lease: Lease {
                 thread: record.id.clone(),
@@ -119,6 +130,7 @@ pub(super) async fn claim(
             loaded: None,
             thread: record,
             takeovers,
+            unreadable,
         });
     }
     Ok(Claimed {
@@ -187,7 +199,7 @@ pub(super) async fn load(
     Ok(Loaded {
         state,
         writes,
-        mailbox: threads::unread(db, thread.key, 0).await?,
+        mailbox: threads::unread(db, &lease.thread, thread.key, 0).await?,
         mail: thread.last_signal,
         thread: thread.record,
         now: time(now),
@@ -203,23 +215,30 @@ pub(super) async fn pending_writes(
 }
 
 async fn writes(db: &mut SqliteConnection, thread: &Thread) -> Result<Vec<Write>, Fault> {
+    let checkpoint = thread.record.checkpoint;
+    let unreadable =
+        |fault: Fault| fault.in_part(&thread.record.id, StoredPart::Writes(checkpoint));
     sqlx::query(
         "select task, kind, name, round, value from graph_write where thread = ?1 and checkpoint = ?2 \
          order by task, kind, name, round",
     )
     .bind(thread.key)
-    .bind(int(thread.record.checkpoint))
+    .bind(int(checkpoint))
     .fetch_all(db)
     .await?
     .iter()
-    .map(|row| {
-        let task: String = row.try_get(0)?;
-        Ok(Write {
-            kind: write_kind(row.try_get(1)?)?,
-            name: row.try_get(2)?,
-            round: small(row.try_get(3)?),
-            value: from_json(row.try_get(4)?, &format!("a pending write of task {task}"))?,
-            task, kept: None })
-    })
+    .map(|row| write(row).map_err(unreadable))
     .collect()
+}
+
+fn write(row: &SqliteRow) -> Result<Write, Fault> {
+    let task: String = row.try_get(0)?;
+    Ok(Write {
+        kind: write_kind(row.try_get(1)?)?,
+        name: row.try_get(2)?,
+        round: small(row.try_get(3)?),
+        value: from_json(row.try_get(4)?, &format!("the one of task {task}"))?,
+        task,
+        kept: None,
+    })
 }

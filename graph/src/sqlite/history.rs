@@ -8,7 +8,8 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use super::{rows::Thread, threads};
 use crate::{
     checkpoint::{
-        Channels, CheckpointRecord, HistoryFilter, NewCheckpoint, StateRow, StateRows, StorageError,
+        Channels, CheckpointRecord, HistoryFilter, NewCheckpoint, StateRow, StateRows,
+        StorageError, StoredPart,
     },
     ids::ThreadId,
     stored::{
@@ -150,15 +151,18 @@ pub(super) async fn state_on(
     if checkpoint == 0 {
         return Ok(stored::state_rows(0, branch, 0, None, None, Vec::new()));
     }
-    let what = format!("checkpoint {checkpoint} of thread {}", thread.record.id);
+    let id = &thread.record.id;
+    let unreadable = |fault: Fault| fault.in_part(id, StoredPart::Checkpoint(checkpoint));
     let tip =
         sqlx::query("select step, plan from graph_checkpoint where thread = ?1 and number = ?2")
             .bind(thread.key)
             .bind(int(checkpoint))
             .fetch_optional(&mut *db)
             .await?
-            .ok_or_else(|| StorageError::Corrupt {
-                what: format!("{what} is missing"),
+            .ok_or_else(|| StorageError::Unreadable {
+                thread: id.clone(),
+                part: StoredPart::Checkpoint(checkpoint),
+                what: "it is missing".to_owned(),
             })?;
     let way = lineage(&forks(db, thread).await?, branch, checkpoint);
     let segments = segments_text(&way);
@@ -182,28 +186,33 @@ pub(super) async fn state_on(
     .fetch_all(db)
     .await?
     .iter()
-    .map(|row| state_row(row, &what))
-    .collect::<Result<_, _>>()?;
+    .map(|row| {
+        let number = number(row.try_get(0)?);
+        state_row(row).map_err(|fault| fault.in_part(id, StoredPart::Checkpoint(number)))
+    })
+    .collect::<Result<_, Fault>>()?;
+    let plan = tip.try_get(1).map_err(Fault::from);
+    let plan = plan.and_then(|text| Ok(from_json(text, "its plan")?));
     Ok(stored::state_rows(
         checkpoint,
         branch,
         number(tip.try_get(0)?),
-        Some(from_json(tip.try_get(1)?, &what)?),
+        Some(plan.map_err(unreadable)?),
         newest_snapshot.map(number),
         rows,
     ))
 }
 
-fn state_row(row: &SqliteRow, what: &str) -> Result<StateRow, Fault> {
-    let channels = |index: usize| -> Result<Option<Channels>, Fault> {
+fn state_row(row: &SqliteRow) -> Result<StateRow, Fault> {
+    let channels = |index: usize, what: &str| -> Result<Option<Channels>, Fault> {
         let text: Option<&str> = row.try_get(index)?;
         Ok(text.map(|text| from_json(text, what)).transpose()?)
     };
     Ok(StateRow {
         checkpoint: number(row.try_get(0)?),
-        appends: channels(1)?.unwrap_or_default(),
-        changes: channels(2)?.unwrap_or_default(),
-        snapshot: channels(3)?,
+        appends: channels(1, "what it appended")?.unwrap_or_default(),
+        changes: channels(2, "what it changed")?.unwrap_or_default(),
+        snapshot: channels(3, "its snapshot")?,
         kept: None,
     })
 }
@@ -248,11 +257,17 @@ pub(super) async fn list(
             parent: number(row.try_get(1)?),
             branch: small(row.try_get(2)?),
             step: number(row.try_get(3)?),
-            source: source_from(row.try_get(4)?)?,
-            plan: from_json(
-                row.try_get(5)?,
-                &format!("checkpoint {checkpoint} of thread {thread}"),
-            )?,
+            source: row
+                .try_get(4)
+                .map_err(Fault::from)
+                .and_then(|text| Ok(source_from(text)?))
+                .map_err(|fault| fault.in_part(thread, StoredPart::Checkpoint(checkpoint)))?,
+            // Whoever looks for a checkpoint to go back to must see the others; reading this one says what is wrong with it.
+            plan: row
+                .try_get(5)
+                .ok()
+                .and_then(|text| from_json(text, "its plan").ok())
+                .unwrap_or_default(),
             at: time(row.try_get(6)?),
         })
     })

@@ -1,6 +1,6 @@
 //! The journal. There is one writer at a time, so its rows become visible in the order of their cursors.
 
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use crate::{
     checkpoint::{Appended, Entry, JournalFilter, NewEvent},
@@ -90,24 +90,29 @@ pub(super) async fn read(
     query
         .push(" order by j.cursor limit ")
         .push_bind(stored::rows(limit));
-    query
-        .build()
-        .fetch_all(db)
-        .await?
+    let found = query.build().fetch_all(db).await?;
+    let cursors = found
         .iter()
-        .map(|row| {
-            let cursor = number(row.try_get(0)?);
-            Ok(Entry {
-                cursor: Cursor(cursor),
-                stream: row.try_get(1)?,
-                number: number(row.try_get(2)?),
-                name: row.try_get(3)?,
-                payload: from_json(row.try_get(4)?, &format!("journal entry {cursor}"))?,
-                thread: row.try_get::<Option<String>, _>(5)?.map(ThreadId::from),
-                at: time(row.try_get(6)?),
-            })
-        })
-        .collect()
+        .map(|row| Ok(Cursor(number(row.try_get(0)?))))
+        .collect::<Result<Vec<_>, Fault>>()?;
+    stored::readable_entries(
+        cursors
+            .into_iter()
+            .zip(&found)
+            .map(|(at, row)| (at, entry(at, row))),
+    )
+}
+
+fn entry(cursor: Cursor, row: &SqliteRow) -> Result<Entry, Fault> {
+    Ok(Entry {
+        cursor,
+        stream: row.try_get(1)?,
+        number: number(row.try_get(2)?),
+        name: row.try_get(3)?,
+        payload: from_json(row.try_get(4)?, "its payload")?,
+        thread: row.try_get::<Option<String>, _>(5)?.map(ThreadId::from),
+        at: time(row.try_get(6)?),
+    })
 }
 
 pub(super) async fn end(db: &mut SqliteConnection) -> Result<Cursor, Fault> {

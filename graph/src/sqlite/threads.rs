@@ -1,13 +1,13 @@
 //! Threads, their mailboxes, and requests to cancel them.
 
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use super::rows::{self, Thread, select_threads, status_of_thread};
 use crate::{
     checkpoint::{
         CancelOutcome, CancelRequest, Created, MAILBOX_LIMIT, NewSignal, NewThread, Reopened,
-        SignalOutcome, SignalRecord, StorageError, ThreadFilter, ThreadRecord, ThreadStatus,
-        WaitRecord,
+        SignalOutcome, SignalRecord, StorageError, StoredPart, ThreadFilter, ThreadRecord,
+        ThreadStatus, WaitRecord,
     },
     ids::ThreadId,
     stored::{
@@ -243,36 +243,41 @@ pub(super) async fn mailbox(
         .fetch_optional(&mut *db)
         .await?
         .ok_or_else(|| StorageError::UnknownThread(thread.clone()))?;
-    let signals = unread(db, row.try_get(0)?, after).await?;
+    let signals = unread(db, thread, row.try_get(0)?, after).await?;
     Ok((signals, number(row.try_get(1)?)))
 }
 
 /// The unconsumed signals of a thread.
 pub(super) async fn unread(
     db: &mut SqliteConnection,
-    thread: i64,
+    thread: &ThreadId,
+    row: i64,
     after: u64,
 ) -> Result<Vec<SignalRecord>, Fault> {
     let found = sqlx::query(
         "select number, kind, key, payload from graph_signal \
          where thread = ?1 and payload is not null and number > ?2 order by number",
     )
-    .bind(thread)
+    .bind(row)
     .bind(int(after))
     .fetch_all(db)
     .await?;
     found
         .iter()
         .map(|row| {
-            let key: String = row.try_get(2)?;
-            Ok(SignalRecord {
-                number: number(row.try_get(0)?),
-                kind: row.try_get(1)?,
-                payload: from_json(row.try_get(3)?, &format!("the signal {key}"))?,
-                key,
-            })
+            let number = number(row.try_get(0)?);
+            record(number, row).map_err(|fault| fault.in_part(thread, StoredPart::Signal(number)))
         })
         .collect()
+}
+
+fn record(number: u64, row: &SqliteRow) -> Result<SignalRecord, Fault> {
+    Ok(SignalRecord {
+        number,
+        kind: row.try_get(1)?,
+        key: row.try_get(2)?,
+        payload: from_json(row.try_get(3)?, "its payload")?,
+    })
 }
 
 pub(super) async fn cancel(

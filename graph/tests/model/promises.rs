@@ -199,7 +199,7 @@ finds!(
     events_that_are_said_before_their_step_are_found,
     SaysTooEarly,
     lost(),
-    [JOURNAL]
+    [JOURNAL, SIGNALS]
 );
 finds!(
     a_commit_that_is_made_again_blindly_is_found,

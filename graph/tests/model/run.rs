@@ -491,6 +491,7 @@ fn write(task: &str, kind: WriteKind, value: Value) -> Write {
         name: String::new(),
         round: 0,
         value,
+        kept: None,
     }
 }
 

@@ -123,6 +123,14 @@ impl Lab {
         }
     }
 
+    /// One that was made elsewhere, with what it must not outlive.
+    pub fn of(store: Arc<dyn Checkpointer>, keep: impl Any + Send + Sync) -> Self {
+        Self {
+            store,
+            _keep: Box::new(keep),
+        }
+    }
+
     pub async fn sqlite() -> Self {
         let (path, dir) = storage::sqlite_path();
         Self {

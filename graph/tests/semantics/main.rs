@@ -2,6 +2,7 @@
 
 mod caching;
 mod children;
+mod corruption;
 mod crashes;
 mod documents;
 mod failure;
@@ -12,6 +13,7 @@ mod inside;
 mod journal;
 mod lab;
 mod leases;
+mod preempted;
 mod retention;
 mod sharing;
 #[path = "../storage/mod.rs"]

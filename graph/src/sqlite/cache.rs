@@ -27,7 +27,7 @@ impl Cache for SqliteCache {
         keys: &[String],
     ) -> Result<Vec<Option<Value>>, StorageError> {
         let run = async {
-            let mut reading = self.readers.begin().await?;
+            let mut reading = super::begin(&self.readers, "begin").await?;
             let mut found = Vec::with_capacity(keys.len());
             for key in keys {
                 found.push(read(&mut reading, space, key).await?);

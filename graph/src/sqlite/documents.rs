@@ -66,7 +66,7 @@ impl DocumentStore for SqliteDocuments {
                 writing.finish().await?;
                 return Ok(found);
             }
-            let mut reading = self.readers.begin().await?;
+            let mut reading = super::begin(&self.readers, "begin").await?;
             read(&mut reading, keys, now()).await
         };
         run.await
@@ -88,7 +88,7 @@ impl DocumentStore for SqliteDocuments {
                 writing.finish().await?;
                 return Ok(found);
             }
-            let mut reading = self.readers.begin().await?;
+            let mut reading = super::begin(&self.readers, "begin").await?;
             find(&mut reading, search, now()).await
         };
         run.await
@@ -98,7 +98,7 @@ impl DocumentStore for SqliteDocuments {
     async fn namespaces(&self, filter: &NamespaceFilter) -> Result<Vec<Namespace>, StorageError> {
         filter.prefix.check()?;
         let run = async {
-            let mut reading = self.readers.begin().await?;
+            let mut reading = super::begin(&self.readers, "begin").await?;
             namespaces(&mut reading, filter, now()).await
         };
         run.await

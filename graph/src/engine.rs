@@ -3,9 +3,10 @@
 mod build;
 mod looking;
 
-use std::sync::Arc;
+use std::{any::TypeId, sync::Arc};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     cache::CacheSpace,
@@ -17,8 +18,10 @@ use crate::{
     error::EngineError,
     host::Shared,
     ids::ThreadId,
+    run::Forked,
     shape::Shape,
-    waits::{ANSWER, Answer, INPUT, INTERRUPT, RESERVED, ROLLBACK, preempts},
+    state::State,
+    waits::{ANSWER, Answer, EXPIRED, INPUT, INTERRUPT, RESERVED, ROLLBACK, expiry_key, preempts},
 };
 
 pub use build::EngineBuilder;
@@ -169,7 +172,7 @@ impl Engine {
             payload: input,
             revives: true,
         };
-        let delivered = self.deliver(signal, None).await?;
+        let delivered = self.deliver(signal).await?;
         if preempts(kind) {
             // Whoever runs it finds the input with its lease.
             self.shared.wakes.look_at(&id);
@@ -190,42 +193,34 @@ impl Engine {
                 return Err(EngineError::ReservedKind(name.to_owned()));
             }
         }
-        self.deliver(
-            NewSignal {
-                thread: thread.into(),
-                kind: kind.to_owned(),
-                key: key.to_owned(),
-                payload: serde_json::to_value(payload)?,
-                revives: false,
-            },
-            None,
-        )
+        self.deliver(NewSignal {
+            thread: thread.into(),
+            kind: kind.to_owned(),
+            key: key.to_owned(),
+            payload: serde_json::to_value(payload)?,
+            revives: false,
+        })
         .await
     }
 
-    async fn deliver(
-        &self,
-        signal: NewSignal,
-        answers: Option<&str>,
-    ) -> Result<Delivered, EngineError> {
+    async fn deliver(&self, signal: NewSignal) -> Result<Delivered, EngineError> {
         let thread = signal.thread.clone();
-        let outcome = self.shared.store.signal(signal, answers).await?;
-        match outcome {
+        match self.shared.store.signal(signal, None).await? {
             SignalOutcome::New => {
                 self.shared.wake();
                 Ok(Delivered::New)
             }
             SignalOutcome::Duplicate => Ok(Delivered::Duplicate),
             SignalOutcome::MailboxFull => Err(EngineError::MailboxFull(thread)),
-            SignalOutcome::UnknownThread => Err(EngineError::UnknownThread(thread)),
-            SignalOutcome::NoSuchWait => Err(EngineError::UnknownInterrupt {
-                thread,
-                interrupt: answers.unwrap_or_default().to_owned(),
-            }),
+            // Only answers are for waits.
+            SignalOutcome::UnknownThread | SignalOutcome::NoSuchWait | SignalOutcome::Expired => {
+                Err(EngineError::UnknownThread(thread))
+            }
         }
     }
 
-    /// Answers an open interrupt. A second answer, or one to a question that is gone or of another branch, is an error.
+    /// Answers an open interrupt. A second answer, one that comes after the question's deadline, or one to a question that is
+    /// gone or of another branch, is an error.
     pub async fn answer(
         &self,
         thread: impl Into<ThreadId>,
@@ -244,29 +239,66 @@ impl Engine {
             payload: serde_json::to_value(answer)?,
             revives: false,
         };
-        match self.deliver(signal, Some(interrupt)).await {
-            Ok(Delivered::New) => Ok(()),
-            Ok(Delivered::Duplicate) => Err(EngineError::AlreadyAnswered {
-                thread,
-                interrupt: interrupt.to_owned(),
-            }),
-            Err(EngineError::UnknownInterrupt { thread, interrupt }) => {
-                let head = self.require(&thread).await?.branch;
-                let asked = interrupt
-                    .split_once('.')
-                    .and_then(|(branch, _)| branch.parse::<u32>().ok());
-                match asked {
-                    Some(branch) if branch != head => Err(EngineError::OtherBranch {
-                        thread,
-                        interrupt,
-                        branch,
-                        head,
-                    }),
-                    _ => Err(EngineError::UnknownInterrupt { thread, interrupt }),
-                }
+        let outcome = self.shared.store.signal(signal, Some(interrupt)).await?;
+        let is_expired = match outcome {
+            SignalOutcome::New => {
+                self.shared.wake();
+                return Ok(());
             }
-            Err(error) => Err(error),
+            SignalOutcome::MailboxFull => return Err(EngineError::MailboxFull(thread)),
+            SignalOutcome::UnknownThread => return Err(EngineError::UnknownThread(thread)),
+            SignalOutcome::Expired => true,
+            SignalOutcome::NoSuchWait => self.has_expired(&thread, interrupt).await?,
+            SignalOutcome::Duplicate => false,
+        };
+        let record = self.require(&thread).await?;
+        let checkpoint = record.checkpoint;
+        let interrupt = interrupt.to_owned();
+        if outcome == SignalOutcome::Duplicate {
+            return Err(EngineError::AlreadyAnswered {
+                thread,
+                checkpoint,
+                interrupt,
+            });
         }
+        if is_expired {
+            return Err(EngineError::Expired {
+                thread,
+                checkpoint,
+                interrupt,
+            });
+        }
+        let asked = interrupt
+            .split_once('.')
+            .and_then(|(branch, _)| branch.parse::<u32>().ok());
+        match asked {
+            Some(branch) if branch != record.branch => Err(EngineError::OtherBranch {
+                thread,
+                checkpoint,
+                interrupt,
+                branch,
+                head: record.branch,
+            }),
+            _ => Err(EngineError::UnknownInterrupt {
+                thread,
+                checkpoint,
+                interrupt,
+            }),
+        }
+    }
+
+    /// Whether a run has found that a question has expired. Its signal is known by its key then; what is sent here is for a wait
+    /// that no thread has, so it never arrives.
+    async fn has_expired(&self, thread: &ThreadId, interrupt: &str) -> Result<bool, EngineError> {
+        let probe = NewSignal {
+            thread: thread.clone(),
+            kind: EXPIRED.to_owned(),
+            key: expiry_key(interrupt),
+            payload: Value::Null,
+            revives: false,
+        };
+        let outcome = self.shared.store.signal(probe, Some("")).await?;
+        Ok(outcome == SignalOutcome::Duplicate)
     }
 
     /// Cancels a thread and its children: at once where they run (in another process: as soon as a message gets there, within
@@ -348,23 +380,48 @@ impl Engine {
         as_node: impl Into<Option<&'n str>>,
         update: &(impl Serialize + ?Sized + Sync),
     ) -> Result<u32, EngineError> {
-        let thread = thread.into();
-        let as_node = as_node.into();
-        let record = self.require(&thread).await?;
         let update = serde_json::to_value(update)?;
-        let rows = self
-            .shared
-            .store
-            .state_rows(&thread, Some(checkpoint))
-            .await?;
-        let new = self.shared.graph(&record.graph)?.fork(
-            &thread,
-            &record.input,
-            rows,
-            as_node,
-            update,
-        )?;
-        let (branch, _) = self.shared.store.fork(&thread, new).await?;
+        let (thread, as_node) = (thread.into(), as_node.into());
+        self.grow(&thread, checkpoint, as_node, Forked::Update(update))
+            .await
+    }
+
+    /// Like [`Engine::fork`], but with this state in place of the one at the checkpoint: for a thread whose stored state does
+    /// not fit its graph any more ([`EngineError::StoredState`]), or is wrong in a way that no update can mend. What is stored
+    /// before it is not read again for the new branch.
+    pub async fn fork_with_state<'n, S: State>(
+        &self,
+        thread: impl Into<ThreadId>,
+        checkpoint: u64,
+        as_node: impl Into<Option<&'n str>>,
+        state: &S,
+    ) -> Result<u32, EngineError> {
+        let (thread, as_node) = (thread.into(), as_node.into());
+        let record = self.require(&thread).await?;
+        if self.shared.graph(&record.graph)?.state_type() != TypeId::of::<S>() {
+            return Err(EngineError::OtherState {
+                thread,
+                graph: record.graph,
+            });
+        }
+        let channels = state.channels()?;
+        self.grow(&thread, checkpoint, as_node, Forked::State(channels))
+            .await
+    }
+
+    async fn grow(
+        &self,
+        thread: &ThreadId,
+        checkpoint: u64,
+        as_node: Option<&str>,
+        change: Forked,
+    ) -> Result<u32, EngineError> {
+        let record = self.require(thread).await?;
+        let store = &self.shared.store;
+        let rows = store.state_rows(thread, Some(checkpoint)).await?;
+        let graph = self.shared.graph(&record.graph)?;
+        let new = graph.fork(thread, &record.input, rows, as_node, change)?;
+        let (branch, _) = store.fork(thread, new).await?;
         Ok(branch)
     }
 

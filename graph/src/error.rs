@@ -298,30 +298,50 @@ pub enum EngineError {
     #[error("the mailbox of thread `{0}` is full: it has {limit} signals that nobody has taken", limit = crate::checkpoint::MAILBOX_LIMIT)]
     MailboxFull(ThreadId),
     /// Nothing with this id is being asked.
-    #[error("thread `{thread}` is not asking `{interrupt}` (any more)")]
+    #[error(
+        "thread `{thread}`, at checkpoint {checkpoint}, is not asking `{interrupt}` (any more); what it asks now is in the waits of `Engine::thread`"
+    )]
     UnknownInterrupt {
         /// The thread.
         thread: ThreadId,
+        /// The checkpoint on which it stands.
+        checkpoint: u64,
+        /// The id that was given.
+        interrupt: String,
+    },
+    /// The question was asked until a time ([`Context::interrupt_until`](crate::Context::interrupt_until)), which has passed.
+    #[error(
+        "the time to answer `{interrupt}` of thread `{thread}`, at checkpoint {checkpoint}, is over, and the thread goes on without an answer; what it asks now is in the waits of `Engine::thread`"
+    )]
+    Expired {
+        /// The thread.
+        thread: ThreadId,
+        /// The checkpoint on which it stands.
+        checkpoint: u64,
         /// The id that was given.
         interrupt: String,
     },
     /// The question has its answer already; the first one counts.
     #[error(
-        "`{interrupt}` of thread `{thread}` has been answered already; the first answer counts"
+        "`{interrupt}` of thread `{thread}`, at checkpoint {checkpoint}, has been answered already, and the first answer counts; to ask again, fork the thread from a checkpoint before that"
     )]
     AlreadyAnswered {
         /// The thread.
         thread: ThreadId,
+        /// The checkpoint on which it stands.
+        checkpoint: u64,
         /// The id that was given.
         interrupt: String,
     },
     /// The question was asked on a branch that is not the head.
     #[error(
-        "`{interrupt}` was asked on branch {branch} of thread `{thread}`, whose head is branch {head}"
+        "`{interrupt}` was asked on branch {branch} of thread `{thread}`, whose head is branch {head}, at checkpoint {checkpoint}; answer what the head asks, or make that branch the head (`Engine::set_head`)"
     )]
     OtherBranch {
         /// The thread.
         thread: ThreadId,
+        /// The checkpoint on which it stands.
+        checkpoint: u64,
         /// The id that was given.
         interrupt: String,
         /// The branch on which it was asked.
@@ -350,11 +370,15 @@ pub enum EngineError {
     /// An input or an update does not fit the state.
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    /// The state asked for is of another graph's type, or stored values do not fit any more.
-    #[error("the stored state of thread `{thread}` does not fit graph `{graph}`")]
+    /// What is stored does not fit the type of the graph's state (any more).
+    #[error(
+        "the state of thread `{thread}` at checkpoint {checkpoint} does not fit graph `{graph}`; look at it with `Engine::stored_state`, and then use a graph that it fits, or go on from a fork with another state (`Engine::fork_with_state`)"
+    )]
     StoredState {
         /// The thread.
         thread: ThreadId,
+        /// The checkpoint.
+        checkpoint: u64,
         /// The graph.
         graph: String,
         /// What does not fit.

@@ -20,9 +20,10 @@ use crate::{
     nest::Pasts,
     observer::{Observer, Point},
     plan::Plan,
-    run::{Controls, Run, RunShared, Unfit, end_thread, forked, watch},
+    run::{Controls, Forked, Run, RunShared, Unfit, end_thread, forked, watch},
     shape::Shape,
-    state::{ChannelError, State, Update, rebuild, snapshot, updates_of},
+    state::{ChannelError, Extent, State, Update, rebuild, snapshot, updates_of},
+    unfit::StoredState,
     waits::is_input,
     wakes::Wakes,
 };
@@ -43,13 +44,15 @@ pub(crate) trait AnyGraph: Send + Sync {
     fn updates(&self, row: &StateRow) -> Vec<Value>;
     /// The nodes that run first.
     fn entry(&self, input: &Value) -> Vec<String>;
+    /// What is stored, channel by channel.
+    fn stored(&self, input: &Value, rows: StateRows) -> Result<StoredState, ChannelError>;
     fn fork(
         &self,
         thread: &ThreadId,
         input: &Value,
         rows: StateRows,
         as_node: Option<&str>,
-        update: Value,
+        change: Forked,
     ) -> Result<NewCheckpoint, EngineError>;
     fn run(
         self: Arc<Self>,
@@ -84,10 +87,15 @@ impl<S: State> AnyGraph for Compiled<S> {
 
     fn snapshot(&self, input: &Value, mut rows: StateRows) -> Result<Channels, ChannelError> {
         let pasts = Pasts::of(&rows);
+        let extent = Extent::on::<S>(&rows.rows);
         let state: Arc<S> = restore(input, &mut rows)?;
-        let mut snapshot = snapshot(&*state)?;
+        let mut snapshot = snapshot(&*state, extent)?;
         pasts.put(&mut snapshot);
         Ok(snapshot)
+    }
+
+    fn stored(&self, input: &Value, rows: StateRows) -> Result<StoredState, ChannelError> {
+        StoredState::read::<S>(&self.name, input, rows)
     }
 
     fn updates(&self, row: &StateRow) -> Vec<Value> {
@@ -108,9 +116,9 @@ impl<S: State> AnyGraph for Compiled<S> {
         input: &Value,
         rows: StateRows,
         as_node: Option<&str>,
-        update: Value,
+        change: Forked,
     ) -> Result<NewCheckpoint, EngineError> {
-        forked(self, thread, input, rows, as_node, update)
+        forked(self, thread, input, rows, as_node, change)
     }
 
     fn run(

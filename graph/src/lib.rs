@@ -113,6 +113,7 @@ mod stored;
 mod subgraph;
 mod svg;
 mod traced;
+mod unfit;
 mod waits;
 mod wakes;
 
@@ -147,4 +148,5 @@ pub use shape::{EdgeKind, Shape, ShapeEdge, ShapeNode};
 pub use sqlite::SqliteCheckpointer;
 pub use state::{Channel, ChannelError, Reducer, State, Update};
 pub use subgraph::{SubgraphMemory, SubgraphOptions};
-pub use waits::{Arrived, ChildEnd, Signal, WaitFor};
+pub use unfit::StoredState;
+pub use waits::{Arrived, ChildEnd, Reply, Signal, WaitFor};

@@ -8,14 +8,19 @@ use serde_json::Value;
 
 use crate::{
     checkpoint::{
-        CancelRequest, Commit, NewEvent, NewSignal, NewThread, WaitRecord, Write, WriteKey,
-        WriteKind,
+        CancelRequest, Commit, NewEvent, NewSignal, NewThread, WaitKind, WaitRecord, Write,
+        WriteKey, WriteKind,
     },
     nest::{Kept, Nest},
 };
 
 /// The space of the timer of a task inside a subgraph that is to be tried again: nothing is remembered of its end.
 pub(crate) const RETRY: &str = "~retry";
+
+/// The space under which it is remembered that a question has expired; no name of a wait contains a line break.
+pub(crate) fn expired(space: &str) -> String {
+    format!("{space}\nexpired")
+}
 
 /// Something that a task says: it takes effect with the commit that makes the task's work durable.
 #[derive(Clone, Debug)]
@@ -97,6 +102,8 @@ pub(crate) struct Memo {
     pub said: usize,
     /// What the task is suspended on.
     pub waits: Vec<Waiting>,
+    /// The deadlines of the questions that an earlier run of the node has asked: task, space and round to time.
+    deadlines: HashMap<(String, String, u32), jiff::Timestamp>,
     /// Whether it has said something at once, beside its step.
     pub spoke: bool,
     /// What supersteps of subgraphs in the task have said: their work is done, so it lands with the task's memory.
@@ -124,9 +131,24 @@ impl Memo {
     pub fn rewind(&mut self) {
         self.rounds.clear();
         self.emissions.clear();
-        self.waits.clear();
+        for Waiting {
+            record,
+            space,
+            round,
+        } in self.waits.drain(..)
+        {
+            if let (WaitKind::Interrupt, Some(until)) = (record.kind, record.until) {
+                self.deadlines.insert((record.task, space, round), until);
+            }
+        }
         self.kept.clear();
         self.inside = 0;
+    }
+
+    /// The deadline with which a task asked this question first, if it has.
+    pub fn deadline(&self, task: &str, space: &str, round: u32) -> Option<jiff::Timestamp> {
+        let key = (task.to_owned(), space.to_owned(), round);
+        self.deadlines.get(&key).copied()
     }
 
     /// The memory of what runs inside the task.
@@ -161,20 +183,29 @@ impl Memo {
 
     /// What the task (or something inside it) has waited for has come.
     pub fn arrived(&mut self, task: &str, wait: &Waiting, value: Value, consumed: Option<u64>) {
+        self.keep(task, wait, &wait.space, value, consumed);
+    }
+
+    /// The time of a question of the task (or of something inside it) is over.
+    pub fn expired(&mut self, task: &str, wait: &Waiting, consumed: Option<u64>) {
+        self.keep(task, wait, &expired(&wait.space), Value::Null, consumed);
+    }
+
+    fn keep(
+        &mut self,
+        task: &str,
+        wait: &Waiting,
+        space: &str,
+        value: Value,
+        consumed: Option<u64>,
+    ) {
         if wait.record.task == task {
-            self.note(
-                task,
-                WriteKind::Wait,
-                &wait.space,
-                wait.round,
-                value,
-                consumed,
-            );
+            self.note(task, WriteKind::Wait, space, wait.round, value, consumed);
         } else if wait.space != RETRY {
             let write = Write {
                 task: wait.record.task.clone(),
                 kind: WriteKind::Wait,
-                name: wait.space.clone(),
+                name: space.to_owned(),
                 round: wait.round,
                 value,
                 kept: None,
@@ -283,15 +314,19 @@ impl Memo {
     /// thread's task around it, if it is in a subgraph: what came for something inside it is there.
     pub fn is_answered(&self, task: &str, around: Option<&Mutex<Nest>>) -> bool {
         self.waits.iter().any(|wait| {
-            if wait.record.task == task {
-                return self.get(WriteKind::Wait, &wait.space, wait.round).is_some();
-            }
-            around.or(self.nest.as_deref()).is_some_and(|nest| {
-                let (task, space) = (&wait.record.task, &wait.space);
-                nest.lock()
-                    .get(task, WriteKind::Wait, space, wait.round)
-                    .is_some()
-            })
+            let is_there = |space: &str| {
+                if wait.record.task == task {
+                    return self.get(WriteKind::Wait, space, wait.round).is_some();
+                }
+                around.or(self.nest.as_deref()).is_some_and(|nest| {
+                    let task = &wait.record.task;
+                    nest.lock()
+                        .get(task, WriteKind::Wait, space, wait.round)
+                        .is_some()
+                })
+            };
+            let expires = wait.record.kind == WaitKind::Interrupt && wait.record.until.is_some();
+            is_there(&wait.space) || (expires && is_there(&expired(&wait.space)))
         })
     }
 

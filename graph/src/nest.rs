@@ -9,7 +9,7 @@ use crate::{
     checkpoint::{Channels, KeptWrite, StateRow, StateRows, Write, WriteKey, WriteKind},
     command::Handover,
     plan::Plan,
-    state::{Changes, ChannelError, Reducer, State, rebuild_from, snapshot},
+    state::{Changes, ChannelError, Extent, Reducer, State, rebuild_from, snapshot},
 };
 
 /// The first character of stored channels that are no fields of the state. No field can be called so.
@@ -207,7 +207,7 @@ impl<T: State> Live for T {
                 appends.insert(channel.name.to_owned(), self.channel(index)?);
             }
         }
-        Ok((snapshot(self)?, appends))
+        Ok((snapshot(self, Extent::Usual)?, appends))
     }
 
     fn any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

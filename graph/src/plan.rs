@@ -38,6 +38,13 @@ pub(crate) struct Plan {
     /// After a rollback, until the first step: the number of the newest signal among the inputs with which it began.
     #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
     pub begun: Option<u64>,
+    /// After a rollback to before the thread's first input: there is nothing before this.
+    #[serde(rename = "n", default, skip_serializing_if = "std::ops::Not::not")]
+    pub anew: bool,
+    /// Names of children that belong to rounds which were stopped, and how often that happened: a new child of such a name is
+    /// another one.
+    #[serde(rename = "r", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub renamed: BTreeMap<String, u32>,
     /// Supersteps since the thread last waited.
     #[serde(rename = "c", default, skip_serializing_if = "is_zero")]
     pub hops: u64,
@@ -138,40 +145,88 @@ impl Plan {
         after: &S,
     ) -> Result<Self, PlanError> {
         let mut next = Next::new(graph, self.joins.clone(), self.deferred.clone());
-        for task in finished {
-            let Some(node) = graph.nodes.get(task.node) else {
-                continue;
-            };
-            next.nodes.extend(node.edges.iter().cloned());
-            for index in &node.joins {
-                next.arrive(*index, task.node);
-            }
-            if !node.conditions.is_empty() {
-                match before {
-                    // Others ran beside it, whose writes it must not see.
-                    Some(before) if finished.len() > 1 => {
-                        let mut own = before.clone();
-                        for update in &task.outcome.updates {
-                            own.apply(update.clone());
-                        }
-                        next.decide(task.node, &node.conditions, &own)?;
-                    }
-                    _ => next.decide(task.node, &node.conditions, after)?,
-                }
-            }
-            for target in &task.outcome.goto {
-                next.go(task.node, target, &node.goes)?;
-            }
-        }
+        next.follow(finished, before, after)?;
         let mut plan = next.finish(self.hops + 1);
-        plan.pause_after = finished
-            .iter()
-            .map(|task| task.node.to_owned())
-            .filter(|node| graph.pause_after.contains(node))
-            .collect();
+        plan.pause_after = pauses(graph, finished);
+        plan.renamed = self.renamed.clone();
         Ok(plan)
     }
+
+    /// The plan when somebody says that a node is done, whether or not it was to run: what else was planned still is.
+    pub fn as_if<S: State>(
+        &self,
+        graph: &Compiled<S>,
+        node: &str,
+        state: &S,
+    ) -> Result<Self, PlanError> {
+        let outcome = Outcome::from(());
+        let finished = [Finished::<S> {
+            node,
+            outcome: &outcome,
+        }];
+        let mut next = Next::new(graph, self.joins.clone(), self.deferred.clone());
+        next.deferred.remove(node);
+        let others = self.nodes.iter().filter(|planned| *planned != node);
+        next.nodes.extend(others.cloned());
+        let others = self.sends.iter().filter(|send| send.node != node);
+        next.sends.extend(others.cloned());
+        next.follow(&finished, None, state)?;
+        let mut plan = next.finish(0);
+        plan.pause_after = pauses(graph, &finished);
+        plan.renamed = self.renamed.clone();
+        Ok(plan)
+    }
+
+    /// The beginning of a round in the place of one that was stopped: its children's names are taken.
+    pub fn instead_of(
+        mut self,
+        stopped: &Self,
+        children: impl IntoIterator<Item = String>,
+    ) -> Self {
+        self.renamed.clone_from(&stopped.renamed);
+        for name in children {
+            // A child of a name that was taken before is called so already.
+            let name = given_name(&name).to_owned();
+            *self.renamed.entry(name).or_default() += 1;
+        }
+        self
+    }
+
+    /// Whether nothing is left to do, not even to stop after a node.
+    pub fn is_over(&self) -> bool {
+        self.is_empty() && self.pause_after.is_empty()
+    }
 }
+
+/// The nodes among the finished ones after which the thread is to stop.
+fn pauses<S: State>(graph: &Compiled<S>, finished: &[Finished<'_, S>]) -> BTreeSet<String> {
+    finished
+        .iter()
+        .filter(|task| graph.pause_after.contains(task.node))
+        .map(|task| task.node.to_owned())
+        .collect()
+}
+
+/// The name by which the database knows a child: the given one, or a free one after rounds that were stopped had taken it.
+pub(crate) fn child_name(renamed: &BTreeMap<String, u32>, name: &str) -> String {
+    match renamed.get(name) {
+        None => name.to_owned(),
+        Some(taken) => format!("{name}{RENAMED}{taken}"),
+    }
+}
+
+/// The inverse of [`child_name`].
+pub(crate) fn given_name(name: &str) -> &str {
+    match name.rsplit_once(RENAMED) {
+        Some((given, taken)) if !taken.is_empty() && taken.bytes().all(|b| b.is_ascii_digit()) => {
+            given
+        }
+        _ => name,
+    }
+}
+
+/// Between the given name of a child and how often it was taken before.
+const RENAMED: &str = "~";
 
 struct Next<'a, S: State> {
     graph: &'a Compiled<S>,
@@ -182,6 +237,41 @@ struct Next<'a, S: State> {
 }
 
 impl<'a, S: State> Next<'a, S> {
+    /// Goes where the finished tasks lead.
+    fn follow(
+        &mut self,
+        finished: &[Finished<'_, S>],
+        before: Option<&S>,
+        after: &S,
+    ) -> Result<(), PlanError> {
+        for task in finished {
+            let Some(node) = self.graph.nodes.get(task.node) else {
+                continue;
+            };
+            self.nodes.extend(node.edges.iter().cloned());
+            for index in &node.joins {
+                self.arrive(*index, task.node);
+            }
+            if !node.conditions.is_empty() {
+                match before {
+                    // Others ran beside it, whose writes it must not see.
+                    Some(before) if finished.len() > 1 => {
+                        let mut own = before.clone();
+                        for update in &task.outcome.updates {
+                            own.apply(update.clone());
+                        }
+                        self.decide(task.node, &node.conditions, &own)?;
+                    }
+                    _ => self.decide(task.node, &node.conditions, after)?,
+                }
+            }
+            for target in &task.outcome.goto {
+                self.go(task.node, target, &node.goes)?;
+            }
+        }
+        Ok(())
+    }
+
     fn new(
         graph: &'a Compiled<S>,
         joins: BTreeMap<String, BTreeSet<String>>,
@@ -284,6 +374,8 @@ impl<'a, S: State> Next<'a, S> {
             deferred: self.deferred,
             pause_after: BTreeSet::new(),
             begun: None,
+            anew: false,
+            renamed: BTreeMap::new(),
             hops,
         };
         if plan.is_empty() {

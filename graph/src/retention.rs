@@ -189,6 +189,7 @@ async fn prune(
                 let snapshot = graph.snapshot(&record.input, rows).map_err(|source| {
                     EngineError::StoredState {
                         thread: thread.clone(),
+                        checkpoint: base,
                         graph: record.graph.clone(),
                         source,
                     }

@@ -5,7 +5,11 @@
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{checkpoint::Channels, kept::Updates, nest::HIDDEN};
+use crate::{
+    checkpoint::{Channels, StateRow},
+    kept::Updates,
+    nest::HIDDEN,
+};
 
 /// How an update of a channel becomes its new value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -285,7 +289,7 @@ impl Changes {
 }
 
 /// The updates whose effect, one after the other, is that of a row's changes.
-pub(crate) fn updates_of<S: State>(row: &crate::checkpoint::StateRow) -> Vec<Value> {
+pub(crate) fn updates_of<S: State>(row: &StateRow) -> Vec<Value> {
     let kept = row.kept.as_ref().and_then(|kept| kept.json().ok());
     let (appends, changes) = kept.unwrap_or_else(|| (row.appends.clone(), row.changes.clone()));
     let mut updates = vec![appends];
@@ -319,11 +323,32 @@ fn single<S: State>(channel: &str, value: Value) -> Result<S::Update, ChannelErr
     S::Update::from_channels(channels)
 }
 
-/// The full values of all channels but the append ones.
-pub(crate) fn snapshot<S: State>(state: &S) -> Result<Channels, ChannelError> {
+/// Which channels a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// All but the append ones: their items are in the rows.
+    Usual,
+    /// All. It stands for everything before it, which may have been something else.
+    Whole,
+}
+
+impl Extent {
+    /// The extent of snapshots on top of these rows. Of what is before a snapshot, all items that were appended are read; so
+    /// once one has put other lists in their place, the later ones have to do so too.
+    pub fn on<S: State>(rows: &[StateRow]) -> Self {
+        let newest = rows.iter().rev().find_map(|row| row.snapshot.as_ref());
+        let mut appends = S::CHANNELS.iter().filter(|c| c.reducer == Reducer::Append);
+        let is_whole = newest
+            .is_some_and(|snapshot| appends.any(|channel| snapshot.contains_key(channel.name)));
+        if is_whole { Self::Whole } else { Self::Usual }
+    }
+}
+
+/// The full values of channels.
+pub(crate) fn snapshot<S: State>(state: &S, extent: Extent) -> Result<Channels, ChannelError> {
     let mut channels = Map::new();
     for (index, channel) in S::CHANNELS.iter().enumerate() {
-        if channel.reducer != Reducer::Append {
+        if extent == Extent::Whole || channel.reducer != Reducer::Append {
             channels.insert(channel.name.to_owned(), state.channel(index)?);
         }
     }
@@ -331,12 +356,15 @@ pub(crate) fn snapshot<S: State>(state: &S) -> Result<Channels, ChannelError> {
 }
 
 /// Rebuilds a state from its first update and the rows of its branch.
-pub(crate) fn rebuild<S: State>(
-    input: &Value,
-    rows: Vec<crate::checkpoint::StateRow>,
-) -> Result<S, ChannelError> {
+pub(crate) fn rebuild<S: State>(input: &Value, mut rows: Vec<StateRow>) -> Result<S, ChannelError> {
     let mut state = S::default();
-    state.apply(S::Update::from_json(input.clone())?);
+    let mut first = input.clone();
+    if let Value::Object(channels) = &mut first {
+        // What the struct does not have any more is passed over, as in the rows.
+        channels.retain(|name, _| S::CHANNELS.iter().any(|channel| channel.name == name));
+    }
+    forget_settled(&mut first, &mut rows);
+    state.apply(S::Update::from_json(first)?);
     for row in rows {
         let mut appends = row.appends;
         let mut changes = row.changes;
@@ -363,6 +391,28 @@ pub(crate) fn rebuild<S: State>(
         Changes { appends, changes }.replay(&mut state)?;
     }
     Ok(state)
+}
+
+/// Takes out what the newest snapshot has values for anyway: it need not even fit the channels' types.
+fn forget_settled(input: &mut Value, rows: &mut [StateRow]) {
+    let Some(newest) = rows.iter().rposition(|row| row.snapshot.is_some()) else {
+        return;
+    };
+    let (before, after) = rows.split_at_mut(newest);
+    let Some(settled) = after.first().and_then(|row| row.snapshot.as_ref()) else {
+        return;
+    };
+    let forget = |channels: &mut Channels| channels.retain(|name, _| !settled.contains_key(name));
+    if let Value::Object(channels) = input {
+        forget(channels);
+    }
+    for row in before {
+        forget(&mut row.appends);
+        forget(&mut row.changes);
+        if let Some(snapshot) = &mut row.snapshot {
+            forget(snapshot);
+        }
+    }
 }
 
 /// Rebuilds a state from the values that it had once and what changed since.
@@ -418,7 +468,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::checkpoint::StateRow;
 
     fn longest(word: &mut String, other: &str) {
         if other.len() > word.len() {
@@ -505,7 +554,7 @@ mod tests {
         assert_eq!(rebuilt, expected);
         // The same from a snapshot: only the appends before it and in it count.
         let row = StateRow {
-            snapshot: Some(snapshot(&expected).expect("is JSON")),
+            snapshot: Some(snapshot(&expected, Extent::Usual).expect("is JSON")),
             ..row
         };
         let rebuilt: All = rebuild(&json!({"word": "the very longest"}), vec![row]).expect("fits");

@@ -13,6 +13,8 @@ use crate::{
 pub(crate) const RESERVED: &str = "graph.";
 /// The answer to an interrupt; the payload is an [`Answer`].
 pub(crate) const ANSWER: &str = "graph.answer";
+/// The time to answer a question is over; the payload is an [`Expiry`]. Sent by the run that finds it, to its own thread.
+pub(crate) const EXPIRED: &str = "graph.expired";
 /// The end of a child; the payload is a [`ChildEnd`].
 pub(crate) const CHILD: &str = "graph.child";
 /// A further input to a thread that has ended, or will; the payload is an update.
@@ -26,6 +28,11 @@ pub(crate) fn is_input(kind: &str) -> bool {
     matches!(kind, INPUT | INTERRUPT | ROLLBACK)
 }
 
+/// Whether a signal ends a question.
+pub(crate) fn is_reply(kind: &str) -> bool {
+    matches!(kind, ANSWER | EXPIRED)
+}
+
 /// Whether a round under way makes way for such a signal.
 pub(crate) fn preempts(kind: &str) -> bool {
     matches!(kind, INTERRUPT | ROLLBACK)
@@ -35,6 +42,35 @@ pub(crate) fn preempts(kind: &str) -> bool {
 pub(crate) struct Answer {
     pub id: String,
     pub value: Value,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Expiry {
+    pub id: String,
+}
+
+/// The key of the signal that a question has expired. It stays known, so that a late answer is told what it came too late for.
+pub(crate) fn expiry_key(interrupt: &str) -> String {
+    format!("{EXPIRED}:{interrupt}")
+}
+
+/// What became of a question that had a deadline ([`Context::interrupt_until`](crate::Context::interrupt_until)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply<A> {
+    /// The answer came in time.
+    Answered(A),
+    /// The deadline passed without an answer. One that comes now is an error for whoever gives it.
+    Expired,
+}
+
+impl<A> Reply<A> {
+    /// The answer, if it came in time.
+    pub fn answer(self) -> Option<A> {
+        match self {
+            Self::Answered(answer) => Some(answer),
+            Self::Expired => None,
+        }
+    }
 }
 
 /// A set of things to wait for: the first that comes ends the wait.
@@ -156,6 +192,13 @@ pub(crate) fn arrival(wait: &WaitRecord, signal: &SignalRecord) -> Option<Value>
             .ok()
         }
     }
+}
+
+/// Whether a signal says that the time of a question is over.
+pub(crate) fn expires(wait: &WaitRecord, signal: &SignalRecord) -> bool {
+    signal.kind == EXPIRED
+        && wait.kind == WaitKind::Interrupt
+        && Expiry::deserialize(&signal.payload).is_ok_and(|expiry| expiry.id == wait.id)
 }
 
 /// What a re-run gets when the time has come.

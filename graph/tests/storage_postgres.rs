@@ -53,7 +53,7 @@ async fn running(db: &PostgresCheckpointer, count: usize) -> Vec<Lease> {
             id: format!("t{i}").into(),
             graph: "g".to_owned(),
             parent: None,
-            priority: Priority::Normal,
+            priority: Priority::Medium,
             input: json!({}),
         };
         db.create_thread(thread).await.expect("creates");

@@ -28,7 +28,7 @@ fn thread(id: &str) -> NewThread {
         id: id.into(),
         graph: "g".to_owned(),
         parent: None,
-        priority: Priority::Normal,
+        priority: Priority::Medium,
         input: json!({}),
     }
 }

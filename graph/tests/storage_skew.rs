@@ -66,7 +66,7 @@ async fn the_clock_is_moved() {
         id: "t".into(),
         graph: "g".to_owned(),
         parent: None,
-        priority: Priority::Normal,
+        priority: Priority::Medium,
         input: serde_json::json!({}),
     };
     db.create_thread(thread).await.expect("creates");

@@ -102,6 +102,9 @@ pub enum SignalOutcome {
     Duplicate,
     /// The wait that it must answer is not open; nothing was changed. (Checked after the key.)
     NoSuchWait,
+    /// The wait that it must answer is open, but its time ([`WaitRecord::until`](super::WaitRecord)) has passed, by the
+    /// database's clock; nothing was changed.
+    Expired,
     /// The mailbox holds [`MAILBOX_LIMIT`] unconsumed signals; nothing was changed.
     MailboxFull,
     /// There is no such thread.

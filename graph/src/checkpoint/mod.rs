@@ -104,7 +104,8 @@ pub trait Checkpointer: Send + Sync + 'static {
     /// Creates a thread; idempotent by its id.
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError>;
 
-    /// Puts a signal into a mailbox and makes the thread due. `answers`: only if a wait with this id is open.
+    /// Puts a signal into a mailbox and makes the thread due. `answers`: only if a wait with this id is open,
+    /// and its time has not passed.
     async fn signal(
         &self,
         signal: NewSignal,

@@ -24,9 +24,10 @@ pub enum Priority {
     Critical,
     /// People wait for it.
     High,
-    /// The default.
+    /// The default. (Once called `normal`, which can still be read.)
     #[default]
-    Normal,
+    #[serde(alias = "normal")]
+    Medium,
     /// Whenever there is time; ages like the others, so its turn comes.
     Low,
 }
@@ -37,7 +38,7 @@ impl Priority {
         match self {
             Self::Critical => 0,
             Self::High => 1,
-            Self::Normal => 2,
+            Self::Medium => 2,
             Self::Low => 3,
         }
     }
@@ -47,7 +48,7 @@ impl Priority {
         match rank {
             0 => Self::Critical,
             1 => Self::High,
-            2 => Self::Normal,
+            2 => Self::Medium,
             _ => Self::Low,
         }
     }

@@ -90,7 +90,7 @@ pub async fn a_claim_brings_nothing_but_what_loading_reads(lab: &Lab) {
 pub async fn two_claimers_never_get_one_thread(lab: &Lab) {
     const THREADS: usize = 40;
     for i in 0..THREADS {
-        lab.create_with(&format!("t{i}"), "job", Priority::Normal)
+        lab.create_with(&format!("t{i}"), "job", Priority::Medium)
             .await;
     }
     let others = [lab.db.clone(), lab.open().await, lab.open().await];
@@ -145,7 +145,7 @@ pub async fn tokens_grow_with_every_claim(lab: &Lab) {
 /// A process takes only what it can run.
 pub async fn only_the_graphs_asked_for_are_claimed(lab: &Lab) {
     for (id, graph) in [("a", "job"), ("b", "task"), ("c", "other")] {
-        lab.create_with(id, graph, Priority::Normal).await;
+        lab.create_with(id, graph, Priority::Medium).await;
     }
     let claimed = lab
         .db
@@ -184,10 +184,10 @@ pub async fn only_the_graphs_asked_for_are_claimed(lab: &Lab) {
 pub async fn urgent_threads_are_claimed_first(lab: &Lab) {
     for (id, priority) in [
         ("low", Priority::Low),
-        ("normal", Priority::Normal),
+        ("medium", Priority::Medium),
         ("critical", Priority::Critical),
         ("high", Priority::High),
-        ("normal2", Priority::Normal),
+        ("medium2", Priority::Medium),
     ] {
         lab.create_with(id, "job", priority).await;
     }
@@ -201,7 +201,7 @@ pub async fn urgent_threads_are_claimed_first(lab: &Lab) {
                 .map(|c| c.lease.thread.to_string()),
         );
     }
-    assert_eq!(order, ["critical", "high", "normal", "normal2", "low"]);
+    assert_eq!(order, ["critical", "high", "medium", "medium2", "low"]);
 }
 
 /// Every rank costs [`AGING_S`] seconds of waiting, no more: low ones never starve.

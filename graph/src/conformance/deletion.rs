@@ -15,7 +15,7 @@ use crate::{
 };
 
 async fn ended(lab: &Lab, id: &str, graph: &str) {
-    lab.create_with(id, graph, Priority::Normal).await;
+    lab.create_with(id, graph, Priority::Medium).await;
     let claims = lab.try_claim(graph, LONG).await.claims;
     for claim in claims
         .into_iter()

@@ -64,7 +64,7 @@ impl Lab {
 
     /// Creates a thread whose graph has the thread's own name, so that it can be claimed by itself.
     pub(super) async fn create(&self, id: &str) -> ThreadId {
-        self.create_with(id, id, Priority::Normal).await
+        self.create_with(id, id, Priority::Medium).await
     }
 
     pub(super) async fn create_with(&self, id: &str, graph: &str, priority: Priority) -> ThreadId {
@@ -178,7 +178,7 @@ pub(super) fn new_thread(id: &str) -> NewThread {
         id: id.into(),
         graph: id.to_owned(),
         parent: None,
-        priority: Priority::Normal,
+        priority: Priority::Medium,
         input: json!({}),
     }
 }

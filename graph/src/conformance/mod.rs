@@ -64,6 +64,7 @@ macro_rules! checkpointer_conformance {
             signals::signals_at_the_same_time_get_numbers_without_gaps,
             signals::the_same_signal_at_the_same_time_arrives_once,
             signals::an_answer_needs_an_open_wait,
+            signals::an_answer_after_its_time_is_refused,
             signals::a_full_mailbox_refuses,
             signals::a_signal_wakes_a_waiting_thread,
             signals::a_signal_wakes_an_ended_thread_only_if_it_revives,

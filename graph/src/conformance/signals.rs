@@ -167,6 +167,54 @@ pub async fn an_answer_needs_an_open_wait(lab: &Lab) {
     assert_eq!(answer("b", "w1").await, SignalOutcome::NoSuchWait);
 }
 
+/// An answer to a wait whose time has passed is refused, whatever arrives with it at the same moment.
+pub async fn an_answer_after_its_time_is_refused(lab: &Lab) {
+    let now = lab.try_claim("nothing", LONG).await.now;
+    let hour = jiff::SignedDuration::from_hours(1);
+    let threads: Vec<String> = (0..12).map(|i| format!("t{i}")).collect();
+    for id in &threads {
+        let lease = lab.running(id).await;
+        let wait = |name: &str, until| WaitRecord {
+            id: format!("{name} of {id}"),
+            name: name.to_owned(),
+            kind: WaitKind::Interrupt,
+            task: "ask".to_owned(),
+            value: json!("really?"),
+            signals: Vec::new(),
+            children: Vec::new(),
+            until: Some(until),
+        };
+        let commit = Commit {
+            waits: Some(vec![wait("early", now + hour), wait("late", now - hour)]),
+            then: sleep(0),
+            ..Commit::on(0)
+        };
+        assert!(lab.commit(&lease, commit).await.released);
+    }
+    let answers = threads.iter().flat_map(|id| {
+        ["late", "early", "never"].map(|name| async move {
+            let wait = format!("{name} of {id}");
+            let outcome = lab.db.signal(signal(id, name), Some(&wait)).await;
+            (name, outcome.expect("sends"))
+        })
+    });
+    for (name, outcome) in join_all(answers).await {
+        let expected = match name {
+            "early" => SignalOutcome::New,
+            "late" => SignalOutcome::Expired,
+            _ => SignalOutcome::NoSuchWait,
+        };
+        assert_eq!(outcome, expected, "{name}");
+    }
+    for id in &threads {
+        assert_eq!(lab.keys(id).await, ["early"]);
+        // The key is looked at first.
+        let wait = format!("late of {id}");
+        let again = lab.db.signal(signal(id, "early"), Some(&wait)).await;
+        assert_eq!(again.expect("sends"), SignalOutcome::Duplicate);
+    }
+}
+
 /// [`MAILBOX_LIMIT`] unconsumed signals are enough; consuming one makes room.
 pub async fn a_full_mailbox_refuses(lab: &Lab) {
     lab.create("t").await;

@@ -8,6 +8,7 @@ use crate::{
     follow::{MessageChunk, Modes, StreamKind},
     ids::ThreadId,
     memo::Emission,
+    plan::{child_name, given_name},
     waits::RESERVED,
 };
 
@@ -104,7 +105,9 @@ impl Context {
 
     /// Starts a child thread with the commit of this task; its input is the child's first update (an object of channels).
     ///
-    /// Its name is unique among the children of the thread: the same name again starts nothing.
+    /// Its name is unique among the children of the thread: the same name again starts nothing. But a child of a round that made
+    /// way for an input ([`Busy`](crate::Busy)) is not taken for one of the round that came after: of the same name, that
+    /// starts another one, whose id ends in `{name}~1` (and so on).
     pub fn spawn(
         &self,
         name: &str,
@@ -118,6 +121,12 @@ impl Context {
             ))
             .fatal());
         }
+        if given_name(name) != name {
+            return Err(NodeError::msg(format!(
+                "`{name}` cannot be a child's name: it ends like one that the engine makes"
+            ))
+            .fatal());
+        }
         let run = &self.inner.run;
         let input = serde_json::to_value(input)?;
         run.engine
@@ -125,7 +134,8 @@ impl Context {
             .map_err(|error| NodeError::from(error).fatal())?
             .check_input(&input)
             .map_err(|error| NodeError::from(error).fatal())?;
-        let id = run.thread.child(name);
+        let name = child_name(&run.renamed.lock(), name);
+        let id = run.thread.child(&name);
         if let Some(fault) = id.fault() {
             return Err(NodeError::msg(format!("`{id}` cannot be a thread's id: {fault}")).fatal());
         }
@@ -134,7 +144,7 @@ impl Context {
             graph: graph.to_owned(),
             parent: Some(Parent {
                 thread: run.thread.clone(),
-                name: name.to_owned(),
+                name,
             }),
             priority: run.priority,
             input,
@@ -167,9 +177,11 @@ impl Context {
 
     /// Cancels a child with the commit of this task. Its end comes as a child's end.
     pub fn cancel_child(&self, name: &str) -> Result<(), NodeError> {
+        let run = &self.inner.run;
+        let name = child_name(&run.renamed.lock(), name);
         self.say(Emission::Cancel(CancelRequest {
-            thread: self.inner.run.thread.child(name),
-            reason: format!("cancelled by its parent `{}`", self.inner.run.thread),
+            thread: run.thread.child(&name),
+            reason: format!("cancelled by its parent `{}`", run.thread),
         }));
         Ok(())
     }

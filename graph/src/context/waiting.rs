@@ -7,8 +7,10 @@ use serde_json::Value;
 use crate::{
     checkpoint::{WaitKind, WaitRecord, WriteKind},
     error::NodeError,
-    memo::Waiting,
-    waits::{Arrived, RESERVED, WaitFor, arrival, timer},
+    memo::{Waiting, expired},
+    plan::{child_name, given_name},
+    stored::{micros_after, time},
+    waits::{Arrived, RESERVED, Reply, WaitFor, arrival, timer},
 };
 
 use super::{Context, wait_id};
@@ -23,22 +25,87 @@ impl Context {
         name: &str,
         question: &(impl Serialize + ?Sized + Sync),
     ) -> Result<A, NodeError> {
+        let value = self.ask(name, serde_json::to_value(question)?, None)?;
+        self.read_answer(name, value.unwrap_or_default())
+    }
+
+    /// Like [`Context::interrupt`], but only until a time, by the database's clock: what comes first counts, the answer or the
+    /// deadline. From the deadline on, an answer is refused ([`EngineError::Expired`]).
+    ///
+    /// The deadline with which the question is asked first stays, whatever a re-run gives: `now + 2 hours` is two hours from
+    /// the first time. Its id is that of an interrupt of this name; both count the same questions.
+    ///
+    /// ```
+    /// # use graph::{Context, NodeError, Reply};
+    /// # use jiff::{SignedDuration, Timestamp};
+    /// # async fn node(ctx: Context) -> Result<(), NodeError> {
+    /// let deadline = Timestamp::now() + SignedDuration::from_hours(2);
+    /// match ctx.interrupt_until::<bool>("deploy", "Deploy today?", deadline).await? {
+    ///     Reply::Answered(yes) => { /* … */ }
+    ///     Reply::Expired => { /* nobody was there */ }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[allow(clippy::unused_async, reason = "whoever waits, awaits")]
+    pub async fn interrupt_until<A: DeserializeOwned>(
+        &self,
+        name: &str,
+        question: &(impl Serialize + ?Sized + Sync),
+        deadline: Timestamp,
+    ) -> Result<Reply<A>, NodeError> {
+        // As databases keep it, and never too early.
+        let deadline = time(micros_after(deadline).max(0));
+        let value = self.ask(name, serde_json::to_value(question)?, Some(deadline))?;
+        Ok(match value {
+            Some(value) => Reply::Answered(self.read_answer(name, value)?),
+            None => Reply::Expired,
+        })
+    }
+
+    /// The answer to a question; nothing if its time is over.
+    fn ask(
+        &self,
+        name: &str,
+        question: Value,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Value>, NodeError> {
         self.check_name(name)?;
-        let round = self.inner.memo.lock().round("interrupt", name);
+        let task = &self.inner.task;
+        let space = question_space(name);
+        let (round, until) = {
+            let mut memo = self.inner.memo.lock();
+            let round = memo.round("interrupt", name);
+            if until.is_some() && memo.get(WriteKind::Wait, &expired(&space), round).is_some() {
+                drop(memo);
+                self.inner.check_run()?;
+                return Ok(None);
+            }
+            let first = until.and_then(|_| memo.deadline(task, &space, round));
+            (round, first.or(until))
+        };
         let wait = WaitRecord {
             id: self.wait_id("interrupt", name, round),
             name: name.to_owned(),
             kind: WaitKind::Interrupt,
-            task: self.inner.task.clone(),
-            value: serde_json::to_value(question)?,
+            task: task.clone(),
+            value: question,
             signals: Vec::new(),
             children: Vec::new(),
-            until: None,
+            until,
         };
-        let value = self.wait(wait, round)?;
-        serde_json::from_value(value).map_err(|error| {
+        self.wait(wait, round).map(Some)
+    }
+
+    fn read_answer<A: DeserializeOwned>(&self, name: &str, answer: Value) -> Result<A, NodeError> {
+        serde_json::from_value(answer).map_err(|error| {
+            let run = &self.inner.run;
             NodeError::from(error)
-                .context(format!("the answer to `{name}` is not of the right type"))
+                .context(format!(
+                    "the answer to `{name}` is not of the right type, and the first answer counts; to ask again, fork thread `{}` from checkpoint {} and make the fork its head",
+                    run.thread,
+                    run.base()
+                ))
                 .fatal()
         })
     }
@@ -63,7 +130,7 @@ impl Context {
         }
         let round = self.inner.memo.lock().round("wait", name);
         let value = self.wait(self.record(name, round, WaitKind::Wait, what)?, round)?;
-        Ok(serde_json::from_value(value)?)
+        Ok(as_given(serde_json::from_value(value)?))
     }
 
     /// Suspends the thread until that time, by the database's clock.
@@ -86,7 +153,8 @@ impl Context {
         let mut memo = inner.memo.lock();
         let round = memo.round("take", name);
         if let Some(value) = memo.get(WriteKind::Take, name, round) {
-            return Ok(serde_json::from_value(value.clone())?);
+            let arrived: Option<Arrived> = serde_json::from_value(value.clone())?;
+            return Ok(arrived.map(as_given));
         }
         let wait = self.record(name, round, WaitKind::Wait, what)?;
         let (value, consumed) = match self.look(&wait) {
@@ -101,7 +169,8 @@ impl Context {
             value.clone(),
             consumed,
         );
-        Ok(serde_json::from_value(value)?)
+        let arrived: Option<Arrived> = serde_json::from_value(value)?;
+        Ok(arrived.map(as_given))
     }
 
     fn record(
@@ -123,7 +192,11 @@ impl Context {
             task: self.inner.task.clone(),
             value: Value::Null,
             signals: what.signals.clone(),
-            children: what.children.clone(),
+            children: {
+                let renamed = self.inner.run.renamed.lock();
+                let children = what.children.iter();
+                children.map(|name| child_name(&renamed, name)).collect()
+            },
             until: what.until,
         })
     }
@@ -134,7 +207,9 @@ impl Context {
         if let Some((value, number)) = run.mailbox.lock().take(|signal| arrival(wait, signal)) {
             return Some((value, Some(number)));
         }
+        // Whether a question has expired is settled in the database, where an answer may have come first.
         wait.until
+            .filter(|_| wait.kind != WaitKind::Interrupt)
             .is_some_and(|until| until <= run.now())
             .then(|| (timer(), None))
     }
@@ -144,8 +219,7 @@ impl Context {
         inner.check_run()?;
         self.check_memory(&wait.name)?;
         let space = if wait.kind == WaitKind::Interrupt {
-            // Interrupts and waits of one name do not meet.
-            format!("?{}", wait.name)
+            question_space(&wait.name)
         } else {
             wait.name.clone()
         };
@@ -193,4 +267,20 @@ impl Context {
             round,
         )
     }
+}
+
+/// With the name under which the node has spawned a child.
+fn as_given(arrived: Arrived) -> Arrived {
+    match arrived {
+        Arrived::Child(mut end) => {
+            end.name = given_name(&end.name).to_owned();
+            Arrived::Child(end)
+        }
+        other => other,
+    }
+}
+
+/// The space of the questions of this name. Interrupts and waits of one name do not meet.
+fn question_space(name: &str) -> String {
+    format!("?{name}")
 }

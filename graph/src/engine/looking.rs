@@ -15,6 +15,7 @@ use crate::{
     kept::restore,
     plan::Plan,
     state::State,
+    unfit::StoredState,
 };
 
 use super::Engine;
@@ -79,11 +80,13 @@ impl Engine {
             });
         }
         let mut rows = self.shared.store.state_rows(&thread, None).await?;
+        let checkpoint = rows.checkpoint;
         let state = restore(&record.input, &mut rows);
         state
             .map(Arc::unwrap_or_clone)
             .map_err(|source| EngineError::StoredState {
                 thread,
+                checkpoint,
                 graph: record.graph,
                 source,
             })
@@ -107,6 +110,29 @@ impl Engine {
             .values(&record.input, rows)
             .map_err(|source| EngineError::StoredState {
                 thread,
+                checkpoint,
+                graph: record.graph,
+                source,
+            })
+    }
+
+    /// What is stored of the state of a thread at a checkpoint (absent: at its head), channel by channel, whether or not it fits
+    /// the type of its graph's state.
+    pub async fn stored_state(
+        &self,
+        thread: impl Into<ThreadId>,
+        checkpoint: impl Into<Option<u64>>,
+    ) -> Result<StoredState, EngineError> {
+        let (thread, checkpoint) = (thread.into(), checkpoint.into());
+        let record = self.require(&thread).await?;
+        let rows = self.shared.store.state_rows(&thread, checkpoint).await?;
+        let checkpoint = rows.checkpoint;
+        self.shared
+            .graph(&record.graph)?
+            .stored(&record.input, rows)
+            .map_err(|source| EngineError::StoredState {
+                thread,
+                checkpoint,
                 graph: record.graph,
                 source,
             })

@@ -120,6 +120,7 @@ pub(super) async fn items(
                     .values(&thread.input, rows)
                     .map_err(|source| EngineError::StoredState {
                         thread: thread.id.clone(),
+                        checkpoint: record.checkpoint,
                         graph: thread.graph.clone(),
                         source,
                     })?;

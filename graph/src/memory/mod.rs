@@ -121,15 +121,20 @@ impl Checkpointer for MemoryCheckpointer {
         if thread.keys.contains_key(&signal.key) {
             return Ok(SignalOutcome::Duplicate);
         }
-        if let Some(id) = answers
-            && !thread.record.waits.iter().any(|wait| wait.id == id)
-        {
-            return Ok(SignalOutcome::NoSuchWait);
+        let now = Timestamp::now();
+        if let Some(id) = answers {
+            match thread.record.waits.iter().find(|wait| wait.id == id) {
+                None => return Ok(SignalOutcome::NoSuchWait),
+                Some(wait) if wait.until.is_some_and(|until| until <= now) => {
+                    return Ok(SignalOutcome::Expired);
+                }
+                Some(_) => {}
+            }
         }
         if thread.mailbox.len() as u64 >= MAILBOX_LIMIT {
             return Ok(SignalOutcome::MailboxFull);
         }
-        tables.deliver(signal, Timestamp::now());
+        tables.deliver(signal, now);
         Ok(SignalOutcome::New)
     }
 

@@ -375,14 +375,16 @@ fn count(list: &[i64]) -> i32 {
     i32::try_from(list.len()).unwrap_or(i32::MAX)
 }
 
+// Of a wait whose time has passed, `graph_land` hears nothing, so that it is not open. That cannot change in between.
 macro_rules! land_after {
     ($first:literal) => {
         concat!(
             $first,
-            "select at, made, mail, cancelled, ended, released, ended_mail, ended_cancelled, started, sent \
+            "select at, made, mail, cancelled, ended, released, ended_mail, ended_cancelled, started, sent, \
+     graph_expired($40, $46) \
      from graph_land($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
      $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, \
-     $46, $47, $48, $49, $50, $51, $52, $53, $54, $55, $56)"
+     graph_open_waits($40, $46), $47, $48, $49, $50, $51, $52, $53, $54, $55, $56)"
         )
     };
 }
@@ -527,6 +529,12 @@ fn answers(jobs: &[&Job], columns: &Columns<'_>, row: &PgRow) -> Result<Answers,
         receipt.cancel = cancel.map(plain);
     }
     let mut outcomes: Vec<i32> = list(row, 9)?;
+    let late: Vec<bool> = list(row, 10)?;
+    for (outcome, _) in outcomes.iter_mut().zip(late).filter(|(_, late)| *late) {
+        if *outcome == NO_WAIT {
+            *outcome = EXPIRED;
+        }
+    }
     if outcomes.len() != columns.signals.len() || receipts.len() != columns.commits.len() {
         return Err(short().into());
     }
@@ -559,12 +567,17 @@ fn at<T>(list: &mut [T], place: i32) -> Option<&mut T> {
 
 /// What `graph_land` says of a signal to nobody.
 const UNKNOWN: i32 = 4;
+/// What it says of an answer to what is not waited for.
+const NO_WAIT: i32 = 2;
+/// What that is when the wait is there, but its time has passed.
+const EXPIRED: i32 = 5;
 
 fn outcome_of(code: i32) -> Result<SignalOutcome, StorageError> {
     Ok(match code {
         0 => SignalOutcome::New,
         1 => SignalOutcome::Duplicate,
-        2 => SignalOutcome::NoSuchWait,
+        NO_WAIT => SignalOutcome::NoSuchWait,
+        EXPIRED => SignalOutcome::Expired,
         3 => SignalOutcome::MailboxFull,
         UNKNOWN => SignalOutcome::UnknownThread,
         other => {

@@ -146,6 +146,7 @@ pub(super) async fn signal(
         "new" => SignalOutcome::New,
         "duplicate" => SignalOutcome::Duplicate,
         "no wait" => SignalOutcome::NoSuchWait,
+        "expired" => SignalOutcome::Expired,
         "full" => SignalOutcome::MailboxFull,
         "unknown" => SignalOutcome::UnknownThread,
         other => {

@@ -12,7 +12,6 @@ use crate::{
     plan::{Finished, Plan, PlanError, conflicts},
     private::chain,
     state::{Changes, ChannelError, State, channels_weight, snapshot},
-    waits::ANSWER,
 };
 
 use super::{
@@ -104,15 +103,13 @@ impl<S: State> Run<S> {
             }
         }
         // Answers to questions of this step that nobody needs any more.
-        commit
-            .consumed
-            .extend(self.shared.mailbox.lock().discard(ANSWER));
+        commit.consumed.extend(self.shared.discard_replies());
         if self.shared.forget_waits() {
             commit.waits = Some(Vec::new());
         }
         self.shared.claims.lock().clear();
         commit.checkpoint = Some(self.checkpoint(changes, Source::Step));
-        let ends = self.plan.is_empty();
+        let ends = self.plan.is_over();
         if ends {
             self.done(&mut commit);
         } else if self.shared.controls.drain.is_cancelled() {
@@ -262,7 +259,7 @@ impl<S: State> Run<S> {
         if self.since_snapshot < self.next_snapshot || self.changed_since_snapshot <= 2 {
             return None;
         }
-        let mut snapshot = snapshot(&*self.state).ok()?;
+        let mut snapshot = snapshot(&*self.state, self.extent).ok()?;
         self.shared.pasts.lock().put(&mut snapshot);
         if channels_weight(&snapshot) > self.changed_since_snapshot
             && self.since_snapshot < SNAPSHOT_AT_LAST

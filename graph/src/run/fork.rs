@@ -6,28 +6,61 @@ use serde_json::Value;
 
 use crate::{
     builder::Compiled,
-    checkpoint::{NewCheckpoint, Source, StateRows},
-    command::Outcome,
+    checkpoint::{Channels, NewCheckpoint, Source, StateRows},
     error::EngineError,
     ids::ThreadId,
     kept::restore,
-    plan::{Finished, Plan},
+    nest::Pasts,
+    plan::Plan,
     state::{Changes, State, Update},
 };
 
-/// The checkpoint of a fork: the state at a checkpoint, updated as if by a node.
+/// What a fork does to the state.
+pub(crate) enum Forked {
+    /// Updates it.
+    Update(Value),
+    /// Puts these values of all channels in its place.
+    State(Channels),
+}
+
+/// The checkpoint of a fork: the state at a checkpoint, changed as if by a node.
 pub(crate) fn forked<S: State>(
     graph: &Compiled<S>,
     thread: &ThreadId,
     input: &Value,
     mut rows: StateRows,
     as_node: Option<&str>,
-    update: Value,
+    change: Forked,
 ) -> Result<NewCheckpoint, EngineError> {
-    let update = S::Update::from_json(update)?;
-    let mut state = Arc::unwrap_or_clone(restore::<S>(input, &mut rows)?);
+    let checkpoint = rows.checkpoint;
     let mut changes = Changes::default();
-    changes.add::<S>(&update)?;
+    let mut snapshot = None;
+    let (mut state, update) = match change {
+        Forked::Update(update) => {
+            let update = S::Update::from_json(update)?;
+            changes.add::<S>(&update)?;
+            let state = restore::<S>(input, &mut rows);
+            let state = state.map_err(|source| EngineError::StoredState {
+                thread: thread.clone(),
+                checkpoint,
+                graph: graph.name.to_string(),
+                source,
+            })?;
+            (Arc::unwrap_or_clone(state), update)
+        }
+        Forked::State(mut channels) => {
+            let mut state = S::default();
+            for (index, channel) in S::CHANNELS.iter().enumerate() {
+                if let Some(value) = channels.get(channel.name) {
+                    state.overwrite(index, value.clone())?;
+                }
+            }
+            // What accumulating subgraphs have kept stays.
+            Pasts::of(&rows).put(&mut channels);
+            snapshot = Some(channels);
+            (state, S::Update::default())
+        }
+    };
     let bad_plan = |fault: String| EngineError::Fork {
         thread: thread.clone(),
         fault,
@@ -49,21 +82,9 @@ pub(crate) fn forked<S: State>(
                 node: node.to_owned(),
             });
         }
-        let outcome = Outcome::from(());
-        let finished = [Finished::<S> {
-            node,
-            outcome: &outcome,
-        }];
-        let mut next = plan
-            .next(graph, &finished, None, &state)
+        plan = plan
+            .as_if(graph, node, &state)
             .map_err(|error| bad_plan(error.to_string()))?;
-        // What else was planned still is.
-        plan.nodes.remove(node);
-        next.nodes.append(&mut plan.nodes);
-        plan.sends.retain(|send| send.node() != node);
-        plan.sends.append(&mut next.sends);
-        next.sends = plan.sends;
-        plan = next;
     }
     plan.hops = 0;
     plan.version = Plan::VERSION;
@@ -74,7 +95,7 @@ pub(crate) fn forked<S: State>(
         source: Source::Update(as_node.unwrap_or_default().to_owned()),
         appends: changes.appends,
         changes: changes.changes,
-        snapshot: None,
+        snapshot,
         plan: serde_json::to_value(&plan).unwrap_or_default(),
         kept: None,
     })

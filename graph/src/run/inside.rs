@@ -17,7 +17,7 @@ use crate::{
     nest::{Kept, fold_kept},
     plan::Plan,
     private::chain,
-    state::{Changes, State, channels_weight, snapshot},
+    state::{Changes, Extent, State, channels_weight, snapshot},
     subgraph::SubgraphMemory,
 };
 
@@ -240,7 +240,7 @@ impl<T: State> Inner<T> {
             let mut full = None;
             if self.is_long {
                 changes.changes.clear();
-                full = Some(snapshot(&*state)?);
+                full = Some(snapshot(&*state, Extent::Usual)?);
             }
             kept.push(Kept {
                 namespace: self.place.kept_as.clone(),
@@ -426,7 +426,7 @@ impl<T: State> Inner<T> {
                 .push(record_write(&self.place, step, recording)?);
             let path = &self.place.path;
             let shared = &self.run.shared;
-            commit.waits = shared.strike_waits(|task| is_inside(task, path));
+            commit.waits = shared.strike_waits(|wait| is_inside(&wait.task, path));
             self.place
                 .share(shared, commit)
                 .await
@@ -473,7 +473,7 @@ impl<T: State> Inner<T> {
                 (
                     Given::Kept(T::Update::default()),
                     appends.into(),
-                    Some(snapshot(state)?),
+                    Some(snapshot(state, Extent::Usual)?),
                 )
             }
             None => {
@@ -481,7 +481,7 @@ impl<T: State> Inner<T> {
                 (
                     Given::Update(T::Update::default()),
                     appends.into(),
-                    Some(snapshot(state)?),
+                    Some(snapshot(state, Extent::Usual)?),
                 )
             }
         };
@@ -629,6 +629,7 @@ impl<S: State> Run<S> {
             since_snapshot: 0,
             changed_since_snapshot: 0,
             next_snapshot: 0,
+            extent: Extent::Usual,
             failed: false,
             grace: place.outer.grace,
             place: Some(place),

@@ -4,6 +4,7 @@ mod apply;
 mod attempt;
 mod cached;
 mod ending;
+mod expiry;
 mod fork;
 mod inside;
 mod landing;
@@ -30,13 +31,13 @@ use crate::{
     observer::Point,
     plan::Plan,
     private::chain,
-    state::{State, Update, channels_weight},
+    state::{Extent, State, Update, channels_weight},
     waits::is_input,
 };
 
 use apply::SNAPSHOT_AFTER;
 pub(crate) use ending::end_thread;
-pub(crate) use fork::forked;
+pub(crate) use fork::{Forked, forked};
 pub(crate) use inside::{Begin, invoke};
 pub(crate) use landing::give_back;
 pub(crate) use place::Place;
@@ -71,6 +72,7 @@ pub(crate) struct Run<S: State> {
     since_snapshot: u64,
     changed_since_snapshot: usize,
     next_snapshot: u64,
+    extent: Extent,
     /// Whether the round under way had ended, failed or cancelled, and nobody has asked to try it again.
     failed: bool,
     grace: Duration,
@@ -88,12 +90,14 @@ impl<S: State> Run<S> {
         mut loaded: Loaded,
         grace: Duration,
     ) -> Result<Self, Unfit> {
+        let (thread, checkpoint) = (shared.thread.clone(), loaded.state.checkpoint);
         let unfit = |what: String| {
             Unfit(format!(
-                "what is stored does not fit graph `{}`: {what}",
+                "what is stored of thread `{thread}` at checkpoint {checkpoint} does not fit graph `{}`: {what}; look at it with `Engine::stored_state`, and then retry the thread with a graph that it fits, or go on from a fork with another state (`Engine::fork_with_state`)",
                 graph.name
             ))
         };
+        let extent = Extent::on::<S>(&loaded.state.rows);
         let changed_since_snapshot = loaded
             .state
             .rows
@@ -103,9 +107,8 @@ impl<S: State> Run<S> {
         let state = restore::<S>(&loaded.thread.input, &mut loaded.state)
             .map_err(|error| unfit(chain(&error)))?;
         let plan = match loaded.state.plan {
-            Some(plan) => {
-                serde_json::from_value::<Plan>(plan).map_err(|error| unfit(error.to_string()))?
-            }
+            Some(plan) => serde_json::from_value::<Plan>(plan)
+                .map_err(|error| unfit(format!("the plan: {error}")))?,
             None => Plan::entry(&graph, &state).map_err(|error| Unfit(error.to_string()))?,
         };
         if plan.version > Plan::VERSION {
@@ -115,6 +118,7 @@ impl<S: State> Run<S> {
                 Plan::VERSION
             )));
         }
+        shared.renamed.lock().clone_from(&plan.renamed);
         let mut writes: BTreeMap<String, Vec<Write>> = BTreeMap::new();
         for write in loaded.writes {
             writes.entry(write.task.clone()).or_default().push(write);
@@ -133,6 +137,7 @@ impl<S: State> Run<S> {
             since_snapshot,
             changed_since_snapshot,
             next_snapshot: since_snapshot.max(SNAPSHOT_AFTER),
+            extent,
             failed,
             grace,
             place: None,
@@ -146,7 +151,7 @@ impl<S: State> Run<S> {
                 return self.cancel(Vec::new()).await;
             }
             self.forget_begun().await?;
-            let flow = if self.plan.is_empty() {
+            let flow = if self.plan.is_over() {
                 self.next_input().await?
             } else if self.must_make_way() {
                 self.make_way().await?
@@ -154,6 +159,8 @@ impl<S: State> Run<S> {
                 // Tasks that begin now would be stopped at once.
                 self.give_way(&mut []).await?;
                 Flow::Released
+            } else if self.plan.is_empty() {
+                self.stop_after_all().await?
             } else {
                 self.step_or_drain().await?
             };
@@ -192,7 +199,7 @@ impl<S: State> Run<S> {
             .lock()
             .any(|signal| is_input(&signal.kind));
         if is_there {
-            return self.begin(commit).await;
+            return self.begin(commit, Vec::new()).await;
         }
         self.done(&mut commit);
         self.land(commit, &[]).await?;
@@ -201,7 +208,8 @@ impl<S: State> Run<S> {
     }
 
     /// Begins a round with the oldest input in the mailbox.
-    async fn begin(&mut self, mut commit: Commit) -> Result<Flow, Broken> {
+    /// `stopped`: the children of a round that was stopped for it.
+    async fn begin(&mut self, mut commit: Commit, stopped: Vec<String>) -> Result<Flow, Broken> {
         let input = self
             .shared
             .mailbox
@@ -218,10 +226,11 @@ impl<S: State> Run<S> {
                 Arc::make_mut(&mut self.state).apply(update);
                 let plan =
                     Plan::entry(&self.graph, &self.state).map_err(|error| error.to_string())?;
-                Ok((changes, plan))
+                Ok((changes, plan.instead_of(&self.plan, stopped)))
             });
         match begun {
             Ok((changes, plan)) => {
+                self.shared.renamed.lock().clone_from(&plan.renamed);
                 self.plan = Arc::new(plan);
                 commit.checkpoint = Some(self.checkpoint(changes, Source::Input));
                 let parent = commit.base;
@@ -260,6 +269,7 @@ impl<S: State> Run<S> {
             if self.must_make_way() {
                 return Ok(Flow::On);
             }
+            self.expire(&tasks).await?;
             if self.wake(&mut tasks) {
                 self.waited();
             }
@@ -303,6 +313,7 @@ impl<S: State> Run<S> {
                 self.land(commit, &names).await?;
                 return Ok(Flow::Released);
             }
+            self.expire(&tasks).await?;
             if self.wake(&mut tasks) {
                 self.waited();
                 continue;

@@ -1,9 +1,11 @@
 //! Stepping by hand: stopping before and after named nodes.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use crate::{
-    checkpoint::{WaitKind, WaitRecord, WriteKind},
+    checkpoint::{Then, WaitKind, WaitRecord, WriteKind},
     memo::{Memo, Waiting},
     state::State,
     waits::arrival,
@@ -54,6 +56,24 @@ impl<S: State> Run<S> {
                 round: 0,
             })
             .collect()
+    }
+
+    /// Nothing runs next, but the thread is to stop after what ran last.
+    pub(super) async fn stop_after_all(&mut self) -> Result<Flow, Broken> {
+        if self.shared.controls.drain.is_cancelled() {
+            let mut commit = self.commit();
+            commit.then = Then::Yield;
+            self.keep(&mut commit);
+            self.shared.commit(commit).await?;
+            return Ok(Flow::Released);
+        }
+        let flow = self.pause().await?;
+        if let Flow::On = flow
+            && !self.must_make_way()
+        {
+            Arc::make_mut(&mut self.plan).pause_after.clear();
+        }
+        Ok(flow)
     }
 
     /// Stops before or after named nodes until somebody lets the thread go on.

@@ -10,18 +10,18 @@ use jiff::Timestamp;
 use crate::{
     checkpoint::{
         CancelRequest, HistoryFilter, NewCheckpoint, SignalRecord, Source, StorageError, Then,
-        ThreadFilter, ThreadStatus,
+        ThreadFilter, ThreadRecord,
     },
     kept::restore,
     plan::Plan,
     private::chain,
     state::{Changes, State, Update},
-    waits::{ANSWER, ROLLBACK, is_input, preempts},
+    waits::{ROLLBACK, is_input, is_reply, preempts},
 };
 
 use super::{Broken, Flow, Run, RunShared};
 
-/// How many checkpoints are read at once on the way back to the beginning of a round.
+/// How many checkpoints (or children) are read at once on the way back to the beginning of a round.
 const PAGE: usize = 500;
 
 const FORGOTTEN: &str = "the checkpoints from before it are no longer kept";
@@ -44,7 +44,7 @@ enum Before {
 impl<S: State> Run<S> {
     /// Whether the round under way is not to go on.
     pub(super) fn must_make_way(&self) -> bool {
-        if self.plan.is_empty() {
+        if self.plan.is_over() {
             return false;
         }
         let mailbox = self.shared.mailbox.lock();
@@ -69,10 +69,15 @@ impl<S: State> Run<S> {
         };
         tracing::info!(thread = %self.shared.thread, input = %input.key, "the round under way makes way for an input");
         let round = self.round().await.map_err(|error| self.broke(error))?;
-        let cancels = self
+        let children = self
             .children_since(round.since)
             .await
             .map_err(|error| self.broke(error))?;
+        let names: Vec<String> = children
+            .iter()
+            .filter_map(|child| Some(child.parent.as_ref()?.name.clone()))
+            .collect();
+        let cancels = self.cancels(children);
         // A round that has failed is over, so there is nothing to be taken back.
         if input.kind == ROLLBACK && !self.failed {
             if !cancels.is_empty() {
@@ -80,28 +85,27 @@ impl<S: State> Run<S> {
                 commit.cancels = cancels;
                 self.land(commit, &[]).await?;
             }
-            self.roll_back(&round, &inputs[..=first])
+            self.roll_back(&round, &inputs[..=first], names)
                 .await
                 .map_err(|error| self.broke(error))?;
             return Ok(Flow::Released);
         }
         self.failed = false;
-        let mut cancels = Some(cancels);
+        let mut left = Some((cancels, names));
         for _ in 0..=first {
             // The step that was stopped counts: what it asked and did must not be taken for what the next one asks and does.
             self.step += 1;
             self.writes.clear();
             let mut commit = self.commit();
             commit.clear_writes = self.shared.is_dirty();
-            commit.cancels = cancels.take().unwrap_or_default();
-            commit
-                .consumed
-                .extend(self.shared.mailbox.lock().discard(ANSWER));
+            let (cancels, names) = left.take().unwrap_or_default();
+            commit.cancels = cancels;
+            commit.consumed.extend(self.shared.discard_replies());
             self.shared.claims.lock().clear();
             if self.shared.forget_waits() {
                 commit.waits = Some(Vec::new());
             }
-            if let Flow::Released = self.begin(commit).await? {
+            if let Flow::Released = self.begin(commit, names).await? {
                 return Ok(Flow::Released);
             }
         }
@@ -117,7 +121,7 @@ impl<S: State> Run<S> {
         let numbers = {
             let mut mailbox = self.shared.mailbox.lock();
             mailbox.discard_if(|signal| {
-                signal.number <= begun && (is_input(&signal.kind) || signal.kind == ANSWER)
+                signal.number <= begun && (is_input(&signal.kind) || is_reply(&signal.kind))
             })
         };
         if numbers.is_empty() {
@@ -160,8 +164,14 @@ impl<S: State> Run<S> {
             let page = shared.engine.store.history(&shared.thread, &filter).await?;
             let input = page.iter().find(|record| record.source == Source::Input);
             if let Some(record) = input {
+                let plan = serde_json::from_value::<Plan>(record.plan.clone());
+                let is_first = record.parent == 0 && plan.is_ok_and(|plan| plan.anew);
                 return Ok(Round {
-                    before: Before::Checkpoint(record.parent),
+                    before: if is_first {
+                        Before::Nothing
+                    } else {
+                        Before::Checkpoint(record.parent)
+                    },
                     since: record.at,
                 });
             }
@@ -183,36 +193,47 @@ impl<S: State> Run<S> {
         }
     }
 
-    /// Requests to cancel the children that the round has started. Both times are the database's.
-    async fn children_since(&self, since: Timestamp) -> Result<Vec<CancelRequest>, StorageError> {
+    /// The children that the round has started. Both times are the database's.
+    async fn children_since(&self, since: Timestamp) -> Result<Vec<ThreadRecord>, StorageError> {
         let shared = &*self.shared;
-        let filter = ThreadFilter {
+        let mut filter = ThreadFilter {
             parent: Some(shared.thread.clone()),
-            statuses: vec![
-                ThreadStatus::Ready,
-                ThreadStatus::Running,
-                ThreadStatus::Waiting,
-            ],
-            limit: Some(usize::MAX >> 1),
+            limit: Some(PAGE),
             ..ThreadFilter::default()
         };
-        let children = shared.engine.store.threads(&filter).await?;
-        Ok(children
+        let mut children = Vec::new();
+        loop {
+            let page = shared.engine.store.threads(&filter).await?;
+            filter.after = page.last().map(|child| child.id.clone());
+            let is_last = page.len() < PAGE;
+            children.extend(page.into_iter().filter(|child| child.created_at >= since));
+            if is_last {
+                return Ok(children);
+            }
+        }
+    }
+
+    /// Requests to cancel those of them that have not ended.
+    fn cancels(&self, children: Vec<ThreadRecord>) -> Vec<CancelRequest> {
+        let parent = &self.shared.thread;
+        children
             .into_iter()
-            .filter(|child| child.created_at >= since)
+            .filter(|child| !child.status.is_ended())
             .map(|child| CancelRequest {
                 thread: child.id,
-                reason: format!(
-                    "the round of `{}` that started it made way for an input",
-                    shared.thread
-                ),
+                reason: format!("the round of `{parent}` that started it made way for an input"),
             })
-            .collect())
+            .collect()
     }
 
     /// Begins anew where the thread stood before the round, on a branch of its own, which becomes the head. The lease is gone
     /// then. The branch says up to which signal it has begun with, so that this can be done again after a crash.
-    async fn roll_back(&self, round: &Round, inputs: &[SignalRecord]) -> Result<(), StorageError> {
+    async fn roll_back(
+        &self,
+        round: &Round,
+        inputs: &[SignalRecord],
+        children: Vec<String>,
+    ) -> Result<(), StorageError> {
         let shared = &*self.shared;
         let store = &shared.engine.store;
         let begun = inputs.last().map_or(0, |signal| signal.number);
@@ -229,7 +250,7 @@ impl<S: State> Run<S> {
         let branch = if let Some(record) = made {
             record.branch
         } else {
-            let checkpoint = self.before(round, inputs, begun).await?;
+            let checkpoint = self.before(round, inputs, begun, children).await?;
             store.fork(&shared.thread, checkpoint).await?.0
         };
         store.set_head(&shared.thread, branch).await?;
@@ -244,6 +265,7 @@ impl<S: State> Run<S> {
         round: &Round,
         inputs: &[SignalRecord],
         begun: u64,
+        children: Vec<String>,
     ) -> Result<NewCheckpoint, StorageError> {
         let (store, thread) = (&self.shared.engine.store, &self.shared.thread);
         let (mut state, parent, step) = match round.before {
@@ -273,11 +295,13 @@ impl<S: State> Run<S> {
                 .map_err(|error| no_way_back(&chain(&error)))?;
             state.apply(update);
         }
-        let mut plan =
+        let plan =
             Plan::entry(&self.graph, &state).map_err(|error| no_way_back(&error.to_string()))?;
+        let mut plan = plan.instead_of(&self.plan, children);
         plan.begun = Some(begun);
         let mut snapshot = None;
         if let Before::Nothing = round.before {
+            plan.anew = true;
             // Checkpoint 0 has the first input in it: a snapshot of everything stands above that.
             changes = Changes::default();
             let channels = state

@@ -28,6 +28,7 @@ use crate::{
     ids::ThreadId,
     nest::Pasts,
     observer::Point,
+    waits::is_reply,
 };
 
 /// The unconsumed signals that the run knows of.
@@ -53,11 +54,7 @@ impl Mailbox {
         Some((value, signal.number))
     }
 
-    /// Takes all signals of a kind, and returns their numbers.
-    pub fn discard(&mut self, kind: &str) -> Vec<u64> {
-        self.discard_if(|signal| signal.kind == kind)
-    }
-
+    /// Takes all signals that are meant, and returns their numbers.
     pub fn discard_if(&mut self, is_meant: impl Fn(&SignalRecord) -> bool) -> Vec<u64> {
         let mut numbers = Vec::new();
         self.signals.retain(|signal| {
@@ -151,6 +148,10 @@ pub(crate) struct RunShared {
     pub pasts: Mutex<Pasts>,
     /// The accumulating subgraphs that this superstep has reached: namespace to the paths by which.
     pub claims: Mutex<BTreeMap<String, Vec<String>>>,
+    /// Names of children that rounds which were stopped have taken; see [`Plan`](crate::plan::Plan).
+    pub renamed: Mutex<BTreeMap<String, u32>>,
+    /// The questions that this run has found to be over.
+    pub expired: Mutex<HashSet<String>>,
     queue: Mutex<Queue>,
     idle: Notify,
 }
@@ -190,6 +191,8 @@ impl RunShared {
             listed: AtomicBool::new(!loaded.thread.waits.is_empty()),
             pasts: Mutex::new(Pasts::of(&loaded.state)),
             claims: Mutex::default(),
+            renamed: Mutex::default(),
+            expired: Mutex::default(),
             queue: Mutex::default(),
             idle: Notify::new(),
         }
@@ -210,8 +213,8 @@ impl RunShared {
         all
     }
 
-    /// Strikes off what waited inside a path. Returns what the thread's row is to name, if that is something else now.
-    pub fn strike_waits(&self, inside: impl Fn(&str) -> bool) -> Option<Vec<WaitRecord>> {
+    /// Strikes off some waits. Returns what the thread's row is to name, if that is something else now.
+    pub fn strike_waits(&self, is_meant: impl Fn(&WaitRecord) -> bool) -> Option<Vec<WaitRecord>> {
         let mut all = self.waits.lock();
         if all.is_empty() {
             return None;
@@ -220,7 +223,7 @@ impl RunShared {
             |all: &BTreeMap<String, Vec<WaitRecord>>| all.values().map(Vec::len).sum::<usize>();
         let before = count(&all);
         all.retain(|_, waits| {
-            waits.retain(|wait| !inside(&wait.task));
+            waits.retain(|wait| !is_meant(wait));
             !waits.is_empty()
         });
         (count(&all) != before).then(|| all.values().flatten().cloned().collect())
@@ -268,6 +271,12 @@ impl RunShared {
             }
             idle.await;
         }
+    }
+
+    /// Takes what has ended questions that nobody asks any more out of the mailbox, and returns the numbers.
+    pub fn discard_replies(&self) -> Vec<u64> {
+        let mut mailbox = self.mailbox.lock();
+        mailbox.discard_if(|signal| is_reply(&signal.kind))
     }
 
     /// The checkpoint that the run stands on.

@@ -247,12 +247,19 @@ impl<S: State> Run<S> {
                     let mut memo = task.memo.lock();
                     let waits = memo.waits.clone();
                     for wait in &waits {
+                        if let Some(expiry) = self.expiry(wait, &mut mailbox) {
+                            memo.expired(&task.planned.key, wait, expiry);
+                            task.status = Status::Ready;
+                            woken = true;
+                            continue;
+                        }
                         let came = mailbox
                             .take(|signal| arrival(&wait.record, signal))
                             .map(|(value, number)| (value, Some(number)))
                             .or_else(|| {
                                 wait.record
                                     .until
+                                    .filter(|_| wait.record.kind != WaitKind::Interrupt)
                                     .is_some_and(|until| until <= now)
                                     .then(|| (timer(), None))
                             });

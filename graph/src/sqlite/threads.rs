@@ -11,7 +11,8 @@ use crate::{
     },
     ids::ThreadId,
     stored::{
-        Fault, THREADS_LIMIT, digest, from_json, int, json_text, number, status_code, status_from,
+        Fault, THREADS_LIMIT, digest, from_json, int, json_text, micros_after, number, status_code,
+        status_from,
     },
 };
 
@@ -219,8 +220,12 @@ pub(super) async fn signal(
         let waits: Vec<WaitRecord> = waits.map_or(Ok(Vec::new()), |text| {
             from_json(text, &format!("the waits of thread {}", signal.thread))
         })?;
-        if !waits.iter().any(|open| open.id == wait) {
-            return Ok(SignalOutcome::NoSuchWait);
+        match waits.iter().find(|open| open.id == wait) {
+            None => return Ok(SignalOutcome::NoSuchWait),
+            Some(open) if open.until.is_some_and(|until| micros_after(until) <= now) => {
+                return Ok(SignalOutcome::Expired);
+            }
+            Some(_) => {}
         }
     }
     if number(row.try_get(0)?) >= MAILBOX_LIMIT {

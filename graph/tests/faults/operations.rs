@@ -42,7 +42,7 @@ pub fn thread(id: &str) -> NewThread {
         id: id.into(),
         graph: "g".to_owned(),
         parent: None,
-        priority: Priority::Normal,
+        priority: Priority::Medium,
         input: json!({"n": 1}),
     }
 }

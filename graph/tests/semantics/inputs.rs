@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use graph::{
-    Busy, Context, Delivered, END, Engine, EngineError, GraphBuilder, HistoryFilter, NodeError,
-    START, ServeOptions, Source, ThreadStatus,
+    Arrived, Busy, Context, Delivered, END, Engine, EngineError, GraphBuilder, HistoryFilter,
+    NodeError, START, ServeOptions, Source, StartOptions, ThreadStatus, WaitFor,
 };
 
 use crate::lab::{
@@ -73,7 +73,7 @@ async fn stop_a_running_round(lab: &Lab, busy: Busy, elsewhere: bool) -> Engine 
     let begun = Count::default();
     let engine = lab.notes(long(&begun)).await;
     engine
-        .start("t", "g", &log("first"), graph::StartOptions::default())
+        .start("t", "g", &log("first"), StartOptions::default())
         .await
         .expect("starts");
     let server = serve(&engine, brief());
@@ -133,7 +133,7 @@ promise! {
 promise! {
     async fn a_rollback_undoes_only_the_round_under_way(lab) {
         let engine = lab.notes(asking()).await;
-        engine.start("t", "g", &quick("one"), graph::StartOptions::default()).await.expect("starts");
+        engine.start("t", "g", &quick("one"), StartOptions::default()).await.expect("starts");
         run(&engine).await;
         input(&engine, "2", &log("two").last(String::new()), Busy::Reject).await;
         run(&engine).await;
@@ -176,7 +176,7 @@ promise! {
         for busy in [Busy::Interrupt, Busy::Rollback] {
             let id = format!("{busy:?}");
             let engine = lab.notes(asking()).await;
-            engine.start(id.as_str(), "g", &log("first"), graph::StartOptions::default()).await.expect("starts");
+            engine.start(id.as_str(), "g", &log("first"), StartOptions::default()).await.expect("starts");
             run(&engine).await;
             let asks = thread_as(&engine, &id).await;
             // Nobody runs the thread between these two.
@@ -206,7 +206,7 @@ promise! {
         let engine = lab.notes(asking()).await;
         for (number, (inputs, expected)) in cases.into_iter().enumerate() {
             let id = format!("t{number}");
-            engine.start(id.as_str(), "g", &log("first"), graph::StartOptions::default()).await.expect("starts");
+            engine.start(id.as_str(), "g", &log("first"), StartOptions::default()).await.expect("starts");
             run(&engine).await;
             for (key, busy) in inputs {
                 engine.input(id.as_str(), key, &quick(key), *busy).await.expect("is taken");
@@ -242,7 +242,7 @@ promise! {
 promise! {
     async fn an_ended_round_is_neither_stopped_nor_rolled_back(lab) {
         let engine = lab.notes(asking()).await;
-        engine.start("t", "g", &quick("one"), graph::StartOptions::default()).await.expect("starts");
+        engine.start("t", "g", &quick("one"), StartOptions::default()).await.expect("starts");
         run(&engine).await;
         input(&engine, "2", &quick("two"), Busy::Rollback).await;
         run(&engine).await;
@@ -275,7 +275,7 @@ promise! {
                     .edge(START, "a")
                     .edge("a", END),
             ).await;
-            engine.start(id.as_str(), "g", &log("first"), graph::StartOptions::default()).await.expect("starts");
+            engine.start(id.as_str(), "g", &log("first"), StartOptions::default()).await.expect("starts");
             let server = serve(&engine, brief());
             eventually("it runs", || async { begun.get() == 1 }).await;
             engine.input(id.as_str(), "1", &quick("second"), busy).await.expect("is taken");
@@ -319,7 +319,7 @@ promise! {
                 .await
                 .expect("builds");
             let says = |word: &str| NotesUpdate::default().last(word.to_owned());
-            engine.start(id.as_str(), "g", &says("one"), graph::StartOptions::default()).await.expect("starts");
+            engine.start(id.as_str(), "g", &says("one"), StartOptions::default()).await.expect("starts");
             run(&engine).await;
             engine.input(id.as_str(), "2", &says("asks"), Busy::Reject).await.expect("is taken");
             run(&engine).await;
@@ -381,7 +381,7 @@ promise! {
         ).await;
         for (id, busy) in [("t", Busy::Reject), ("u", Busy::Enqueue), ("v", Busy::Rollback)] {
             let before = runs.get();
-            engine.start(id, "g", &log("first"), graph::StartOptions::default()).await.expect("starts");
+            engine.start(id, "g", &log("first"), StartOptions::default()).await.expect("starts");
             run(&engine).await;
             assert_eq!(thread_as(&engine, id).await.status, ThreadStatus::Failed);
             engine.input(id, "1", &quick("second"), busy).await.expect("is taken");
@@ -392,7 +392,7 @@ promise! {
             assert_eq!(runs.get() - before, 2, "what failed is not tried again");
         }
         // An input that was queued while the round was under way waits for its end, also after a retry.
-        engine.start("w", "g", &log("first"), graph::StartOptions::default()).await.expect("starts");
+        engine.start("w", "g", &log("first"), StartOptions::default()).await.expect("starts");
         engine.input("w", "1", &log("second"), Busy::Enqueue).await.expect("is taken");
         engine.input("w", "2", &quick("third"), Busy::Enqueue).await.expect("is taken");
         run(&engine).await;
@@ -417,7 +417,7 @@ promise! {
         for busy in [Busy::Interrupt, Busy::Rollback] {
             let id = format!("{busy:?}");
             let engine = lab.notes(asking().interrupt_before(["a"])).await;
-            engine.start(id.as_str(), "g", &log("first"), graph::StartOptions::default()).await.expect("starts");
+            engine.start(id.as_str(), "g", &log("first"), StartOptions::default()).await.expect("starts");
             run(&engine).await;
             let stops = thread_as(&engine, &id).await;
             engine.input(id.as_str(), "1", &quick("second"), busy).await.expect("is taken");
@@ -454,12 +454,12 @@ promise! {
             ).await;
             let mut expected = Vec::new();
             if rounds == 2 {
-                engine.start(id.as_str(), "g", &quick("one"), graph::StartOptions::default()).await.expect("starts");
+                engine.start(id.as_str(), "g", &quick("one"), StartOptions::default()).await.expect("starts");
                 run(&engine).await;
                 engine.input(id.as_str(), "2", &log("two").last(String::new()), Busy::Reject).await.expect("is taken");
                 expected.extend(["one", "a", "b"]);
             } else {
-                engine.start(id.as_str(), "g", &log("two"), graph::StartOptions::default()).await.expect("starts");
+                engine.start(id.as_str(), "g", &log("two"), StartOptions::default()).await.expect("starts");
             }
             run(&engine).await;
             engine.prune(id.as_str(), graph::Keep::latest()).await.expect("prunes");
@@ -472,6 +472,56 @@ promise! {
             let notes: Notes = engine.state(id.as_str()).await.expect("has a state");
             expected.extend(["two", "a", "three", "a", "b"]);
             assert_eq!(notes.log, expected);
+        }
+    }
+}
+
+/// Starts a child and waits for its end, which it logs.
+fn with_child() -> GraphBuilder<Notes> {
+    notes("g")
+        .node("a", |notes: Arc<Notes>, ctx: Context| async move {
+            ctx.spawn("kid", "kid", &log(notes.log.join(" ")))?;
+            let end = match ctx.wait_any("kid", &WaitFor::new().child("kid")).await? {
+                Arrived::Child(end) => end,
+                other => panic!("not a child: {other:?}"),
+            };
+            Ok(log(format!(
+                "{} {:?} {}",
+                end.name, end.status, end.output["log"][0]
+            )))
+        })
+        .edge(START, "a")
+        .edge("a", END)
+}
+
+promise! {
+    async fn a_child_of_a_stopped_round_is_not_taken_for_one_of_the_next(lab) {
+        let kid = || notes("kid")
+            .node("ask", |_, ctx: Context| async move { ctx.interrupt::<()>("q", "?").await })
+            .edge(START, "ask").edge("ask", END);
+        for (busy, kept) in [(Busy::Interrupt, "first second third"), (Busy::Rollback, "third")] {
+            let engine = Engine::builder(lab.store.clone())
+                .graph(with_child().compile().expect("compiles"))
+                .graph(kid().compile().expect("compiles"))
+                .build().await.expect("builds");
+            let id = format!("{busy:?}");
+            let child = |name: &str| format!("{id}/{name}");
+            engine.start(id.as_str(), "g", &log("first"), StartOptions::default()).await.expect("starts");
+            run(&engine).await;
+            for (key, text) in [("1", "second"), ("2", "third")] {
+                engine.input(id.as_str(), key, &log(text), busy).await.expect("is taken");
+                run(&engine).await;
+            }
+            for (name, status) in [("kid", ThreadStatus::Cancelled), ("kid~1", ThreadStatus::Cancelled), ("kid~2", ThreadStatus::Waiting)] {
+                assert_eq!(thread_as(&engine, &child(name)).await.status, status, "{busy:?} {name}");
+            }
+            // It is the third one's end that counts, under the name that the node knows.
+            let asked = thread_as(&engine, &child("kid~2")).await;
+            engine.answer(asked.id, &asked.waits[0].id, &()).await.expect("is taken");
+            run(&engine).await;
+            let notes: Notes = engine.state(id.as_str()).await.expect("reads");
+            assert_eq!(notes.log.join(" "), format!("{kept} kid Done \"{kept}\""));
+            assert_eq!(thread_as(&engine, &id).await.status, ThreadStatus::Done);
         }
     }
 }

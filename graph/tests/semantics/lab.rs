@@ -183,7 +183,7 @@ pub async fn start_as(engine: &Engine, id: &str) {
 
 /// Runs what is due until nothing is.
 pub async fn run(engine: &Engine) {
-    tokio::time::timeout(Duration::from_secs(10), engine.run_due(options()))
+    tokio::time::timeout(Duration::from_secs(60), engine.run_due(options()))
         .await
         .expect("comes to rest")
         .expect("runs");
@@ -257,10 +257,10 @@ pub fn serve(engine: &Engine, options: ServeOptions) -> Server {
     Server { stop, handle }
 }
 
-/// Waits until something is true, 10 seconds at most.
 /// In less time than anybody waits who has to be woken, and more than a busy machine needs.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// Waits until something is true, a minute at most.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut is_true: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     while !is_true().await {

@@ -180,11 +180,11 @@ promise! {
                 })
                 .edge(START, "a").edge("a", END),
         ).await;
-        for (id, priority) in [("low", Priority::Low), ("normal", Priority::Normal), ("critical", Priority::Critical), ("high", Priority::High)] {
+        for (id, priority) in [("low", Priority::Low), ("medium", Priority::Medium), ("critical", Priority::Critical), ("high", Priority::High)] {
             engine.start(id, "g", &(), StartOptions::default().priority(priority)).await.expect("starts");
         }
         engine.run_due(ServeOptions { concurrency: 1, ..options() }).await.expect("runs");
-        assert_eq!(said(&engine, "order").await, ["critical null", "high null", "normal null", "low null"]);
+        assert_eq!(said(&engine, "order").await, ["critical null", "high null", "medium null", "low null"]);
     }
 }
 

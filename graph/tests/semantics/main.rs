@@ -1,9 +1,13 @@
 //! What the engine promises, one test per statement of `docs/semantics.md`, each on every database.
 
+mod bad_input;
+mod breakpoints;
 mod caching;
 mod children;
 mod corruption;
 mod crashes;
+mod deadlines;
+mod deferred;
 mod documents;
 mod failure;
 mod graphs;

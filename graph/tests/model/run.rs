@@ -51,7 +51,7 @@ impl Names {
                 thread: self.thread(Role::Parent).into(),
                 name: "kid".to_owned(),
             }),
-            priority: Priority::Normal,
+            priority: Priority::Medium,
             input: json!({}),
         }
     }

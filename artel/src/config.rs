@@ -145,6 +145,12 @@ pub struct Config {
     pub age_key_file: Option<PathBuf>,
     /// Coding workers at a time.
     pub max_workers: usize,
+    /// Where workers run: the runtime of the Docker engine; none for a sandbox on this machine.
+    pub docker_runtime: Option<String>,
+    /// The Docker engine for workers.
+    pub docker_host: String,
+    /// The image of workers in Docker.
+    pub worker_image: String,
     /// The coding agent's adapter.
     pub agent: String,
     /// The command of the adapter `command`.
@@ -250,6 +256,17 @@ impl Config {
                     "a number from 1 to 64 is expected",
                     |text| text.parse().ok().filter(|n| (1..=64).contains(n)),
                 )?,
+                docker_runtime: reader.parse(
+                    "SPAWNER_RUNTIME",
+                    "`bubblewrap`, `sysbox-runc`, `runc`, `runsc` or `kata` is expected",
+                    |text| match text {
+                        "bubblewrap" => Some(None),
+                        "sysbox-runc" | "runc" | "runsc" | "kata" => Some(Some(text.to_owned())),
+                        _ => None,
+                    },
+                )?,
+                docker_host: reader.text("DOCKER_HOST").unwrap_or_default(),
+                worker_image: reader.text("WORKER_IMAGE").unwrap_or_default(),
                 agent: reader.parse(
                     "ARTEL_AGENT",
                     "the name of an agent is expected; docs/agents.md lists them",

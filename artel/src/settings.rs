@@ -131,6 +131,21 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
                 "Coding workers at a time on this machine.",
             ),
             setting(
+                "SPAWNER_RUNTIME",
+                "bubblewrap",
+                "Where they run: `bubblewrap` (a sandbox on this machine), or in Docker with the runtime `sysbox-runc` (docs/sysbox.md), `runc`, `runsc` or `kata`.",
+            ),
+            setting(
+                "DOCKER_HOST",
+                "unix:///var/run/docker.sock",
+                "The Docker engine for workers: a Unix socket, because workspaces are folders of this machine.",
+            ),
+            setting(
+                "WORKER_IMAGE",
+                "artel-worker:dev",
+                "The image of workers in Docker, which `make image` builds. One that is not here is pulled if it is pinned by digest, NAME@sha256:….",
+            ),
+            setting(
                 "ARTEL_AGENT",
                 "artel-agent",
                 "The coding agent: `artel-agent`, `command`, `aider`, `claude-code`, `codex`, `droid`, `gemini` or `opencode`.",

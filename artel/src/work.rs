@@ -2,17 +2,21 @@
 //! [`crate::home`].
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use graph::ServeOptions;
-use spawner::{Program, Spawner};
+use spawner::Spawner;
+use spawner::runtime::{Containers, DockerOptions, Local, Runtime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::bus;
+use crate::config::Config;
 use crate::errands::Runner;
 use crate::home::Held;
 
@@ -20,6 +24,8 @@ use crate::home::Held;
 const CONCURRENCY: usize = 16;
 /// How long a run's lease holds without renewal: after so long another host takes over from one that vanished.
 const LEASE: Duration = Duration::from_secs(15);
+/// The name of the spawner in this process.
+const SPAWNER: &str = "local";
 /// How long everything has to come to an end when it is told to.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the projections wait for news that nobody announced.
@@ -82,19 +88,18 @@ impl Work {
             bus::deliver_results(results, engine, token).await;
             Ok(())
         });
-        let program = |name: &str| Program {
-            path: app.program.clone(),
-            args: vec!["internal".to_owned(), name.to_owned()],
+        let runtime: Arc<dyn Runtime> = match containers(&app.config, app.home.path()).await? {
+            Some(containers) => Arc::new(containers),
+            None => Arc::new(Local::new(app.sandbox.clone(), &app.program)),
         };
+        tracing::info!("workers: {}", runtime.describe());
         let spawner = Spawner::new(spawner::Options {
             home: app.home.path().to_owned(),
-            sandbox: app.sandbox.clone(),
+            runtime,
             transport: transport.clone(),
             models: app.worker_models.clone(),
-            launcher: program("launch"),
-            agent: program("agent"),
             max_workers: app.config.max_workers,
-            name: "local".to_owned(),
+            name: SPAWNER.to_owned(),
             continue_trace: telemetry::set_parent,
         })?;
         let handle = spawner.handle();
@@ -214,6 +219,24 @@ impl Work {
         }
         drop(self.held);
     }
+}
+
+/// Workers in Docker, if the configuration says so.
+pub(crate) async fn containers(config: &Config, home: &Path) -> anyhow::Result<Option<Containers>> {
+    let Some(runtime) = &config.docker_runtime else {
+        return Ok(None);
+    };
+    let options = DockerOptions {
+        host: Some(config.docker_host.clone()),
+        runtime: runtime.clone(),
+        image: config.worker_image.clone(),
+        spawner: SPAWNER.to_owned(),
+        home: home.to_owned(),
+    };
+    let containers = Containers::connect(options).await;
+    let containers = containers
+        .with_context(|| format!("workers cannot run in Docker (SPAWNER_RUNTIME={runtime})"))?;
+    Ok(Some(containers))
 }
 
 /// Keeps the projections up to date.

@@ -270,6 +270,8 @@ async fn doctor_names_what_is_wrong() {
     home.set("ARTEL_MODEL", "scripted");
     home.set("TELEGRAM_BOT_TOKEN", TOKEN);
     home.set("TELEGRAM_API_URL", &telegram.url);
+    home.set("SPAWNER_RUNTIME", "runc");
+    home.set("DOCKER_HOST", "unix:///nonexistent/docker.sock");
     let ran = home.run(&["doctor", "--json"]).await.code(1);
     let findings = ran.json();
     let found = |what: &str| {
@@ -281,6 +283,7 @@ async fn doctor_names_what_is_wrong() {
         ("python3", "install python3"),
         ("model", "key"),
         ("telegram", "token"),
+        ("workers", "/nonexistent/docker.sock"),
     ] {
         assert_eq!(found(what)["ok"], false, "{what}");
         let detail = found(what)["detail"].as_str().unwrap();

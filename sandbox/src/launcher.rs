@@ -4,11 +4,12 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, kill_process, setrlimit, wait};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::relay;
@@ -112,7 +113,6 @@ impl Launcher {
 
     /// Starts the relays, then the command; its exit code, or 128 and its signal.
     async fn run(self) -> Result<u8, Error> {
-        use std::os::unix::process::ExitStatusExt;
         for (name, number) in &self.limits {
             let resource = match name.as_str() {
                 "nproc" => Resource::Nproc,
@@ -142,20 +142,22 @@ impl Launcher {
         let failed = |error| Error::Command(self.command[0].clone(), error);
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let mut child = tokio::process::Command::new(&self.command[0])
+        let mut ended = signal(SignalKind::child()).map_err(failed)?;
+        let child = std::process::Command::new(&self.command[0])
             .args(&self.command[1..])
             .spawn()
             .map_err(failed)?;
-        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let pid = Pid::from_child(&child);
         let status = loop {
             let sent = tokio::select! {
-                status = child.wait() => break status.map_err(failed)?,
+                _ = ended.recv() => match collect(pid).map_err(|errno| failed(errno.into()))? {
+                    Some(status) => break status,
+                    None => continue,
+                },
                 _ = terminate.recv() => Signal::TERM,
                 _ = interrupt.recv() => Signal::INT,
             };
-            if let Some(pid) = pid {
-                let _ = kill_process(pid, sent);
-            }
+            let _ = kill_process(pid, sent);
         };
         // What the command said last is still on its way.
         drop(guard);
@@ -167,6 +169,21 @@ impl Launcher {
             .code()
             .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+    }
+}
+
+/// Collects every process that has ended: as the first process of a container we are given those whose parents are gone. The
+/// status of `child`, if it is among them.
+fn collect(child: Pid) -> Result<Option<ExitStatus>, rustix::io::Errno> {
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) if pid == child => {
+                return Ok(Some(ExitStatus::from_raw(status.as_raw())));
+            }
+            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! One attempt of one task, from the request to the result.
 
-use crate::broker::{Broker, Said, Status};
+use crate::broker::{self, Broker, Said, Status};
 use crate::collect::{self, Taken};
 use crate::events::Events;
 use crate::places::Places;
 use crate::process::{self, Exit};
+use crate::runtime::{Identity, Worker};
 use crate::stop::Stop;
 use crate::trouble::{Trouble, kind, tail};
 use crate::{Options, workspace};
@@ -24,6 +25,9 @@ pub(crate) struct Attempt<'a> {
     pub(crate) events: &'a Events,
     pub(crate) stop: &'a Stop,
 }
+
+/// A broker, and the worker that it serves; none when there is nothing left to do for one.
+type Equipped = (Broker, Option<Box<dyn Worker>>);
 
 /// What is known at the end, however it came.
 #[derive(Default)]
@@ -64,8 +68,87 @@ impl Attempt<'_> {
         self.events.say(EventKind::Started {
             spawner: self.options.name.clone(),
         });
+        let (broker, worker) = match self.adopted().await? {
+            Some(adopted) => adopted,
+            None => self.begun().await?,
+        };
+        let exit = match worker {
+            Some(worker) => {
+                let watch = process::watch(worker, &self.request, &broker, self.events, self.stop);
+                Some(watch.instrument(self.span("run")).await)
+            }
+            None => None,
+        };
+        seen.usage = broker.usage();
+        let exit = exit.transpose()?;
+        if let Some(exit) = &exit {
+            seen.usage.cpu_s = exit.ended.cpu_s;
+            seen.usage.peak_memory_mb = exit.ended.peak_memory_mb;
+        }
+        let said = broker.said();
+        if let Some(said) = &said {
+            seen.summary.clone_from(&said.summary);
+        }
+        if self.stop.is_stopped() {
+            let log = exit.as_ref().map(|exit| exit.tail.as_str());
+            return Err(self.stop.trouble().evidence(log.unwrap_or_default()));
+        }
+        judge(&self.request, said, exit.as_ref(), broker.model_trouble())?;
+        drop(broker);
+        if let Err(error) = broker::forget_folder(&self.places.state) {
+            tracing::warn!(%error, "a broker's folder was not removed");
+        }
+
+        self.events.phase("pushing");
+        let bare = workspace::repository(&self.request)?;
+        let repository = &self.request.repository;
+        let take = collect::take_over(self.places, bare, &repository.base_sha, &repository.branch);
+        self.unless_stopped(take)
+            .instrument(self.span("push"))
+            .await
+    }
+
+    /// The worker that a former process of ours has started for this request, if there is one, with a broker that knows it.
+    async fn adopted(&self) -> Result<Option<Equipped>, Trouble> {
+        let who = Identity::of(&self.request);
+        let limits = (&self.request.limits).into();
+        let adopt = self
+            .options
+            .runtime
+            .adopt(&who, &limits, &self.places.workspace);
+        let Some(worker) = adopt.await.map_err(|error| process::failed(&error))? else {
+            return Ok(None);
+        };
+        tracing::info!("a worker that a former spawner has started is watched again");
+        self.events.phase("adopted");
+        let broker = Broker::go_on(
+            Arc::clone(&self.request),
+            Arc::clone(&self.options.models),
+            self.events.clone(),
+            &self.places.state,
+        )
+        .map_err(|error| {
+            Trouble::failed(
+                kind::LOST,
+                "A worker outlived its spawner, but what it needs to go on did not.",
+            )
+            .status(ResultStatus::Lost)
+            .evidence(error.to_string())
+        })?;
+        Ok(Some((broker, Some(worker))))
+    }
+
+    /// A workspace made ready, and a worker started in it, unless the request has its report already.
+    async fn begun(&self) -> Result<Equipped, Trouble> {
+        // Whoever worked here before, for whatever request: gone before anything is touched.
+        let runtime = self.options.runtime.as_ref();
+        let clear = async {
+            let cleared = runtime.clear(&Identity::of(&self.request)).await;
+            cleared.map_err(|error| process::failed(&error))
+        };
+        self.unless_stopped(clear).await?;
         self.events.phase("cloning");
-        let prepare = workspace::prepare(&self.options.sandbox, self.places, &self.request);
+        let prepare = workspace::prepare(runtime, self.places, &self.request);
         self.unless_stopped(prepare)
             .instrument(self.span("clone"))
             .await?;
@@ -85,43 +168,11 @@ impl Attempt<'_> {
             .evidence(error.to_string())
         })?;
         // A report of a run that ended before its result was published stands.
-        let exit = if broker.said().is_none() {
-            let run = process::run(
-                self.options,
-                self.places,
-                &self.request,
-                &broker,
-                self.events,
-                self.stop,
-            );
-            Some(run.instrument(self.span("run")).await)
-        } else {
-            None
-        };
-        seen.usage = broker.usage();
-        let exit = exit.transpose()?;
-        if let Some(exit) = &exit {
-            seen.usage.cpu_s = exit.ended.cpu_s;
-            seen.usage.peak_memory_mb = exit.ended.peak_memory_mb;
+        if broker.said().is_some() {
+            return Ok((broker, None));
         }
-        let said = broker.said();
-        if let Some(said) = &said {
-            seen.summary.clone_from(&said.summary);
-        }
-        if self.stop.is_stopped() {
-            let log = exit.as_ref().map(|exit| exit.tail.as_str());
-            return Err(self.stop.trouble().evidence(log.unwrap_or_default()));
-        }
-        judge(&self.request, said, exit.as_ref(), broker.model_trouble())?;
-        drop(broker);
-
-        self.events.phase("pushing");
-        let bare = workspace::repository(&self.request)?;
-        let repository = &self.request.repository;
-        let take = collect::take_over(self.places, bare, &repository.base_sha, &repository.branch);
-        self.unless_stopped(take)
-            .instrument(self.span("push"))
-            .await
+        let worker = process::start(runtime, self.places, &self.request, &broker).await?;
+        Ok((broker, Some(worker)))
     }
 
     /// The span of one step.
@@ -150,7 +201,7 @@ impl Attempt<'_> {
         };
         Err(Trouble::failed(
             kind::UNSUPPORTED,
-            format!("The task needs {missing}, which a local worker does not have."),
+            format!("The task needs {missing}, which workers of this spawner do not have."),
         ))
     }
 }
@@ -163,9 +214,19 @@ fn judge(
     model: Option<(&'static str, String)>,
 ) -> Result<(), Trouble> {
     let log = exit.map(|exit| exit.tail.as_str()).unwrap_or_default();
+    let ended = exit.map(|exit| exit.ended.evidence.as_str());
     let Some(said) = said else {
-        return Err(silent_end(request, exit, model).evidence(log));
+        let evidence = match ended {
+            Some(ended) if !ended.is_empty() => format!("{log}\n--- {ended} ---"),
+            _ => log.to_owned(),
+        };
+        return Err(silent_end(request, exit, model).evidence(evidence));
     };
+    // An agent whose command was killed for want of memory says that the command failed.
+    let starved = exit.is_some_and(|exit| exit.ended.reason == Reason::Memory);
+    if starved && said.status == Status::Failed {
+        return Err(silent_end(request, exit, model).evidence(log));
+    }
     let reason = said.reason.trim();
     let first = reason.lines().next().unwrap_or_default();
     let evidence = format!(

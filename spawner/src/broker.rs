@@ -20,6 +20,7 @@ mod said;
 mod tests;
 
 use crate::events::Events;
+use crate::runtime::SOCKET;
 use allow::AllowList;
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
@@ -39,7 +40,9 @@ use protocol::{SpawnRequest, Usage};
 pub(crate) use said::{Said, Status};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,7 +94,7 @@ struct Inner {
 }
 
 impl Broker {
-    /// Listens for the worker of a request. `state` is a folder of ours that no worker sees.
+    /// Listens for a worker of a request that will be started. `state` is a folder of ours that no worker sees.
     pub(crate) fn start(
         request: Arc<SpawnRequest>,
         models: Arc<dyn WorkerModels>,
@@ -99,6 +102,24 @@ impl Broker {
         state: &Path,
     ) -> io::Result<Self> {
         Self::with(request, models, events, state, proxy::Resolver::default())
+    }
+
+    /// Listens for a worker that a former process has started: in the same folder, for the key that it has.
+    pub(crate) fn go_on(
+        request: Arc<SpawnRequest>,
+        models: Arc<dyn WorkerModels>,
+        events: Events,
+        state: &Path,
+    ) -> io::Result<Self> {
+        let ledger = Ledger::open(&request, state)?;
+        let key_hash = ledger.key_hash().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "nothing is known any more of the key that the worker has",
+            )
+        })?;
+        let resolver = proxy::Resolver::default();
+        Self::listen_for(request, models, events, state, resolver, ledger, key_hash)
     }
 
     fn with(
@@ -109,12 +130,34 @@ impl Broker {
         resolver: proxy::Resolver,
     ) -> io::Result<Self> {
         let key = format!("artel-{}", hex::encode(rand::random::<[u8; 32]>()));
-        let socket = socket_path(state)?;
-        let listener = UnixListener::bind(&socket)?;
-        let end = CancellationToken::new();
+        let key_hash = Sha256::digest(key.as_bytes()).into();
         let ledger = Ledger::open(&request, state)?;
+        ledger.keep_key(&key_hash)?;
+        let mut broker =
+            Self::listen_for(request, models, events, state, resolver, ledger, key_hash)?;
+        broker.key = key;
+        Ok(broker)
+    }
+
+    fn listen_for(
+        request: Arc<SpawnRequest>,
+        models: Arc<dyn WorkerModels>,
+        events: Events,
+        state: &Path,
+        resolver: proxy::Resolver,
+        ledger: Ledger,
+        key_hash: [u8; 32],
+    ) -> io::Result<Self> {
+        let folder = socket_folder(state)?;
+        let socket = folder.join(SOCKET);
+        // A process that was killed leaves it.
+        crate::places::remove_any(&socket)?;
+        let listener = UnixListener::bind(&socket)?;
+        // The worker is somebody else; nobody but workers gets as far as the folder.
+        std::fs::set_permissions(&socket, Permissions::from_mode(0o666))?;
+        let end = CancellationToken::new();
         let inner = Arc::new(Inner {
-            key_hash: Sha256::digest(key.as_bytes()).into(),
+            key_hash,
             allow: AllowList::new(&request.network.allow),
             said: watch::Sender::new(ledger.said()),
             request,
@@ -129,18 +172,24 @@ impl Broker {
         tokio::spawn(Arc::clone(&inner).listen(listener).in_current_span());
         Ok(Self {
             socket,
-            key,
+            key: String::new(),
             inner,
             end,
         })
     }
 
+    /// The folder of the socket, on the host. It stays when this ends, so that a worker that has it mounted finds the next socket.
+    pub(crate) fn folder(&self) -> &Path {
+        self.socket.parent().unwrap_or(&self.socket)
+    }
+
     /// The socket, on the host.
-    pub(crate) fn socket(&self) -> &Path {
+    #[cfg(test)]
+    fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// The job's key.
+    /// The job's key; empty when only a worker that was started before knows it.
     pub(crate) fn key(&self) -> &str {
         &self.key
     }
@@ -173,25 +222,53 @@ impl Drop for Broker {
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(socket = %self.socket.display(), %error, "cannot remove a socket");
         }
-        if let Some(folder) = self.socket.parent() {
-            // Only a folder of its own, made for a path that would have been too long, is empty.
-            let _ = std::fs::remove_dir(folder);
-        }
     }
 }
 
-/// A path short enough for a socket (108 bytes): in the state folder, or in a private temporary one.
-fn socket_path(state: &Path) -> io::Result<PathBuf> {
-    let name = format!("{}.sock", hex::encode(rand::random::<[u8; 4]>()));
-    let path = state.join(&name);
-    if path.as_os_str().len() < 100 {
-        return Ok(path);
+/// The folder of the socket, which is the same for every process that serves this workspace: in the state folder, or, as the
+/// path of a socket has to be short (108 bytes), in a temporary one whose name is kept there.
+fn socket_folder(state: &Path) -> io::Result<PathBuf> {
+    let near = state.join("broker");
+    let folder = if near.join(SOCKET).as_os_str().len() < 100 {
+        near
+    } else {
+        let note = state.join("broker-at");
+        match std::fs::read_to_string(&note) {
+            Ok(kept) if is_private_folder(Path::new(&kept)) => Path::new(&kept).join("broker"),
+            _ => {
+                std::fs::create_dir_all(state)?;
+                let name = format!("artel-{}", hex::encode(rand::random::<[u8; 8]>()));
+                let folder = std::env::temp_dir().join(name);
+                std::fs::create_dir(&folder)?;
+                crate::places::private_folder(&folder)?;
+                crate::places::write_whole(&note, folder.as_os_str().as_encoded_bytes())?;
+                folder.join("broker")
+            }
+        }
+    };
+    std::fs::create_dir_all(&folder)?;
+    // The folder around it is closed to everybody else; a worker gets this one alone, and may pass through it.
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o711))?;
+    Ok(folder)
+}
+
+/// Whether only we can have made this.
+fn is_private_folder(path: &Path) -> bool {
+    let me = std::fs::metadata("/proc/self").map(|me| me.uid());
+    std::fs::symlink_metadata(path).is_ok_and(|meta| {
+        meta.is_dir() && meta.mode() & 0o777 == 0o700 && me.is_ok_and(|me| me == meta.uid())
+    })
+}
+
+/// Removes what [`Broker`] keeps outside of the state folder.
+pub(crate) fn forget_folder(state: &Path) -> io::Result<()> {
+    match std::fs::read_to_string(state.join("broker-at")) {
+        Ok(kept) if is_private_folder(Path::new(&kept)) => {
+            crate::places::remove_any(Path::new(&kept))?;
+            crate::places::remove_any(&state.join("broker-at"))
+        }
+        _ => Ok(()),
     }
-    let folder =
-        std::env::temp_dir().join(format!("artel-{}", hex::encode(rand::random::<[u8; 8]>())));
-    std::fs::create_dir(&folder)?;
-    crate::places::private_folder(&folder)?;
-    Ok(folder.join(name))
 }
 
 impl Inner {

@@ -4,8 +4,10 @@
 //! * [`Spawner`]: takes jobs from a [`protocol::Transport`] and brings each to one result.
 //! * `workspace`, `refresh.sh`: the clone that outlives its workers.
 //! * `broker`: model, proxy and report of one worker, behind a key that ends with it.
-//! * [`docker`]: containers of a Docker engine.
-//! * `process`: what the worker is given, and the limits that are watched here.
+//! * [`runtime`]: where workers run: a sandbox on this machine, or containers.
+//! * [`docker`]: containers of a Docker engine, made and watched.
+//! * `process`: what the worker is given, and how it is watched until its end.
+//! * `reconcile`: what is ours and nobody's any more, found and cleared away.
 //! * `collect`: takes the commits over, believing nothing that the worker left.
 //!
 //! *Architecture invariants:* a spawner has no database; what it must not forget is in the transport
@@ -20,6 +22,8 @@ mod events;
 mod git;
 mod places;
 mod process;
+mod reconcile;
+pub mod runtime;
 mod service;
 mod stop;
 mod trouble;
@@ -30,7 +34,7 @@ pub use trouble::kind;
 
 use ports::WorkerModels;
 use protocol::Transport;
-use sandbox::Sandbox;
+use runtime::Runtime;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,16 +52,12 @@ pub struct Program {
 pub struct Options {
     /// `ARTEL_HOME`; workspaces are in its folder `workspaces`.
     pub home: PathBuf,
-    /// How workers are confined.
-    pub sandbox: Sandbox,
+    /// Where workers run.
+    pub runtime: Arc<dyn Runtime>,
     /// Where jobs come from and results go.
     pub transport: Arc<dyn Transport>,
     /// The models behind the broker.
     pub models: Arc<dyn WorkerModels>,
-    /// The program that carries [`sandbox::launcher::main`].
-    pub launcher: Program,
-    /// The program that carries [`worker::main`].
-    pub agent: Program,
     /// Workers at a time.
     pub max_workers: usize,
     /// Name of this spawner in events and heartbeats.
@@ -70,27 +70,18 @@ pub struct Options {
 pub type Continue = fn(&tracing::Span, &str) -> bool;
 
 impl Options {
-    /// The usual choices: `program` carries both `internal launch` and `internal agent`, four
-    /// workers at a time, named `local`, traces not continued.
+    /// The usual choices: four workers at a time, named `local`, traces not continued.
     pub fn new(
         home: impl Into<PathBuf>,
-        sandbox: Sandbox,
+        runtime: Arc<dyn Runtime>,
         transport: Arc<dyn Transport>,
         models: Arc<dyn WorkerModels>,
-        program: impl Into<PathBuf>,
     ) -> Self {
-        let path = program.into();
-        let program = |word: &str| Program {
-            path: path.clone(),
-            args: vec!["internal".to_owned(), word.to_owned()],
-        };
         Self {
             home: home.into(),
-            sandbox,
+            runtime,
             transport,
             models,
-            launcher: program("launch"),
-            agent: program("agent"),
             max_workers: 4,
             name: "local".to_owned(),
             continue_trace: |_, _| false,

@@ -9,7 +9,7 @@ use protocol::SpawnRequest;
 use sha2::{Digest as _, Sha256};
 use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// The folders of one task.
@@ -58,6 +58,38 @@ fn folder_name(id: &str) -> String {
 pub(crate) fn private_folder(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)?;
     std::fs::set_permissions(path, Permissions::from_mode(0o700))
+}
+
+/// Gives a folder with all that is in it to this user and group, where it is another one's. Links are not followed, and nothing
+/// is done when we are not root. Nobody else may work in it meanwhile. Blocks.
+pub(crate) fn hand_to(path: &Path, (user, group): (u32, u32)) -> io::Result<()> {
+    if std::fs::metadata("/proc/self")?.uid() != 0 {
+        return Ok(());
+    }
+    let give = |path: &Path| -> io::Result<bool> {
+        let meta = std::fs::symlink_metadata(path)?;
+        if (meta.uid(), meta.gid()) != (user, group) {
+            std::os::unix::fs::lchown(path, Some(user), Some(group))?;
+        }
+        Ok(meta.is_dir())
+    };
+    give(path)?;
+    let mut waiting = vec![path.to_owned()];
+    while let Some(folder) = waiting.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if give(&path)? {
+                waiting.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Us, as user and group.
+pub(crate) fn own_ids() -> io::Result<(u32, u32)> {
+    let me = std::fs::metadata("/proc/self")?;
+    Ok((me.uid(), me.gid()))
 }
 
 /// Makes sure that `parent/name` is a real folder, removing a link or a file of that name.
@@ -132,6 +164,30 @@ mod tests {
             assert!(folder.len() < 100 && !folder.contains('~'), "{folder}");
             assert!(seen.insert(folder), "{name} collides");
         }
+    }
+
+    #[test]
+    fn a_folder_is_handed_over_without_following_its_links() {
+        if own_ids().unwrap().0 != 0 {
+            // Only root may give something away; anybody else keeps it.
+            let folder = tempfile::tempdir().unwrap();
+            hand_to(folder.path(), (12_345, 12_345)).unwrap();
+            let meta = std::fs::metadata(folder.path()).unwrap();
+            assert_eq!(meta.uid(), own_ids().unwrap().0);
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (inside, outside) = (folder.path().join("inside"), folder.path().join("outside"));
+        std::fs::create_dir_all(inside.join("deep/er")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(inside.join("deep/er/file"), "").unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        hand_to(&inside, (1000, 1001)).unwrap();
+        for path in ["", "deep", "deep/er", "deep/er/file", "link"] {
+            let meta = std::fs::symlink_metadata(inside.join(path)).unwrap();
+            assert_eq!((meta.uid(), meta.gid()), (1000, 1001), "{path}");
+        }
+        assert_eq!(std::fs::metadata(&outside).unwrap().uid(), 0);
     }
 
     #[test]

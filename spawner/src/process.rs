@@ -1,24 +1,18 @@
 //! The worker's process: what it is given, and how it is watched until it ends.
 
 use crate::broker::Broker;
+use crate::docker;
 use crate::events::Events;
 use crate::places::Places;
+use crate::runtime::{
+    self, Ended, Identity, Inside, Part, Relay, Runtime, WORKSPACE, Work, Worker,
+};
 use crate::stop::Stop;
-use crate::trouble::{Trouble, kind, tail};
-use crate::{Options, Program};
-use protocol::{EventKind, SpawnRequest};
-use sandbox::{Ended, Job, Limits, Sandbox};
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use crate::trouble::{Trouble, chain, kind, tail};
+use protocol::{EventKind, ResultStatus, SpawnRequest};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// Where the worker finds the broker's socket.
-const SOCKET: &str = "/run/artel/broker.sock";
-/// Where the worker finds the program that carries the agent.
-const AGENT: &str = "/run/artel/agent";
-/// The relay's port in a network of its own.
-const PORT: u16 = 8118;
 /// How long a worker may take to end after it was asked to.
 const GRACE: Duration = Duration::from_millis(300);
 /// How long a worker may take to end after its report.
@@ -39,33 +33,61 @@ pub(crate) struct Exit {
     pub(crate) idle: bool,
 }
 
-/// Runs the worker to its end, whatever that is. A stop ends it within a second.
-pub(crate) async fn run(
-    options: &Options,
+/// Starts the agent of a request.
+pub(crate) async fn start(
+    runtime: &dyn Runtime,
     places: &Places,
+    request: &SpawnRequest,
+    broker: &Broker,
+) -> Result<Box<dyn Worker>, Trouble> {
+    let args = agent_args(request)?;
+    let port = runtime
+        .port()
+        .map_err(|error| failed(&runtime::Error::Machine("a port for the relay", error)))?;
+    let work = Work {
+        who: Identity::of(request),
+        part: Part::Agent,
+        inside: Inside::Agent(args),
+        env: environment(request, broker.key(), port)
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+        workspace: places.workspace.clone(),
+        shown: Vec::new(),
+        relay: Some(Relay {
+            folder: broker.folder().to_owned(),
+            port,
+        }),
+        limits: (&request.limits).into(),
+    };
+    runtime.start(&work).await.map_err(|error| failed(&error))
+}
+
+/// Why there is no worker.
+pub(crate) fn failed(error: &runtime::Error) -> Trouble {
+    if let runtime::Error::Docker(docker::Error::Gone { .. }) = error {
+        return Trouble::failed(
+            kind::LOST,
+            "The worker is gone and nothing is known of its end.",
+        )
+        .status(ResultStatus::Lost)
+        .evidence(chain(error));
+    }
+    Trouble::failed(
+        kind::SANDBOX_FAILED,
+        format!("The worker could not be run: {error}."),
+    )
+    .evidence(chain(error))
+}
+
+/// Watches a worker to its end, whatever that is. A stop ends it within a second.
+pub(crate) async fn watch(
+    mut running: Box<dyn Worker>,
     request: &SpawnRequest,
     broker: &Broker,
     events: &Events,
     stop: &Stop,
 ) -> Result<Exit, Trouble> {
-    let failed = |error: &dyn std::error::Error| {
-        Trouble::failed(kind::SANDBOX_FAILED, "The worker could not be started.")
-            .evidence(error.to_string())
-    };
-    let job = job(
-        &options.sandbox,
-        &options.launcher,
-        &options.agent,
-        places,
-        request,
-        broker,
-    )?
-    .map_err(|error| failed(&error))?;
-    let mut running = options
-        .sandbox
-        .spawn(&job)
-        .map_err(|error| failed(&error))?;
-    let stopper = running.stopper();
     let mut lines = running.take_lines();
     let idle_limit = Duration::from_secs(request.limits.idle_s);
     events.activity().touch();
@@ -85,7 +107,7 @@ pub(crate) async fn run(
             },
             () = stop.stopped(), if !stopping => {
                 stopping = true;
-                stopper.stop(GRACE);
+                running.stop(GRACE);
                 lines = None;
             }
             () = broker.wait_said(), if farewell.is_none() => {
@@ -94,11 +116,11 @@ pub(crate) async fn run(
             _ = tick.tick() => {
                 if !stopping && farewell.is_some_and(|end| Instant::now() >= end) {
                     stopping = true;
-                    stopper.stop(GRACE);
+                    running.stop(GRACE);
                 }
                 if !stopping && farewell.is_none() && events.activity().silence() > idle_limit {
                     (stopping, idle) = (true, true);
-                    stopper.stop(GRACE);
+                    running.stop(GRACE);
                 }
                 if told.0.elapsed() >= LOG_EVERY {
                     let log = tail(&running.tail(), LOG_BYTES).to_owned();
@@ -135,56 +157,21 @@ async fn next_line(
     }
 }
 
-/// The sandbox job of a request. The outer error is the request's fault, the inner one the machine's.
-fn job(
-    sandbox: &Sandbox,
-    launcher: &Program,
-    agent: &Program,
-    places: &Places,
-    request: &SpawnRequest,
-    broker: &Broker,
-) -> Result<io::Result<Job>, Trouble> {
-    let mut argv = vec![AGENT.to_owned()];
-    argv.extend(agent.args.iter().cloned());
-    argv.extend(["--workspace".to_owned(), "/workspace".to_owned()]);
+/// The arguments of the program that carries the agent.
+fn agent_args(request: &SpawnRequest) -> Result<Vec<String>, Trouble> {
+    let mut args = vec!["--workspace".to_owned(), WORKSPACE.to_owned()];
     match request.agent.adapter.as_str() {
         "artel-agent" => {}
         "command" => {
-            argv.extend(["command".to_owned(), "--".to_owned()]);
-            argv.extend(request.agent.command.iter().cloned());
+            args.extend(["command".to_owned(), "--".to_owned()]);
+            args.extend(request.agent.command.iter().cloned());
         }
         name => match worker::adapters::named(name) {
-            Some(adapter) => argv.push(adapter.name.to_owned()),
+            Some(adapter) => args.push(adapter.name.to_owned()),
             None => return Err(unknown_agent(name)),
         },
     }
-    let port = match relay_port(sandbox) {
-        Ok(port) => port,
-        Err(error) => return Ok(Err(error)),
-    };
-    let limits = &request.limits;
-    let mut job = Job::new(argv)
-        .launcher(&launcher.path, launcher.args.clone())
-        .relay_out(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SOCKET)
-        .mount_ro(broker.socket(), SOCKET)
-        .mount_ro(&agent.path, AGENT)
-        .mount_rw(&places.workspace, "/workspace")
-        .cwd("/workspace")
-        .limits(Limits {
-            memory_mb: limits.memory_mb,
-            pids: limits.pids,
-            cpu_s: Some(cpu_seconds(limits.cpu, limits.wall_s)),
-            wall_s: Some(limits.wall_s),
-            // Waiting for a model is silent and no idling: we watch that ourselves.
-            idle_s: None,
-            file_mb: limits.disk_mb,
-            disk_mb: Some(limits.disk_mb),
-            ..Limits::default()
-        });
-    for (name, value) in environment(request, broker.key(), port) {
-        job = job.env(name, value);
-    }
-    Ok(Ok(job))
+    Ok(args)
 }
 
 fn unknown_agent(name: &str) -> Trouble {
@@ -247,37 +234,9 @@ fn environment(request: &SpawnRequest, key: &str, port: u16) -> Vec<(&'static st
     environment
 }
 
-/// A worker in a network of its own has every port; one without confinement shares ours.
-fn relay_port(sandbox: &Sandbox) -> io::Result<u16> {
-    if sandbox.is_confined() {
-        return Ok(PORT);
-    }
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
-}
-
-/// So many cores for the whole time: the bound on processor time.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss
-)] // bounded just before
-fn cpu_seconds(cores: f64, wall_s: u64) -> u64 {
-    let seconds = cores * wall_s as f64;
-    seconds.ceil().clamp(1.0, 1e9) as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn processor_time_is_cores_times_wall_clock() {
-        assert_eq!(cpu_seconds(2.0, 1800), 3600);
-        assert_eq!(cpu_seconds(0.001, 1), 1);
-        assert_eq!(cpu_seconds(1e300, u64::MAX), 1_000_000_000);
-    }
 
     #[test]
     fn the_environment_is_the_contract_and_nothing_of_ours() {

@@ -4,9 +4,10 @@
 use crate::attempt::Attempt;
 use crate::events::Events;
 use crate::places::{self, Places};
+use crate::runtime::Identity;
 use crate::stop::{self, Stop, Why};
-use crate::trouble::{Trouble, kind};
-use crate::{Error, Options};
+use crate::trouble::{Trouble, chain, kind};
+use crate::{Error, Options, reconcile};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use protocol::{
@@ -32,6 +33,8 @@ const RENEW: Duration = Duration::from_secs(2);
 const HANDOVER: Duration = Duration::from_mins(1);
 /// How long the transport may fail until a result is given up (the job is offered again then).
 const PUBLISH_TRIES: u32 = 30;
+/// How long removing what is left of a worker may take.
+const DISCARD: Duration = Duration::from_secs(30);
 /// How long everything may take to end when the program does.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -83,13 +86,7 @@ impl Spawner {
         if options.max_workers == 0 {
             return Err(Error::NoRoom);
         }
-        for program in [&options.launcher, &options.agent] {
-            if !program.path.is_file() {
-                return Err(Error::Program {
-                    path: program.path.clone(),
-                });
-            }
-        }
+        options.runtime.check()?;
         let workspaces = options.home.join("workspaces");
         places::private_folder(&workspaces).map_err(|source| Error::Home {
             path: workspaces.clone(),
@@ -112,8 +109,8 @@ impl Spawner {
         Handle(Arc::clone(&self.shared))
     }
 
-    /// Works until `shutdown` (workers are ended, their jobs are offered again) or until it is
-    /// drained (the workers that run are finished).
+    /// Works until `shutdown` (the jobs are offered again; workers are ended, or go on where they can and wait to be adopted) or
+    /// until it is drained (the workers that run are finished).
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let shared = self.shared;
         let transport = &shared.options.transport;
@@ -126,9 +123,16 @@ impl Spawner {
             let shared = Arc::clone(&shared);
             async move { shared.obey(controls).await }
         }));
-        tokio::spawn(over.run_until_cancelled_owned({
+        tokio::spawn(over.clone().run_until_cancelled_owned({
             let shared = Arc::clone(&shared);
             async move { shared.beat().await }
+        }));
+        tokio::spawn(over.clone().run_until_cancelled_owned({
+            let shared = Arc::clone(&shared);
+            async move {
+                let is_running = |id: &str| lock(&shared.running).contains_key(id);
+                reconcile::forever(&shared.options, is_running).await;
+            }
         }));
         loop {
             let permit = tokio::select! {
@@ -220,7 +224,7 @@ impl Shared {
                 running: count(lock(&self.running).len()),
                 versions: [
                     ("artel".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-                    ("sandbox".to_owned(), self.options.sandbox.describe()),
+                    ("sandbox".to_owned(), self.options.runtime.describe()),
                 ]
                 .into(),
                 at: Timestamp::now(),
@@ -241,6 +245,13 @@ impl Shared {
             () = shutdown.cancelled() => Settled::Later,
             settled = self.settle(&delivery, &stop) => settled,
         };
+        match settled {
+            // The result is known, or is somebody else's to find: nothing of this request is needed any more.
+            Settled::Over | Settled::Poison(_) | Settled::Lost => {
+                self.discard(&delivery.request).await;
+            }
+            Settled::Later => {}
+        }
         lock(&self.running).remove(&id);
         let told = match settled {
             Settled::Over => transport.ack_job(&delivery.receipt).await,
@@ -252,6 +263,22 @@ impl Shared {
             // It will be offered again; its result, if it has one, is read first then.
             tracing::warn!(%error, request = id, "job {id} could not be given back");
         }
+    }
+
+    /// What cannot be removed now is found again by [`reconcile`].
+    async fn discard(&self, request: &SpawnRequest) {
+        let who = Identity::of(request);
+        let discarded = tokio::time::timeout(DISCARD, self.options.runtime.discard(&who)).await;
+        let error = match discarded {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("it took longer than {} s", DISCARD.as_secs()),
+        };
+        let id = &request.request_id;
+        tracing::warn!(
+            error,
+            "what is left of the worker of job {id} was not removed; it will be"
+        );
     }
 
     async fn settle(&self, delivery: &JobDelivery, stop: &Stop) -> Settled {

@@ -7,9 +7,10 @@
 
 use crate::git::{self, Git};
 use crate::places::{self, Places};
-use crate::trouble::{Trouble, kind};
+use crate::runtime::{self, Identity, Inside, Limits, Part, Runtime, Work};
+use crate::trouble::{Trouble, chain, kind};
 use protocol::{Source, SpawnRequest};
-use sandbox::{Job, Limits, Reason, Sandbox};
+use sandbox::Reason;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ const EXCLUDE: &str = "/.artel/\n__pycache__/\n*.pyc\n";
 
 /// Makes the workspace ready and puts the task into it.
 pub(crate) async fn prepare(
-    sandbox: &Sandbox,
+    runtime: &dyn Runtime,
     places: &Places,
     request: &SpawnRequest,
 ) -> Result<(), Trouble> {
@@ -48,7 +49,11 @@ pub(crate) async fn prepare(
     let mut fresh = true;
     if is_usable(&places.workspace) {
         tidy(&places.workspace).map_err(|e| clone_failed("tidying the workspace", &e))?;
-        match refresh(sandbox, places, request, bare).await? {
+        hand_over(runtime, &places.workspace).await?;
+        let refreshed = refresh(runtime, places, request, bare).await;
+        places::remove_any(&places.state.join("lent.git"))
+            .map_err(|e| clone_failed("removing a copy", &e))?;
+        match refreshed? {
             Refreshed::Done => fresh = false,
             Refreshed::Broken(said) => {
                 let workspace = places.workspace.display();
@@ -64,7 +69,57 @@ pub(crate) async fn prepare(
             .map_err(|e| clone_failed("setting the old workspace aside", &e))?;
         clone(places, request, bare).await?;
     }
-    write_task(&places.workspace, request).map_err(|e| clone_failed("writing the task", &e))
+    write_task(&places.workspace, request).map_err(|e| clone_failed("writing the task", &e))?;
+    hand_over(runtime, &places.workspace).await
+}
+
+/// Gives a folder to whoever works in it.
+async fn hand_over(runtime: &dyn Runtime, folder: &Path) -> Result<(), Trouble> {
+    let owner = runtime.owner();
+    let folder = folder.to_owned();
+    let handed = tokio::task::spawn_blocking(move || {
+        let owner = owner.map_or_else(places::own_ids, Ok)?;
+        places::hand_to(&folder, owner)
+    });
+    handed
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+        .map_err(|e| clone_failed("giving the workspace to the worker", &e))
+}
+
+/// What the refresh fetches from: the repository itself, or, for a worker who may not be able to read what is ours, a copy of
+/// its branches.
+async fn lend(
+    runtime: &dyn Runtime,
+    places: &Places,
+    request: &SpawnRequest,
+    bare: &Path,
+) -> Result<PathBuf, Trouble> {
+    if runtime.owner().is_none() {
+        return Ok(bare.to_owned());
+    }
+    let failed = |error: git::Error| clone_failed("copying the repository", &error);
+    let copy = places.state.join("lent.git");
+    places::remove_any(&copy).map_err(|e| clone_failed("making a folder", &e))?;
+    std::fs::create_dir_all(&copy).map_err(|e| clone_failed("making a folder", &e))?;
+    let git = Git::new(&copy);
+    git.text(&[
+        "init",
+        "--quiet",
+        "--bare",
+        "--template=",
+        "--initial-branch=main",
+    ])
+    .await
+    .map_err(failed)?;
+    let base = format!("+{}:refs/artel/base", request.repository.base_sha);
+    let bare = bare.display().to_string();
+    let args = ["fetch", "--quiet", "--no-tags", "--end-of-options", &bare];
+    git.text(&[&args[..], &["+refs/heads/*:refs/heads/*", &base]].concat())
+        .await
+        .map_err(failed)?;
+    hand_over(runtime, &copy).await?;
+    Ok(copy)
 }
 
 /// The bare repository of a request.
@@ -204,43 +259,62 @@ async fn clone(places: &Places, request: &SpawnRequest, bare: &Path) -> Result<(
 
 /// Fetches the base and the branch into an existing workspace, keeping what was done there.
 async fn refresh(
-    sandbox: &Sandbox,
+    runtime: &dyn Runtime,
     places: &Places,
     request: &SpawnRequest,
     bare: &Path,
 ) -> Result<Refreshed, Trouble> {
-    let job = Job::new(["sh", "-c", REFRESH, "refresh"])
-        .mount_rw(&places.workspace, "/workspace")
-        .mount_ro(bare, REPOSITORY)
-        .cwd("/workspace")
-        .env("REPOSITORY", REPOSITORY)
-        .env("BASE", &request.repository.base_sha)
-        .env("BRANCH", &request.repository.branch)
-        .env("ATTEMPT", request.attempt.to_string())
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .env("GIT_TERMINAL_PROMPT", "0")
-        .env("GIT_AUTHOR_NAME", "artel")
-        .env("GIT_AUTHOR_EMAIL", "artel@localhost")
-        .env("GIT_COMMITTER_NAME", "artel")
-        .env("GIT_COMMITTER_EMAIL", "artel@localhost")
-        .limits(Limits {
-            wall_s: Some(120),
-            disk_mb: Some(request.limits.disk_mb),
-            ..Limits::default()
-        });
-    let output = sandbox
-        .run(&job)
-        .await
-        .map_err(|error| clone_failed("starting Git in the sandbox", &error))?;
-    match output.ended.reason {
+    let failed = |error: &runtime::Error| {
+        Trouble::failed(
+            kind::CLONE_FAILED,
+            format!("The workspace could not be brought up to date: {error}."),
+        )
+        .evidence(chain(error))
+    };
+    let lent = lend(runtime, places, request, bare).await?;
+    let env = [
+        ("REPOSITORY", REPOSITORY.to_owned()),
+        ("BASE", request.repository.base_sha.clone()),
+        ("BRANCH", request.repository.branch.clone()),
+        ("ATTEMPT", request.attempt.to_string()),
+        ("GIT_CONFIG_NOSYSTEM", "1".to_owned()),
+        ("GIT_CONFIG_GLOBAL", "/dev/null".to_owned()),
+        ("GIT_TERMINAL_PROMPT", "0".to_owned()),
+        ("GIT_AUTHOR_NAME", "artel".to_owned()),
+        ("GIT_AUTHOR_EMAIL", "artel@localhost".to_owned()),
+        ("GIT_COMMITTER_NAME", "artel".to_owned()),
+        ("GIT_COMMITTER_EMAIL", "artel@localhost".to_owned()),
+    ];
+    let work = Work {
+        who: Identity::of(request),
+        part: Part::Refresh,
+        inside: Inside::Program(["sh", "-c", REFRESH, "refresh"].map(str::to_owned).into()),
+        env: env.map(|(name, value)| (name.to_owned(), value)).into(),
+        workspace: places.workspace.clone(),
+        shown: vec![(lent, REPOSITORY.into())],
+        relay: None,
+        limits: Limits {
+            wall_s: 120,
+            cpu: 2.0,
+            memory_mb: 1024,
+            pids: 256,
+            disk_mb: request.limits.disk_mb,
+        },
+    };
+    let mut worker = runtime.start(&work).await.map_err(|error| failed(&error))?;
+    let ended = worker.wait().await.map_err(|error| failed(&error))?;
+    let tail = worker.tail();
+    drop(worker);
+    let discarded = runtime.discard(&work.who).await;
+    discarded.map_err(|error| failed(&error))?;
+    match ended.reason {
         Reason::Exited(0) => Ok(Refreshed::Done),
-        Reason::Exited(_) => Ok(Refreshed::Broken(output.tail)),
+        Reason::Exited(_) => Ok(Refreshed::Broken(tail)),
         reason => Err(Trouble::failed(
             kind::CLONE_FAILED,
             format!("The workspace of the former attempt could not be brought up to date (Git {reason})."),
         )
-        .evidence(output.tail)),
+        .evidence(tail)),
     }
 }
 

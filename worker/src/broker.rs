@@ -5,6 +5,11 @@ use crate::http;
 use serde_json::json;
 use std::time::Duration;
 
+/// The pauses between tries to deliver the report, in milliseconds.
+const PAUSES_MS: [u64; 10] = [
+    100, 400, 1_600, 3_200, 5_000, 10_000, 20_000, 40_000, 40_000, 0,
+];
+
 /// What a worker says at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
@@ -113,10 +118,11 @@ impl Broker {
         }
     }
 
-    /// Delivers the report; a report that was recorded before is delivered. Tries for some seconds.
+    /// Delivers the report; a report that was recorded before is delivered. Tries for two minutes: a spawner that is being
+    /// started again is back by then.
     pub async fn report(&self, report: &Report) -> Result<(), Error> {
         let mut reason = String::new();
-        for pause_ms in [100, 400, 1600, 3200, 0] {
+        for pause_ms in PAUSES_MS {
             let sent = self
                 .client
                 .post(format!("{}/v1/result", self.url))

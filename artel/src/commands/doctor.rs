@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::config::SecretValue;
 
+use spawner::runtime::Runtime as _;
+
 use super::Context;
 
 /// What was found out about one thing.
@@ -56,6 +58,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
         }
         Err(error) => findings.push(finding("artel", Err(super::describe(&error).1))),
     }
+    findings.push(finding("workers", workers(context).await));
     findings.push(finding("model", model(context).await));
     if let Some(token) = &context.config.telegram_bot_token {
         findings.push(finding(
@@ -107,6 +110,18 @@ fn program(name: &'static str, args: &[&str], advice: &str) -> Finding {
         Err(error) => Err(format!("{name} cannot be started ({error}): {advice}")),
     };
     finding(name, result)
+}
+
+/// Where workers run, and whether they can.
+async fn workers(context: &Context) -> Result<String, String> {
+    if context.config.docker_runtime.is_none() {
+        return Ok("they run in the sandbox (SPAWNER_RUNTIME)".to_owned());
+    }
+    let home = std::path::Path::new("");
+    match crate::work::containers(&context.config, home).await {
+        Ok(containers) => Ok(containers.map(|it| it.describe()).unwrap_or_default()),
+        Err(error) => Err(super::describe(&error).1),
+    }
 }
 
 async fn model(context: &Context) -> Result<String, String> {

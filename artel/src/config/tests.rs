@@ -59,6 +59,7 @@ fn what_is_wrong_is_said_with_its_place_and_without_secrets() {
             "artel.toml, line 2: \"spawner_max_wokers\"",
         ),
         ("SPAWNER_MAX_WORKERS = 1", "small letters"),
+        ("spawner_runtime = \"docker\"", "`sysbox-runc`"),
         (
             "artel_mode = \"embedded\"\nspawner_max_workers = 0",
             "artel.toml, line 2)",

@@ -1,10 +1,15 @@
 //! The two programs that a spawner puts into a sandbox, under the same sub-commands as in `artel`:
-//! `internal launch …` and `internal agent …`.
+//! `internal launch …` and `internal agent …`. Under the name `artel-agent`, as images have it too, it is the agent alone.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
+    let mut args = std::env::args_os();
+    let name = args.next().map(PathBuf::from);
+    if name.as_deref().and_then(Path::file_name) == Some("artel-agent".as_ref()) {
+        return worker::main(args);
+    }
     let words = (args.next(), args.next());
     match (
         words.0.as_deref().and_then(|word| word.to_str()),

@@ -19,6 +19,9 @@ struct Kept {
     cost_usd: Option<f64>,
     said: Option<Said>,
     last: Option<Answered>,
+    /// SHA-256 of the job's key, so that a worker that outlives us is known to the next process. Nobody learns a key from it.
+    #[serde(default)]
+    key_hash: Option<String>,
 }
 
 /// The last answer of the model and the question that it answers.
@@ -101,6 +104,21 @@ impl Ledger {
 
     fn save(&self, state: &State) -> io::Result<()> {
         write_whole(&self.path, &serde_json::to_vec(&state.kept)?)
+    }
+
+    /// The hash of the key that was given to a worker of this request before.
+    pub(super) fn key_hash(&self) -> Option<[u8; 32]> {
+        let state = self.lock();
+        let mut hash = [0; 32];
+        hex::decode_to_slice(state.kept.key_hash.as_ref()?, &mut hash).ok()?;
+        Some(hash)
+    }
+
+    /// From now on this key, and no former one, is the job's.
+    pub(super) fn keep_key(&self, hash: &[u8; 32]) -> io::Result<()> {
+        let mut state = self.lock();
+        state.kept.key_hash = Some(hex::encode(hash));
+        self.save(&state)
     }
 
     pub(super) fn usage(&self) -> Usage {

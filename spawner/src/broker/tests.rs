@@ -163,30 +163,56 @@ async fn a_listed_host_is_reached_by_tunnel_and_by_request_without_the_key() {
     assert_eq!(line, "HTTP/1.1 201 Created\r\n");
 
     // With the broker, everything that went through it ends.
+    let socket = broker.socket().to_owned();
+    assert!(socket.exists());
     drop(broker);
     assert_eq!(tunnel.read(&mut four).await.unwrap_or(0), 0);
-    assert_eq!(
-        std::fs::read_dir(folder.path())
-            .unwrap()
-            .filter(|e| e
-                .as_ref()
-                .unwrap()
-                .path()
-                .extension()
-                .is_some_and(|x| x == "sock"))
-            .count(),
-        0
-    );
+    assert!(!socket.exists());
 }
 
 #[tokio::test]
-async fn a_home_with_a_long_name_still_has_sockets() {
+async fn a_home_with_a_long_name_still_has_sockets_and_keeps_their_place() {
     let folder = tempfile::tempdir().unwrap();
     let long = folder.path().join("x".repeat(120));
     std::fs::create_dir(&long).unwrap();
-    let broker = broker(&long, "127.0.0.1:9".parse().unwrap()).await;
-    let socket = broker.socket().to_owned();
+    let first = broker(&long, "127.0.0.1:9".parse().unwrap()).await;
+    let socket = first.socket().to_owned();
     assert!(socket.exists() && socket.as_os_str().len() < 108);
-    drop(broker);
-    assert!(!socket.parent().unwrap().exists());
+    let (request, events) = (Arc::clone(&first.inner.request), first.inner.events.clone());
+    drop(first);
+    assert!(!socket.exists());
+    let models = Arc::new(Scripted::default());
+    let second = Broker::start(request, models, events, &long).unwrap();
+    assert_eq!(second.socket(), socket);
+    drop(second);
+    forget_folder(&long).unwrap();
+    assert!(!socket.parent().unwrap().parent().unwrap().exists());
+}
+
+#[tokio::test]
+async fn the_next_broker_knows_the_key_of_a_worker_that_is_still_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = broker(folder.path(), "127.0.0.1:9".parse().unwrap()).await;
+    let (request, key) = (Arc::clone(&first.inner.request), first.key().to_owned());
+    let events = first.inner.events.clone();
+    drop(first);
+    let go_on = |request| {
+        let models = Arc::new(Scripted::default());
+        Broker::go_on(request, models, events.clone(), folder.path())
+    };
+    let second = go_on(Arc::clone(&request)).unwrap();
+    for (key, expected) in [(key.as_str(), 200), ("other", 401)] {
+        let get = format!(
+            "GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n"
+        );
+        let (status, _, body) = exchange(second.socket(), &get).await;
+        assert_eq!(status, expected, "{body}");
+    }
+    let kept = std::fs::read_to_string(folder.path().join("broker.json")).unwrap();
+    assert!(!kept.contains(&key), "the key itself is nowhere");
+    // Another request's worker has another key, whatever is kept.
+    drop(second);
+    let mut other = (*request).clone();
+    other.request_id = "other".to_owned();
+    assert!(go_on(Arc::new(other)).is_err());
 }

@@ -12,17 +12,18 @@ mod spec;
 
 use bollard::Docker;
 use bollard::errors::Error as DockerError;
-use bollard::models::ContainerSummaryStateEnum;
+use bollard::models::{ContainerStateStatusEnum, ContainerSummaryStateEnum};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, KillContainerOptionsBuilder,
+    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
 };
 use futures::TryStreamExt as _;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use running::Past;
 pub use running::{Ended, Running, Stopper};
-pub use spec::{LABEL, Limits, Mount, Spec};
+pub use spec::{HOME, LABEL, Limits, Mount, Spec};
 
 /// How long one request to the engine may take, in seconds. Waiting, logs and statistics are streams and have no such bound.
 const REQUEST_S: u64 = 60;
@@ -46,6 +47,14 @@ pub enum Error {
         /// Why it cannot be used.
         #[source]
         source: Box<DockerError>,
+    },
+    /// The engine is on another machine, where our workspaces are not.
+    #[error(
+        "DOCKER_HOST is {host:?}; workspaces are folders of this machine, so the engine has to be here too: a Unix socket, such as unix:///var/run/docker.sock"
+    )]
+    Remote {
+        /// What it is.
+        host: String,
     },
     /// Nobody answers, or not in time.
     #[error(
@@ -111,6 +120,8 @@ pub struct Found {
     pub labels: HashMap<String, String>,
     /// Whether it runs now.
     pub running: bool,
+    /// When it was made, in seconds since 1970.
+    pub created_s: i64,
 }
 
 /// An engine that answers and has the runtime.
@@ -119,6 +130,7 @@ pub struct Engine {
     docker: Docker,
     runtime: String,
     version: String,
+    processors: Option<u32>,
 }
 
 impl Engine {
@@ -152,6 +164,7 @@ impl Engine {
             docker,
             runtime: runtime.to_owned(),
             version: about.server_version.unwrap_or_default(),
+            processors: about.ncpu.and_then(|count| u32::try_from(count).ok()),
         })
     }
 
@@ -208,7 +221,7 @@ impl Engine {
                 .name(&spec.name)
                 .build()
         };
-        let body = || spec.body(&self.runtime);
+        let body = || spec.body(&self.runtime, self.processors);
         let made = match self.docker.create_container(Some(options()), body()).await {
             Err(DockerError::DockerResponseServerError {
                 status_code: 409, ..
@@ -224,7 +237,12 @@ impl Engine {
     /// Starts a container that was made, and watches it.
     pub async fn start(&self, id: &str, limits: &Limits) -> Result<Running, Error> {
         // Before it starts, so that nothing of what it says first is missed.
-        let running = Running::watch(self.docker.clone(), id.to_owned(), limits.clone(), false);
+        let running = Running::watch(
+            self.docker.clone(),
+            id.to_owned(),
+            limits.clone(),
+            Past::None,
+        );
         self.docker
             .start_container(id, None)
             .await
@@ -235,9 +253,77 @@ impl Engine {
 
     /// Watches a container that somebody else has started, such as a former process of ours.
     pub fn adopt(&self, id: &str, limits: &Limits) -> Running {
-        let running = Running::watch(self.docker.clone(), id.to_owned(), limits.clone(), true);
+        self.watch_on(id, limits, Duration::ZERO, false)
+    }
+
+    fn watch_on(&self, id: &str, limits: &Limits, age: Duration, over: bool) -> Running {
+        let running = Running::watch(
+            self.docker.clone(),
+            id.to_owned(),
+            limits.clone(),
+            Past::Adopted { age, over },
+        );
         running.started();
         running
+    }
+
+    /// Watches the container of this name, if `spawner` has made and started it: it runs, with what is left of its wall clock,
+    /// or has ended and tells how. One that was made and never started is no more than a name.
+    pub async fn find_and_adopt(
+        &self,
+        name: &str,
+        spawner: &str,
+        limits: &Limits,
+    ) -> Result<Option<Running>, Error> {
+        let about = match self.docker.inspect_container(name, None).await {
+            Ok(about) => about,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(Error::refused("to look at a container")(error)),
+        };
+        let label = about
+            .config
+            .and_then(|config| config.labels)
+            .and_then(|mut labels| labels.remove(&format!("{LABEL}.spawner")));
+        let (Some(id), Some(state)) = (about.id, about.state) else {
+            return Ok(None);
+        };
+        let never_ran = matches!(
+            state.status,
+            None | Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::REMOVING)
+        );
+        if label.as_deref() != Some(spawner) || never_ran {
+            return Ok(None);
+        }
+        let time =
+            |text: Option<String>| text.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+        let began = time(state.started_at);
+        let runs = state.running.unwrap_or(false);
+        let until = if runs {
+            Some(jiff::Timestamp::now())
+        } else {
+            time(state.finished_at)
+        };
+        let age = began
+            .zip(until)
+            .and_then(|(began, until)| Duration::try_from(until.duration_since(began)).ok())
+            .unwrap_or_default();
+        Ok(Some(self.watch_on(&id, limits, age, !runs)))
+    }
+
+    /// Kills a container, and leaves what is known of its end.
+    pub async fn kill(&self, id: &str) -> Result<(), Error> {
+        let options = KillContainerOptionsBuilder::default()
+            .signal("SIGKILL")
+            .build();
+        match self.docker.kill_container(id, Some(options)).await {
+            // It is not there, or does not run any more.
+            Ok(())
+            | Err(DockerError::DockerResponseServerError {
+                status_code: 404 | 409,
+                ..
+            }) => Ok(()),
+            Err(error) => Err(Error::refused("to kill a container")(error)),
+        }
     }
 
     /// All containers with our label of this spawner, whether they run or not.
@@ -259,6 +345,7 @@ impl Engine {
                     id: container.id?,
                     labels: container.labels.unwrap_or_default(),
                     running: container.state == Some(ContainerSummaryStateEnum::RUNNING),
+                    created_s: container.created.unwrap_or_default(),
                 })
             })
             .collect())

@@ -11,7 +11,7 @@ use bollard::query_parameters::{
 use futures::StreamExt as _;
 use sandbox::{Line, Reason};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -24,10 +24,24 @@ const LINES: usize = 256;
 const LINE_BYTES: usize = 64 * 1024;
 /// How much of the end of the output is kept.
 const TAIL_BYTES: usize = 64 * 1024;
+/// Output of which more than this was seen may have gone through several files of the engine.
+const ROTATED_BYTES: usize = 8 << 20;
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the last output may take after the end: the engine may have much of it to read from its disk.
 const DRAIN: Duration = Duration::from_secs(15);
+
+/// How often in a row the engine has to see the limit of processes reached: a second apart.
+const PIDS_SEEN: u32 = 2;
+
+/// What was before we began to watch.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Past {
+    /// Nothing: we start it.
+    None,
+    /// Somebody else has started it. It has run for so long, and runs still or is over.
+    Adopted { age: Duration, over: bool },
+}
 
 /// The end of a container and what it used.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +69,8 @@ struct Used {
     peak_bytes: u64,
     read: u64,
     written: u64,
+    /// How often in a row it had all the processes that it may have.
+    pids_full: u32,
 }
 
 /// A container that is being watched. Dropping it stops the watching, not the container.
@@ -81,7 +97,7 @@ impl Stopper {
 }
 
 impl Running {
-    pub(super) fn watch(docker: Docker, id: String, limits: Limits, adopted: bool) -> Self {
+    pub(super) fn watch(docker: Docker, id: String, limits: Limits, past: Past) -> Self {
         let (begin, begun) = watch::channel(false);
         let (lines_in, lines) = mpsc::channel(LINES);
         let (stop, stops) = mpsc::channel(8);
@@ -90,7 +106,7 @@ impl Running {
             docker,
             id: id.clone(),
             limits,
-            adopted,
+            past,
             tail: tail.clone(),
             lines: lines_in,
         };
@@ -156,7 +172,7 @@ struct Watch {
     docker: Docker,
     id: String,
     limits: Limits,
-    adopted: bool,
+    past: Past,
     tail: Arc<Mutex<VecDeque<u8>>>,
     lines: mpsc::Sender<Line>,
 }
@@ -171,16 +187,21 @@ impl Watch {
             return Err(self.gone());
         }
         let started = Instant::now();
+        let (adopted, age, over) = match self.past {
+            Past::None => (false, Duration::ZERO, false),
+            Past::Adopted { age, over } => (true, age, over),
+        };
         let used = Arc::new(Mutex::new(Used::default()));
         let helpers = AbortOnDrop(vec![tokio::spawn(measure(
             self.docker.clone(),
             self.id.clone(),
+            self.limits.pids,
             used.clone(),
         ))]);
         let mut output = AbortOnDrop(vec![tokio::spawn(listen(
             self.docker.clone(),
             self.id.clone(),
-            self.adopted,
+            adopted,
             self.tail.clone(),
             self.lines.clone(),
         ))]);
@@ -207,9 +228,13 @@ impl Watch {
                     self.signal("SIGKILL").await;
                     kill_at = Some(tokio::time::Instant::now() + AGAIN);
                 }
-                _ = look.tick() => {
-                    let found = if wall.is_some_and(|wall| started.elapsed() >= wall) {
+                // What is over is not judged again.
+                _ = look.tick(), if !over => {
+                    let pids_full = lock(&used).pids_full;
+                    let found = if wall.is_some_and(|wall| age + started.elapsed() >= wall) {
                         Some(Reason::Wall)
+                    } else if pids_full >= PIDS_SEEN {
+                        Some(Reason::Pids)
                     } else {
                         self.is_disk_full().await.then_some(Reason::Disk)
                     };
@@ -225,9 +250,12 @@ impl Watch {
             // What it said last is still on its way.
             let _ = tokio::time::timeout(DRAIN, listener).await;
         }
-        let used = *used.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = *lock(&used);
+        let overdue = wall.is_some_and(|wall| age >= wall);
         let reason = verdict.unwrap_or(match i32::try_from(exit_code).unwrap_or(-1) {
             0 => Reason::Exited(0),
+            // Killed for its time while nobody watched.
+            137 if overdue && !out_of_memory => Reason::Wall,
             _ if out_of_memory => Reason::Memory,
             code @ 129..=192 => Reason::Signalled(code - 128),
             code => Reason::Exited(code),
@@ -236,7 +264,7 @@ impl Watch {
             reason,
             exit_code,
             out_of_memory,
-            wall_s: started.elapsed().as_secs_f64(),
+            wall_s: (age + started.elapsed()).as_secs_f64(),
             cpu_s: Duration::from_nanos(used.cpu_ns).as_secs_f64(),
             peak_memory_mb: used.peak_bytes >> 20,
             io_bytes: (used.read, used.written),
@@ -313,6 +341,10 @@ impl Watch {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Tasks that end with this.
 struct AbortOnDrop(Vec<JoinHandle<()>>);
 
@@ -325,20 +357,24 @@ impl Drop for AbortOnDrop {
 }
 
 /// Keeps what the engine says of its use, once a second.
-async fn measure(docker: Docker, id: String, used: Arc<Mutex<Used>>) {
+async fn measure(docker: Docker, id: String, pids: u64, used: Arc<Mutex<Used>>) {
     loop {
         let options = StatsOptionsBuilder::default().stream(true).build();
         let mut stats = docker.stats(&id, Some(options));
         while let Some(Ok(seen)) = stats.next().await {
-            let mut used = used.lock().unwrap_or_else(PoisonError::into_inner);
-            used.add(&seen);
+            lock(&used).add(&seen, pids);
         }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
 impl Used {
-    fn add(&mut self, seen: &ContainerStatsResponse) {
+    fn add(&mut self, seen: &ContainerStatsResponse, pids: u64) {
+        let now = seen.pids_stats.as_ref().and_then(|pids| pids.current);
+        self.pids_full = match now {
+            Some(now) if now >= pids => self.pids_full + 1,
+            _ => 0,
+        };
         let cpu_ns = seen
             .cpu_stats
             .as_ref()
@@ -380,6 +416,7 @@ async fn listen(
 ) {
     let mut since = 0_i64;
     let mut splitter = Splitter::default();
+    let mut seen = 0_usize;
     loop {
         let now = i32::try_from(since).unwrap_or(0);
         let mut options = LogsOptionsBuilder::default()
@@ -402,6 +439,7 @@ async fn listen(
                         | LogOutput::Console { message } => message,
                     };
                     keep(&tail, bytes);
+                    seen = seen.saturating_add(bytes.len());
                     splitter.push(bytes);
                     for line in splitter.ready.drain(..) {
                         // A reader that is too slow, or gone, holds nobody up.
@@ -420,11 +458,32 @@ async fn listen(
             Err(error) if is_missing(&error) => return,
             Err(_) => true,
         };
-        if !runs && !broken {
+        if !runs {
+            if broken || seen > ROTATED_BYTES {
+                // Files may have been rotated away under a reader that was too slow.
+                last_words(&docker, &id, &tail).await;
+            }
             return;
         }
         since = jiff::Timestamp::now().as_second();
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Replaces the tail by the last lines that the engine has.
+async fn last_words(docker: &Docker, id: &str, tail: &Mutex<VecDeque<u8>>) {
+    let options = LogsOptionsBuilder::default()
+        .stdout(true)
+        .stderr(true)
+        .tail("1000");
+    let mut output = docker.logs(id, Some(options.build()));
+    let found = Mutex::default();
+    while let Some(Ok(piece)) = output.next().await {
+        keep(&found, &piece.into_bytes());
+    }
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !found.is_empty() {
+        *lock(tail) = found;
     }
 }
 

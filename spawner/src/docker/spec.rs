@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 /// The beginning of every label that we set.
 pub const LABEL: &str = "artel";
+/// The home folder inside: private, empty, and in memory, as large as `/tmp`.
+pub const HOME: &str = "/home/artel";
 
 /// Something of the host that the container sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +66,8 @@ pub struct Spec {
 }
 
 impl Spec {
-    pub(super) fn body(&self, runtime: &str) -> ContainerCreateBody {
+    /// As the engine wants it. `processors` is how many the engine has: it refuses to promise more.
+    pub(super) fn body(&self, runtime: &str, processors: Option<u32>) -> ContainerCreateBody {
         let (user, group) = self.user;
         let labels: HashMap<String, String> = self
             .labels
@@ -86,13 +89,15 @@ impl Spec {
             labels: Some(labels),
             attach_stdin: Some(false),
             network_disabled: Some(true),
-            host_config: Some(self.host_config(runtime)),
+            host_config: Some(self.host_config(runtime, processors)),
             ..ContainerCreateBody::default()
         }
     }
 
-    fn host_config(&self, runtime: &str) -> HostConfig {
+    fn host_config(&self, runtime: &str, processors: Option<u32>) -> HostConfig {
         let limits = &self.limits;
+        let (user, group) = self.user;
+        let cores = processors.map_or(limits.cpu, |most| limits.cpu.min(most.into()));
         let bytes = |mb: u64| i64::try_from(mb.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
         let memory = bytes(limits.memory_mb);
         let tmp_bytes = bytes(limits.tmp_mb);
@@ -115,7 +120,7 @@ impl Spec {
             memory: Some(memory),
             // The same as `memory`: no swap.
             memory_swap: Some(memory),
-            nano_cpus: Some(nano_cpus(limits.cpu)),
+            nano_cpus: Some(nano_cpus(cores)),
             pids_limit: Some(i64::try_from(limits.pids).unwrap_or(i64::MAX)),
             // Dies before anything of ours does.
             oom_score_adj: Some(900),
@@ -125,10 +130,18 @@ impl Spec {
                 ulimit("core", 0),
             ]),
             readonly_rootfs: Some(!self.docker_inside),
-            tmpfs: Some(HashMap::from([(
-                "/tmp".to_owned(),
-                format!("rw,nosuid,nodev,exec,mode=1777,size={tmp_bytes}"),
-            )])),
+            tmpfs: Some(HashMap::from([
+                (
+                    "/tmp".to_owned(),
+                    format!("rw,nosuid,nodev,exec,mode=1777,size={tmp_bytes}"),
+                ),
+                (
+                    HOME.to_owned(),
+                    format!(
+                        "rw,nosuid,nodev,exec,mode=0700,uid={user},gid={group},size={tmp_bytes}"
+                    ),
+                ),
+            ])),
             cap_drop: (!self.docker_inside).then(|| vec!["ALL".to_owned()]),
             security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
             ipc_mode: Some("private".to_owned()),
@@ -198,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_worker_has_no_network_no_capability_and_a_read_only_system() {
-        let body = spec().body("sysbox-runc");
+        let body = spec().body("sysbox-runc", Some(8));
         assert_eq!(body.network_disabled, Some(true));
         assert_eq!(body.user.as_deref(), Some("1000:1000"));
         assert_eq!(body.labels.unwrap()["artel.task"], "t");
@@ -217,5 +230,13 @@ mod tests {
         );
         let mount = &host.mounts.unwrap()[0];
         assert_eq!(mount.read_only, Some(true));
+    }
+
+    #[test]
+    fn no_more_processors_are_asked_for_than_there_are() {
+        let host = spec().body("runc", Some(1)).host_config.unwrap();
+        assert_eq!(host.nano_cpus, Some(1_000_000_000));
+        let host = spec().body("runc", None).host_config.unwrap();
+        assert_eq!(host.nano_cpus, Some(1_500_000_000));
     }
 }

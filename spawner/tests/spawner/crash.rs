@@ -1,7 +1,7 @@
 //! `kill -9` of the whole program while a worker runs.
 
 use crate::stage::{
-    Models, assert_succeeded, confined, git, options, repository, until, wait_result,
+    Models, assert_succeeded, git, options, repository, runtime, until, wait_result,
 };
 use protocol::{LocalTransport, Source, Transport, suite};
 use spawner::Spawner;
@@ -23,8 +23,8 @@ async fn transport(home: &Path) -> Arc<dyn Transport> {
 async fn the_program_that_dies() {
     let home = PathBuf::from(std::env::var_os(HOME).expect("started by the test below"));
     let bus = transport(&home).await;
-    let spawner =
-        Spawner::new(options(&home, confined(), bus, Arc::new(Models::default()))).unwrap();
+    let (runtime, _cleanup) = runtime(&home).await;
+    let spawner = Spawner::new(options(&home, runtime, bus, Arc::new(Models::default()))).unwrap();
     spawner.run(CancellationToken::new()).await.unwrap();
 }
 
@@ -76,9 +76,10 @@ rm -f beat; git add runs.txt; git commit -qm Finish";
     .await;
 
     let bus = transport(&home).await;
+    let (runtime, _cleanup) = runtime(&home).await;
     let spawner = Spawner::new(options(
         &home,
-        confined(),
+        runtime,
         Arc::clone(&bus),
         Arc::new(Models::default()),
     ));
@@ -118,7 +119,8 @@ async fn a_job_that_spawners_keep_dying_of_becomes_a_dead_letter_and_a_result() 
         bus.release_job(&taken.receipt).await.unwrap();
     }
     let models = Arc::new(Models::default());
-    let spawner = Spawner::new(options(&home, confined(), Arc::clone(&bus), models)).unwrap();
+    let (runtime, _cleanup) = runtime(&home).await;
+    let spawner = Spawner::new(options(&home, runtime, Arc::clone(&bus), models)).unwrap();
     let running = tokio::spawn(spawner.run(CancellationToken::new()));
     let result = wait_result(&bus, "r1").await;
     assert_eq!(result.status, protocol::ResultStatus::Lost);

@@ -38,10 +38,31 @@ async fn memory_ends_a_worker() {
 #[tokio::test]
 async fn processes_end_a_worker() {
     let stage = Stage::new([]).await;
-    let mut request = stage.script("r1", 1, "for i in $(seq 60); do sleep 60 & done; wait");
+    // A fork bomb that takes no refusal for an answer.
+    let bomb = r"exec python3 -c '
+import os, time
+while True:
+    try:
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+    except OSError:
+        time.sleep(0.05)
+'";
+    let mut request = stage.script("r1", 1, bomb);
     request.limits.pids = 30;
     let result = stage.run(&request).await;
     assert_eq!(kind(&result), spawner::kind::LIMIT_PIDS, "{result:#?}");
+}
+
+#[tokio::test]
+async fn disk_ends_a_worker() {
+    let stage = Stage::new([]).await;
+    let bomb = "i=0; while [ $i -lt 40 ]; do head -c 2000000 /dev/zero > big$i; i=$((i+1)); done; sleep 600";
+    let mut request = stage.script("r1", 1, bomb);
+    request.limits.disk_mb = 20;
+    let result = stage.run(&request).await;
+    assert_eq!(kind(&result), spawner::kind::LIMIT_DISK, "{result:#?}");
 }
 
 #[tokio::test]

@@ -1,8 +1,14 @@
-//! The spawner end to end: real Git, the real sandbox, the durable transport, scripted models.
+//! The spawner end to end: real Git, the real sandbox, the durable transport, scripted models. What holds for containers too is
+//! compiled a second time, in `tests/containers`.
 
 mod broker;
 mod crash;
 mod hostile;
 mod limits;
+mod reach;
 mod stage;
+mod unconfined;
 mod working;
+
+/// Whether workers are containers.
+const IN_DOCKER: bool = false;

@@ -7,8 +7,8 @@ use protocol::{
     EventKind, LocalTransport, ResultStatus, Source, SpawnRequest, Transport, WorkerEvent,
     WorkerResult, suite,
 };
-use sandbox::Sandbox;
 use serde_json::{Value, json};
+use spawner::runtime::{Containers, DockerOptions, Local, Runtime};
 use spawner::{Options, Spawner};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -75,12 +75,14 @@ impl WorkerModels for Models {
 }
 
 pub struct Stage {
-    pub folder: tempfile::TempDir,
     pub transport: Arc<dyn Transport>,
     pub models: Arc<Models>,
     pub base: String,
     shutdown: CancellationToken,
     running: tokio::task::JoinHandle<Result<(), spawner::Error>>,
+    /// After the spawner, before the folder.
+    pub cleanup: Cleanup,
+    pub folder: tempfile::TempDir,
 }
 
 /// A bare repository with one commit on `main`.
@@ -114,32 +116,111 @@ pub fn git(folder: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub fn confined() -> Sandbox {
-    Sandbox::detect().expect("bubblewrap works here; `apt-get install bubblewrap`")
+/// Launcher and agent.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_artel-inside");
+
+/// Where the workers of this binary run, and what clears away what they leave on the machine.
+pub async fn runtime(home: &Path) -> (Arc<dyn Runtime>, Cleanup) {
+    if !crate::IN_DOCKER {
+        let sandbox = sandbox::Sandbox::detect();
+        let sandbox = sandbox.expect("bubblewrap works here; `apt-get install bubblewrap`");
+        return (Arc::new(Local::new(sandbox, PROGRAM)), Cleanup(None));
+    }
+    std::fs::create_dir_all(home).unwrap();
+    let containers = Containers::connect(DockerOptions {
+        host: Some(variable("ARTEL_TEST_DOCKER_HOST")),
+        runtime: "runc".to_owned(),
+        image: worker_image(),
+        spawner: "local".to_owned(),
+        home: home.to_owned(),
+    })
+    .await
+    .unwrap();
+    let cleanup = Cleanup(Some(containers.label().to_owned()));
+    (Arc::new(containers), cleanup)
+}
+
+/// Removes the containers of one spawner.
+pub struct Cleanup(pub Option<String>);
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if let Some(label) = &self.0 {
+            for id in containers(label) {
+                docker(&["rm", "-f", &id]);
+            }
+        }
+    }
+}
+
+/// Ids of all containers of a spawner, by its label.
+pub fn containers(label: &str) -> Vec<String> {
+    let filter = format!("label=artel.spawner={label}");
+    let all = docker(&["ps", "-aq", "--no-trunc", "--filter", &filter]);
+    all.split_whitespace().map(str::to_owned).collect()
+}
+
+pub fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set; run the tests through scripts/test, which starts what they need")
+    })
+}
+
+/// Docker's own client, and what it said.
+pub fn docker(args: &[&str]) -> String {
+    let output = Command::new("docker")
+        .env("DOCKER_HOST", variable("ARTEL_TEST_DOCKER_HOST"))
+        .args(args)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The tests' image with our program where workers' images have it; made once for every build of the program.
+fn worker_image() -> String {
+    let built = std::fs::metadata(PROGRAM).unwrap().modified().unwrap();
+    let built = built.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let name = format!("artel-test-with-agent:{}", built.as_nanos());
+    let alone = std::fs::File::create(std::env::temp_dir().join("artel-test-image.lock")).unwrap();
+    alone.lock().unwrap();
+    if !docker(&["image", "ls", "-q", &name]).trim().is_empty() {
+        return name;
+    }
+    let layer = tempfile::tempdir().unwrap();
+    let program = layer.path().join("usr/local/bin/artel-inside");
+    std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+    std::fs::copy(PROGRAM, &program).unwrap();
+    let made = docker(&["create", &variable("ARTEL_TEST_IMAGE"), "true"]);
+    let container = made.trim();
+    let from = format!("{}/usr", layer.path().display());
+    docker(&["cp", &from, &format!("{container}:/")]);
+    docker(&["commit", container, &name]);
+    docker(&["rm", container]);
+    name
 }
 
 pub fn options(
     home: &Path,
-    sandbox: Sandbox,
+    runtime: Arc<dyn Runtime>,
     transport: Arc<dyn Transport>,
     models: Arc<Models>,
 ) -> Options {
-    Options::new(
-        home,
-        sandbox,
-        transport,
-        models,
-        env!("CARGO_BIN_EXE_artel-inside"),
-    )
+    Options::new(home, runtime, transport, models)
 }
 
 impl Stage {
     pub async fn new(script: impl IntoIterator<Item = Turn>) -> Self {
-        Self::with(confined(), script).await
+        let folder = tempfile::tempdir().unwrap();
+        let (runtime, cleanup) = runtime(&folder.path().join("home")).await;
+        Self::with(folder, runtime, cleanup, script).await
     }
 
-    pub async fn with(sandbox: Sandbox, script: impl IntoIterator<Item = Turn>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    pub async fn with(
+        folder: tempfile::TempDir,
+        runtime: Arc<dyn Runtime>,
+        cleanup: Cleanup,
+        script: impl IntoIterator<Item = Turn>,
+    ) -> Self {
         let base = repository(folder.path());
         let bus = LocalTransport::open(folder.path().join("home/bus")).await;
         let transport: Arc<dyn Transport> = Arc::new(bus.unwrap());
@@ -148,18 +229,19 @@ impl Stage {
         let home = folder.path().join("home");
         let spawner = Spawner::new(options(
             &home,
-            sandbox,
+            runtime,
             Arc::clone(&transport),
             Arc::clone(&models),
         ));
         let shutdown = CancellationToken::new();
         Self {
-            running: tokio::spawn(spawner.unwrap().run(shutdown.clone())),
-            folder,
             transport,
             models,
             base,
+            running: tokio::spawn(spawner.unwrap().run(shutdown.clone())),
             shutdown,
+            cleanup,
+            folder,
         }
     }
 
@@ -181,25 +263,25 @@ impl Stage {
             base,
             shutdown,
             running,
+            cleanup,
         } = self;
         shutdown.cancel();
         running.await.unwrap().unwrap();
         let home = folder.path().join("home");
-        let options = options(
-            &home,
-            confined(),
-            Arc::clone(&transport),
-            Arc::clone(&models),
-        );
+        let (runtime, mut second) = runtime(&home).await;
+        // One of the two is enough, and this one must not come first.
+        second.0 = None;
+        let options = options(&home, runtime, Arc::clone(&transport), Arc::clone(&models));
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(Spawner::new(options).unwrap().run(shutdown.clone()));
         Self {
-            folder,
             transport,
             models,
             base,
             shutdown,
             running,
+            cleanup,
+            folder,
         }
     }
 

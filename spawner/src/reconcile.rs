@@ -1,0 +1,154 @@
+//! What is ours on the engine and what is known here, brought together: at the start and ever after.
+//!
+//! A worker whose job is offered to us again is adopted by its attempt; here is what has no attempt. It is removed when its
+//! result is known, killed when its time is over, and kept as evidence when nobody has asked for it yet, but not for ever.
+//! Nothing that does not carry our label is ever looked at.
+
+use crate::Options;
+use crate::runtime::{LeftOver, Part};
+use crate::trouble::chain;
+use jiff::Timestamp;
+use std::time::Duration;
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long an ended worker that nobody asks for is kept: as long as a transport keeps results.
+const KEEP: Duration = Duration::from_hours(25);
+
+/// What is to be done with something that is left over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    Killed,
+    Removed,
+}
+
+/// Looks again and again. `is_running` says whether a request has an attempt here.
+pub(crate) async fn forever(options: &Options, is_running: impl Fn(&str) -> bool) {
+    if !options.runtime.outlives() {
+        return;
+    }
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        once(options, &is_running).await;
+    }
+}
+
+async fn once(options: &Options, is_running: &impl Fn(&str) -> bool) {
+    let all = match options.runtime.left_over().await {
+        Ok(all) => all,
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(
+                error,
+                "what is left of former workers cannot be looked at; trying again"
+            );
+            return;
+        }
+    };
+    // An attempt is known here before anything of it is made: whatever was on the list and is not known now has none.
+    for left in all {
+        if is_running(&left.request) {
+            continue;
+        }
+        let is_over = match options.transport.result(&left.request).await {
+            Ok(result) => result.is_some(),
+            Err(error) => {
+                tracing::warn!(%error, "the state of job {} cannot be read; trying again", left.request);
+                continue;
+            }
+        };
+        // Its job may have been offered to us while the result was read.
+        if is_running(&left.request) {
+            continue;
+        }
+        let fate = fate(&left, is_over, Timestamp::now().as_second());
+        let done = match fate {
+            Fate::Stays => continue,
+            Fate::Killed => options.runtime.kill(&left.id).await,
+            Fate::Removed => options.runtime.remove(&left.id).await,
+        };
+        let request = &left.request;
+        match done {
+            Ok(()) => tracing::info!(
+                request,
+                ?fate,
+                "a worker that nobody watches is taken care of"
+            ),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(
+                    error,
+                    request,
+                    ?fate,
+                    "a worker that nobody watches is still there"
+                );
+            }
+        }
+    }
+}
+
+fn fate(left: &LeftOver, is_over: bool, now_s: i64) -> Fate {
+    let keep_s = i64::try_from(KEEP.as_secs()).unwrap_or(i64::MAX);
+    if is_over || left.part == Part::Refresh {
+        return Fate::Removed;
+    }
+    if left.running {
+        return if now_s > left.deadline_s {
+            Fate::Killed
+        } else {
+            Fate::Stays
+        };
+    }
+    let over_s = left.made_at_s.max(left.deadline_s);
+    if now_s.saturating_sub(over_s) > keep_s {
+        Fate::Removed
+    } else {
+        Fate::Stays
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(running: bool, deadline_s: i64) -> LeftOver {
+        LeftOver {
+            id: "c".to_owned(),
+            request: "r".to_owned(),
+            part: Part::Agent,
+            running,
+            made_at_s: 1000,
+            deadline_s,
+        }
+    }
+
+    #[test]
+    fn what_nobody_watches_is_kept_for_the_next_attempt_and_not_for_ever() {
+        assert_eq!(fate(&left(true, 2000), false, 1500), Fate::Stays);
+        assert_eq!(fate(&left(false, 2000), false, 1500), Fate::Stays);
+        assert_eq!(fate(&left(true, 2000), false, 2001), Fate::Killed);
+        assert_eq!(
+            fate(&left(false, 2000), false, 2001),
+            Fate::Stays,
+            "its evidence is wanted"
+        );
+        assert_eq!(
+            fate(&left(false, 2000), false, 2000 + 26 * 3600),
+            Fate::Removed
+        );
+        assert_eq!(
+            fate(&left(true, 2000), true, 1500),
+            Fate::Removed,
+            "somebody has its result"
+        );
+        assert_eq!(fate(&left(false, 2000), true, 1500), Fate::Removed);
+        let refresh = LeftOver {
+            part: Part::Refresh,
+            ..left(true, 2000)
+        };
+        assert_eq!(fate(&refresh, false, 1500), Fate::Removed);
+    }
+}

@@ -1,0 +1,349 @@
+//! Workers in containers of a Docker engine on this machine.
+//!
+//! The labels of a container say whose it is, so that whoever comes after us knows without any other memory: spawner, project,
+//! job, task, request, attempt, part, and when its time is over.
+
+use super::{
+    BROKER, Ended, Error, Identity, Inside, LeftOver, Limits, Part, Relay, Runtime, WORKSPACE,
+    Work, Worker,
+};
+use crate::docker::{self, Engine, Found, HOME, LABEL, Mount, Running, Spec, Stopper};
+use async_trait::async_trait;
+use sandbox::Line;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// The program in the image that carries launcher and agent.
+const PROGRAM: &str = "/usr/local/bin/artel-inside";
+/// Who workers are when we are root, as user and group.
+const WORKER: (u32, u32) = (1000, 1000);
+/// The size of `/tmp` and of the home folder, in MiB each; they are memory.
+const TMP_MB: u64 = 128;
+/// What is added to a worker's wall clock before somebody else may end it.
+const LATE: Duration = Duration::from_mins(1);
+
+/// Which engine, and what for.
+#[derive(Clone, Debug)]
+pub struct DockerOptions {
+    /// `DOCKER_HOST`, a Unix socket; the usual one if absent.
+    pub host: Option<String>,
+    /// The engine's runtime: `sysbox-runc`, or another one that was chosen openly (`SPAWNER_RUNTIME`).
+    pub runtime: String,
+    /// `WORKER_IMAGE`.
+    pub image: String,
+    /// The spawner's name.
+    pub spawner: String,
+    /// The spawner's `ARTEL_HOME`: two spawners with one name and different homes are different spawners.
+    pub home: PathBuf,
+}
+
+/// Workers in containers; they outlive this process.
+pub struct Containers {
+    engine: Engine,
+    image: String,
+    /// This spawner, among all that use the engine.
+    spawner: String,
+    /// User and group of workers, and whether that is somebody else than us.
+    user: ((u32, u32), bool),
+}
+
+impl Containers {
+    /// Connects to the engine and checks that it has the runtime, and that the image is there or can be had.
+    pub async fn connect(options: DockerOptions) -> Result<Self, docker::Error> {
+        let host = options.host.as_deref();
+        if let Some(host) = host.filter(|host| !host.starts_with("unix://")) {
+            return Err(docker::Error::Remote {
+                host: host.to_owned(),
+            });
+        }
+        let engine = Engine::connect(host, &options.runtime).await?;
+        engine.image(&options.image).await?;
+        let home = std::path::absolute(&options.home).unwrap_or(options.home);
+        let home = home.canonicalize().unwrap_or(home);
+        Ok(Self {
+            engine,
+            image: options.image,
+            spawner: format!(
+                "{}-{}",
+                options.spawner,
+                hash(home.as_os_str().as_encoded_bytes())
+            ),
+            user: user(),
+        })
+    }
+
+    /// The name by which the engine knows this spawner's containers: the value of the label `artel.spawner`.
+    pub fn label(&self) -> &str {
+        &self.spawner
+    }
+
+    /// Unique on the engine, and the same for the next process.
+    fn name(&self, who: &Identity, part: Part) -> String {
+        let whole = format!("{}\0{}", self.spawner, who.request);
+        let part = match part {
+            Part::Agent => "",
+            Part::Refresh => "-refresh",
+        };
+        format!("artel-{}{part}", hash(whole.as_bytes()))
+    }
+
+    fn spec(&self, work: &Work, image: String) -> Spec {
+        let who = &work.who;
+        let mut argv = Vec::new();
+        if let Some(relay) = &work.relay {
+            let out = format!("{}={}", relay.listen(), Relay::socket());
+            argv.extend([PROGRAM, "internal", "launch", "--out", &out, "--"].map(str::to_owned));
+        }
+        match &work.inside {
+            Inside::Program(words) => argv.extend(words.iter().cloned()),
+            Inside::Agent(words) => {
+                argv.extend([PROGRAM, "internal", "agent"].map(str::to_owned));
+                argv.extend(words.iter().cloned());
+            }
+        }
+        let mount = |host: &Path, guest: &Path, writable| Mount {
+            host: host.to_owned(),
+            guest: guest.to_owned(),
+            writable,
+        };
+        let mut mounts = vec![mount(&work.workspace, Path::new(WORKSPACE), true)];
+        mounts.extend(
+            work.relay
+                .iter()
+                .map(|relay| mount(&relay.folder, Path::new(BROKER), false)),
+        );
+        mounts.extend(
+            work.shown
+                .iter()
+                .map(|(host, guest)| mount(host, guest, false)),
+        );
+        let mut env: Vec<(String, String)> = [
+            ("HOME", HOME),
+            ("LANG", "C.UTF-8"),
+            ("TMPDIR", "/tmp"),
+            ("USER", "artel"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        env.extend(work.env.iter().cloned());
+        let deadline = jiff::Timestamp::now().as_second().saturating_add(
+            i64::try_from(work.limits.wall_s.saturating_add(LATE.as_secs())).unwrap_or(i64::MAX),
+        );
+        let labels = [
+            ("spawner", self.spawner.clone()),
+            ("project", who.project.clone()),
+            ("job", who.job.clone()),
+            ("task", who.task.clone()),
+            ("request", who.request.clone()),
+            ("attempt", who.attempt.to_string()),
+            ("part", part_name(work.part).to_owned()),
+            ("deadline", deadline.to_string()),
+        ];
+        Spec {
+            name: self.name(who, work.part),
+            image,
+            argv,
+            env,
+            user: self.user.0,
+            cwd: WORKSPACE.into(),
+            mounts,
+            limits: limits(&work.limits, &work.workspace),
+            labels: BTreeMap::from(labels.map(|(name, value)| (name.to_owned(), value))),
+            docker_inside: false,
+        }
+    }
+
+    async fn of_task(&self, who: &Identity) -> Result<Vec<Found>, docker::Error> {
+        let mut all = self.engine.ours(&self.spawner).await?;
+        all.retain(|found| {
+            [
+                ("project", &who.project),
+                ("job", &who.job),
+                ("task", &who.task),
+            ]
+            .iter()
+            .all(|(name, value)| label(found, name) == value.as_str())
+        });
+        Ok(all)
+    }
+}
+
+/// A short name of anything.
+fn hash(bytes: &[u8]) -> String {
+    hex::encode(&Sha256::digest(bytes)[..8])
+}
+
+fn part_name(part: Part) -> &'static str {
+    match part {
+        Part::Agent => "agent",
+        Part::Refresh => "refresh",
+    }
+}
+
+fn label<'a>(found: &'a Found, name: &str) -> &'a str {
+    found
+        .labels
+        .get(&format!("{LABEL}.{name}"))
+        .map_or("", String::as_str)
+}
+
+/// Who workers are. Root never runs one as root; anybody else is who they are, so that files stay theirs.
+fn user() -> ((u32, u32), bool) {
+    match std::fs::metadata("/proc/self") {
+        Ok(me) if me.uid() != 0 => ((me.uid(), me.gid()), false),
+        _ => (WORKER, true),
+    }
+}
+
+fn limits(limits: &Limits, workspace: &Path) -> docker::Limits {
+    docker::Limits {
+        cpu: limits.cpu,
+        memory_mb: limits.memory_mb,
+        pids: limits.pids,
+        tmp_mb: TMP_MB,
+        wall_s: Some(limits.wall_s),
+        disk: Some((workspace.to_owned(), limits.disk_mb)),
+    }
+}
+
+#[async_trait]
+impl Runtime for Containers {
+    fn describe(&self) -> String {
+        format!("{}, image {}", self.engine.describe(), self.image)
+    }
+
+    fn check(&self) -> Result<(), crate::Error> {
+        // All of it was looked at when we connected, and is looked at again for every worker.
+        Ok(())
+    }
+
+    fn owner(&self) -> Option<(u32, u32)> {
+        let (user, is_other) = self.user;
+        is_other.then_some(user)
+    }
+
+    fn outlives(&self) -> bool {
+        true
+    }
+
+    async fn start(&self, work: &Work) -> Result<Box<dyn Worker>, Error> {
+        // A tag that is moved meanwhile does not matter to a worker that has begun; the id stays.
+        let image = self.engine.image(&self.image).await?;
+        let spec = self.spec(work, image);
+        let id = self.engine.create(&spec).await?;
+        match self.engine.start(&id, &spec.limits).await {
+            Ok(running) => Ok(Contained::watch(running)),
+            Err(error) => {
+                if let Err(error) = self.engine.remove(&id).await {
+                    tracing::warn!(%error, container = id, "a container that did not start was not removed; it will be");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn adopt(
+        &self,
+        who: &Identity,
+        limits: &Limits,
+        workspace: &Path,
+    ) -> Result<Option<Box<dyn Worker>>, Error> {
+        let name = self.name(who, Part::Agent);
+        let limits = self::limits(limits, workspace);
+        let adopted = self
+            .engine
+            .find_and_adopt(&name, &self.spawner, &limits)
+            .await?;
+        Ok(adopted.map(Contained::watch))
+    }
+
+    async fn clear(&self, who: &Identity) -> Result<(), Error> {
+        for found in self.of_task(who).await? {
+            self.engine.remove(&found.id).await?;
+        }
+        Ok(())
+    }
+
+    async fn discard(&self, who: &Identity) -> Result<(), Error> {
+        for part in [Part::Agent, Part::Refresh] {
+            self.engine.remove(&self.name(who, part)).await?;
+        }
+        Ok(())
+    }
+
+    async fn left_over(&self) -> Result<Vec<LeftOver>, Error> {
+        let all = self.engine.ours(&self.spawner).await?;
+        let left = all.into_iter().map(|found| LeftOver {
+            request: label(&found, "request").to_owned(),
+            part: if label(&found, "part") == part_name(Part::Refresh) {
+                Part::Refresh
+            } else {
+                Part::Agent
+            },
+            running: found.running,
+            made_at_s: found.created_s,
+            // One without a deadline that can be read is over.
+            deadline_s: label(&found, "deadline").parse().unwrap_or(0),
+            id: found.id,
+        });
+        Ok(left.collect())
+    }
+
+    async fn kill(&self, id: &str) -> Result<(), Error> {
+        Ok(self.engine.kill(id).await?)
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), Error> {
+        Ok(self.engine.remove(id).await?)
+    }
+}
+
+struct Contained {
+    running: Running,
+    stopper: Stopper,
+}
+
+impl Contained {
+    fn watch(running: Running) -> Box<dyn Worker> {
+        Box::new(Self {
+            stopper: running.stopper(),
+            running,
+        })
+    }
+}
+
+#[async_trait]
+impl Worker for Contained {
+    fn take_lines(&mut self) -> Option<mpsc::Receiver<Line>> {
+        self.running.take_lines()
+    }
+
+    fn tail(&self) -> String {
+        self.running.tail()
+    }
+
+    fn stop(&self, grace: Duration) {
+        self.stopper.stop(grace);
+    }
+
+    async fn wait(&mut self) -> Result<Ended, Error> {
+        let ended = self.running.wait().await?;
+        let (read, written) = ended.io_bytes;
+        Ok(Ended {
+            reason: ended.reason,
+            wall_s: ended.wall_s,
+            cpu_s: ended.cpu_s,
+            peak_memory_mb: ended.peak_memory_mb,
+            evidence: format!(
+                "container {}: exit code {}, out of memory: {}, {read} bytes read and {written} written on disks",
+                self.running.id().get(..12).unwrap_or_default(),
+                ended.exit_code,
+                if ended.out_of_memory { "yes" } else { "no" },
+            ),
+        })
+    }
+}

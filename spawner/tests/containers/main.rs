@@ -1,0 +1,18 @@
+//! The spawner end to end once more, with workers in containers of a real engine (`scripts/with-docker` starts one).
+
+mod adoption;
+#[path = "../spawner/broker.rs"]
+mod broker;
+#[path = "../spawner/hostile.rs"]
+mod hostile;
+#[path = "../spawner/limits.rs"]
+mod limits;
+#[path = "../spawner/reach.rs"]
+mod reach;
+#[path = "../spawner/stage.rs"]
+mod stage;
+#[path = "../spawner/working.rs"]
+mod working;
+
+/// Whether workers are containers.
+const IN_DOCKER: bool = true;

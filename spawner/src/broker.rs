@@ -348,6 +348,8 @@ impl Inner {
             }
         };
         if !self.is_ours(request.headers(), false) {
+            // Who is still sending would find the connection closed and never see why.
+            let _ = read(request, MAX_SAID_BYTES).await;
             return wrong(
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",

@@ -1,7 +1,7 @@
 # The verbs of the project. Each is one line of what it does; the work is in cargo and in scripts/.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check build image migrate bench bench-peers
+.PHONY: help demo test soak check build image up migrate bench bench-peers
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,11 +18,14 @@ soak: ## the long forms of the tests of faults: kills, restarts, cuts, random gr
 check: ## format, lints, dependency audit
 	@scripts/check
 
-build: ## build the program for use: target/release/artel
+build: ## build the program for use: target/release/artel, and target/release/spawner
 	$(CARGO) build --release --locked -p artel
 
 image: ## build the image of workers in Docker, artel-worker:dev
 	@scripts/image
+
+up: ## the full size with Docker Compose: PostgreSQL, Redis, bot, runner, scheduler, spawner
+	@scripts/up
 
 migrate: ## bring the database of DATABASE_URL (or of ARTEL_HOME) up to this version
 	$(CARGO) run --locked -q -p artel -- migrate

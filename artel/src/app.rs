@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use graph::checkpoint::Checkpointer;
 use graph::{Engine, PostgresCheckpointer, SqliteCheckpointer};
-use models::{Player, Provider, Recorder, Tape};
+use models::{BudgetLimits, Player, Provider, Recorder, Tape};
 use nodes::{Crew, Policy};
-use ports::{Models, WorkerModels};
+use ports::{Ledger, Models, WorkerModels};
 use sandbox::{Sandbox, Unavailable, Unconfined};
 use secrets::{Identity, IdentitySource, Redactor, Vault};
 use store::{Location, Ports, Store};
@@ -17,10 +17,12 @@ use tokio::sync::Notify;
 
 use crate::books::Books;
 use crate::bus::Bus;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Mode};
 use crate::desk::Desk;
 use crate::errands::ErrandDesk;
+use crate::health::Needs;
 use crate::home::Home;
+use crate::spending::{Elsewhere, NO_BUDGET, Tally};
 
 /// Everything, opened. Nothing runs yet: see [`crate::work`].
 #[derive(Clone)]
@@ -61,16 +63,6 @@ pub struct App {
     pub moved: Arc<Notify>,
     crew: Arc<Crew>,
     shipped: bool,
-    unclear: Option<String>,
-}
-
-/// The models, for the crew and for workers.
-struct Answering {
-    crew: Arc<dyn Models>,
-    workers: Arc<dyn WorkerModels>,
-    /// Whether only answers that ship with the program can come.
-    shipped: bool,
-    /// Why nobody can be asked, when it is not known which model to ask.
     unclear: Option<String>,
 }
 
@@ -126,69 +118,108 @@ pub async fn only_model(base_url: &str, key: Option<&models::ApiKey>) -> (String
     }
 }
 
-async fn answering(
-    config: &Config,
-    record: Option<&Path>,
-    books: &Books,
-    redactor: &Redactor,
-) -> anyhow::Result<Answering> {
-    let ledger = Arc::new(books.clone());
-    let mut models = model_config(config, redactor)?;
-    let mut unclear = None;
-    // An endpoint for workers alone, such as Anthropic's, gives the crew nobody to ask.
-    let has_endpoint = models
-        .endpoints
-        .values()
-        .any(|endpoint| endpoint.speaks(models::Speaks::Chat));
-    if config.tape.is_none() && !models.is_complete() && has_endpoint {
-        if let (None, Some(endpoint)) = (&models.model, models.endpoints.get("default")) {
-            let (model, reason) = only_model(&endpoint.base_url, endpoint.api_key.as_ref()).await;
-            models.model = Some(model);
-            unclear = reason;
-        } else {
-            unclear = Some(
-                "artel.toml has endpoints but not a model for every role: name one as `model` in [models], or in each of its roles"
-                    .to_owned(),
-            );
+/// What answers when a model is asked, before it is known who pays.
+pub struct Minds {
+    models: models::Config,
+    tape: Option<Tape>,
+    /// Whether only answers that ship with the program can come.
+    pub shipped: bool,
+    /// Why nobody can be asked, when it is not known which model to ask.
+    pub unclear: Option<String>,
+}
+
+impl Minds {
+    /// Reads the tape or the models of the configuration.
+    pub async fn of(config: &Config, redactor: &Redactor) -> anyhow::Result<Self> {
+        let mut models = model_config(config, redactor)?;
+        let mut unclear = None;
+        // An endpoint for workers alone, such as Anthropic's, gives the crew nobody to ask.
+        let has_endpoint = models
+            .endpoints
+            .values()
+            .any(|endpoint| endpoint.speaks(models::Speaks::Chat));
+        if config.tape.is_none() && !models.is_complete() && has_endpoint {
+            if let (None, Some(endpoint)) = (&models.model, models.endpoints.get("default")) {
+                let (model, reason) =
+                    only_model(&endpoint.base_url, endpoint.api_key.as_ref()).await;
+                models.model = Some(model);
+                unclear = reason;
+            } else {
+                unclear = Some(
+                    "artel.toml has endpoints but not a model for every role: name one as `model` in [models], or in each of its roles"
+                        .to_owned(),
+                );
+            }
         }
-    }
-    let tape = match config.tape.as_deref() {
-        Some("demo") => Some(Tape::demo()?),
-        Some(file) => Some(Tape::load(Path::new(file))?),
-        None if !models.is_complete() => Some(Tape::demo()?),
-        None => None,
-    };
-    let shipped = config.tape.as_deref().is_none_or(|tape| tape == "demo") && tape.is_some();
-    let (crew, workers): (Arc<dyn Models>, Arc<dyn WorkerModels>) = if let Some(tape) = tape {
-        let player = Arc::new(Player::new(tape, ledger, models.budget));
-        (player.clone(), player)
-    } else {
-        models.validate()?;
-        let provider = Arc::new(Provider::new(&models, ledger)?);
-        (provider.clone(), provider)
-    };
-    let Some(file) = record else {
-        return Ok(Answering {
-            crew,
-            workers,
-            shipped,
+        let tape = match config.tape.as_deref() {
+            Some("demo") => Some(Tape::demo()?),
+            Some(file) => Some(Tape::load(Path::new(file))?),
+            None if !models.is_complete() => Some(Tape::demo()?),
+            None => None,
+        };
+        if tape.is_none() {
+            models.validate()?;
+        }
+        Ok(Self {
+            shipped: config.tape.as_deref().is_none_or(|tape| tape == "demo") && tape.is_some(),
+            models,
+            tape,
             unclear,
-        });
+        })
+    }
+
+    /// The name under which the ledger has the workers' model, and whether its price is known.
+    fn workers_model(&self) -> (String, bool) {
+        if let Some(tape) = &self.tape {
+            return (format!("tape:{}", tape.name()), false);
+        }
+        let chain = self.models.chain(ports::Role::Developer);
+        let model = chain.first().map_or("unknown", |choice| choice.parts().1);
+        (model.to_owned(), self.models.prices.contains_key(model))
+    }
+
+    /// Those who answer, paid from this ledger within these limits.
+    fn paid_by(
+        &self,
+        ledger: Arc<dyn Ledger>,
+        budget: BudgetLimits,
+    ) -> anyhow::Result<(Arc<dyn Models>, Arc<dyn WorkerModels>)> {
+        if let Some(tape) = &self.tape {
+            let player = Arc::new(Player::new(tape.clone(), ledger, budget));
+            return Ok((player.clone(), player));
+        }
+        let models = models::Config {
+            budget,
+            ..self.models.clone()
+        };
+        let provider = Arc::new(Provider::new(&models, ledger)?);
+        Ok((provider.clone(), provider))
+    }
+
+    /// Models for workers in a process without a database: held to the limits of jobs by the broker, and booked by the crew.
+    pub fn for_workers(&self) -> anyhow::Result<Arc<dyn WorkerModels>> {
+        Ok(self.paid_by(Arc::new(Elsewhere), NO_BUDGET)?.1)
+    }
+}
+
+/// Writes every answer onto a tape as well, if there is one to write.
+fn recorded(
+    answering: (Arc<dyn Models>, Arc<dyn WorkerModels>),
+    record: Option<&Path>,
+    redactor: &Redactor,
+) -> anyhow::Result<(Arc<dyn Models>, Arc<dyn WorkerModels>)> {
+    let Some(file) = record else {
+        return Ok(answering);
     };
     let redactor = redactor.clone();
     let redact: models::Redact = Arc::new(move |text: &str| redactor.redact(text).into_owned());
-    let recorder = Arc::new(Recorder::new(crew, workers, file, redact)?);
-    Ok(Answering {
-        crew: recorder.clone(),
-        workers: recorder,
-        shipped,
-        unclear,
-    })
+    let recorder = Arc::new(Recorder::new(answering.0, answering.1, file, redact)?);
+    Ok((recorder.clone(), recorder))
 }
 
 /// How commands are confined here. Without bubblewrap only what ships with the program may run, on a data folder that has seen
 /// nothing else; otherwise nothing runs.
-fn confinement(shipped: bool, home: &Home) -> (Sandbox, Option<Unavailable>) {
+pub fn confinement(shipped: bool, home: &Home) -> (Sandbox, Option<Unavailable>) {
     match Sandbox::detect() {
         Ok(sandbox) => (sandbox, None),
         Err(reason) if shipped && !home.join(FOREIGN).exists() => {
@@ -206,6 +237,14 @@ impl App {
         record: Option<&Path>,
     ) -> anyhow::Result<Self> {
         let home = Home::open(&config.home)?;
+        if config.redis_url.is_some() && config.database_url.is_none() {
+            return Err(config::Error::Missing(
+                "REDIS_URL is set and DATABASE_URL is not: workers in other processes need a PostgreSQL database beside them; name \
+                 one in DATABASE_URL, or take REDIS_URL away"
+                    .to_owned(),
+            )
+            .into());
+        }
         let location = match &config.database_url {
             Some(url) => Location::Postgres(url.expose().to_owned()),
             None => Location::Sqlite(home.join("artel.db")),
@@ -254,15 +293,17 @@ impl App {
         )
         .await?;
 
-        let Answering {
-            crew: models,
-            workers: worker_models,
-            shipped,
-            unclear,
-        } = answering(&config, record, &books, &redactor).await?;
+        let minds = Minds::of(&config, &redactor).await?;
+        let (crew, mut workers) = minds.paid_by(Arc::new(books.clone()), minds.models.budget)?;
+        if config.redis_url.is_some() {
+            // Whichever spawner takes a job, this one included, its costs are booked in one way.
+            workers = minds.for_workers()?;
+        }
+        let (models, worker_models) = recorded((crew, workers), record, &redactor)?;
+        let (shipped, unclear) = (minds.shipped, minds.unclear.clone());
         let tape = models.tape();
-        let (sandbox, unconfined) = confinement(shipped, &home);
-        let program = std::env::current_exe().context("this program's own file cannot be found")?;
+        let (sandbox, unconfined) = confinement(shipped && config.mode != Mode::Full, &home);
+        let program = own_program()?;
         let words = |name: &str| vec!["internal".to_owned(), name.to_owned()];
 
         let policy = policy(&config, &redactor)?;
@@ -278,7 +319,15 @@ impl App {
             secrets: Arc::new(vault.clone()),
             ready_s: policy.service_ready_s,
         });
-        let bus = Bus::default();
+        let (model, priced) = minds.workers_model();
+        let tally = Tally::new(
+            books.clone(),
+            store.clone(),
+            &model,
+            priced,
+            minds.models.budget,
+        );
+        let bus = Bus::new(config.redis_url.clone(), tally);
         let errands = ErrandDesk::new(store.clone());
         let crew = Crew {
             models,
@@ -336,25 +385,60 @@ impl App {
     /// Says what keeps work from being done here, before anything is taken on. From then on the data folder is known to hold
     /// code from elsewhere, unless all answers ship with the program.
     pub fn ready_to_work(&self) -> anyhow::Result<()> {
-        self.sandbox.check().context(
-            "code from a model only runs in a sandbox, and there is none; without one, only the demo tape runs, on a data folder \
-             that has seen nothing else (`artel demo`)",
-        )?;
-        if let Some(unclear) = &self.unclear {
-            return Err(config::Error::Missing(unclear.clone()).into());
-        }
+        confined(&self.sandbox)?;
+        self.ready_to_ask()?;
         if !self.shipped {
-            let file = self.home.join(FOREIGN);
-            std::fs::write(&file, "Code in this folder only runs in a sandbox.\n")
-                .with_context(|| format!("{} cannot be written", file.display()))?;
+            mark_foreign(&self.home)?;
         }
         Ok(())
+    }
+
+    /// Says what keeps the crew from asking a model.
+    pub fn ready_to_ask(&self) -> anyhow::Result<()> {
+        match &self.unclear {
+            Some(unclear) => Err(config::Error::Missing(unclear.clone()).into()),
+            None => Ok(()),
+        }
+    }
+
+    /// What this process needs to be healthy. The bus counts once it is open.
+    pub fn needs(&self) -> Needs {
+        Needs {
+            home: self.home.clone(),
+            journal: Some(self.books.journal().clone()),
+            transport: self.bus.transport(),
+        }
+    }
+
+    /// Whether other processes may share the work on this data folder.
+    pub fn is_shared(&self) -> bool {
+        self.config.redis_url.is_some()
     }
 
     /// The crew's graphs, drawn.
     pub fn picture(&self) -> anyhow::Result<nodes::Picture> {
         Ok(nodes::picture(&self.crew)?)
     }
+}
+
+/// This program's own file.
+pub fn own_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("this program's own file cannot be found")
+}
+
+/// Says why code from a model cannot run here, if it cannot.
+pub fn confined(sandbox: &Sandbox) -> anyhow::Result<()> {
+    sandbox.check().context(
+        "code from a model only runs in a sandbox, and there is none; without one, only the demo tape runs, on a data folder \
+         that has seen nothing else (`artel demo`)",
+    )
+}
+
+/// From now on the data folder is known to hold code from elsewhere.
+pub fn mark_foreign(home: &Home) -> anyhow::Result<()> {
+    let file = home.join(FOREIGN);
+    std::fs::write(&file, "Code in this folder only runs in a sandbox.\n")
+        .with_context(|| format!("{} cannot be written", file.display()))
 }
 
 fn policy(config: &Config, redactor: &Redactor) -> anyhow::Result<Policy> {

@@ -1,19 +1,29 @@
-//! The way to the workers: the crew's port on the in-process transport, and back, each result as a signal.
+//! The way to the workers: the crew's port on a transport (in process, or over Redis), and back, each result as a signal.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use graph::Engine;
 use ports::{Failure, RequestId, Workers};
-use protocol::{LocalTransport, SpawnRequest, Transport, TransportError};
+use protocol::{LocalTransport, RedisTransport, SpawnRequest, Transport, TransportError};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-/// The transport of this process, once it does the work; only one process at a time may have it.
-#[derive(Clone, Default)]
+use crate::config::SecretValue;
+use crate::spending::Tally;
+
+/// How long a job or a result is held by a process that does not renew it: after so long another one gets it.
+const HOLD: Duration = Duration::from_secs(20);
+
+/// The transport of this process, once it takes part in the work.
+#[derive(Clone)]
 pub struct Bus {
-    transport: Arc<OnceLock<Arc<LocalTransport>>>,
+    redis: Option<SecretValue>,
+    /// Books what workers cost, where their spawner cannot.
+    tally: Option<Tally>,
+    transport: Arc<OnceCell<Arc<dyn Transport>>>,
 }
 
 fn failure(error: &TransportError) -> Failure {
@@ -27,18 +37,47 @@ fn failure(error: &TransportError) -> Failure {
     Failure::new("bus", text).retryable()
 }
 
+/// The transport over Redis.
+pub async fn redis(url: &SecretValue) -> Result<Arc<dyn Transport>, TransportError> {
+    let mut options = protocol::redis::Options::new(url.expose());
+    options.lease = HOLD;
+    Ok(Arc::new(RedisTransport::with(options).await?))
+}
+
 impl Bus {
-    /// Opens the transport in its folder, once in the life of this process. Whoever calls this holds the right to do the
-    /// work.
-    pub async fn open(&self, folder: PathBuf) -> Result<Arc<LocalTransport>, TransportError> {
-        if let Some(transport) = self.transport.get() {
-            return Ok(transport.clone());
+    /// A bus over Redis when there is an address, and then with a tally; otherwise within this process.
+    pub fn new(redis: Option<SecretValue>, tally: Tally) -> Self {
+        Self {
+            tally: redis.is_some().then_some(tally),
+            redis,
+            transport: Arc::default(),
         }
-        let transport = Arc::new(LocalTransport::open(folder).await?);
-        Ok(self.transport.get_or_init(|| transport).clone())
     }
 
-    fn get(&self) -> ports::Result<&Arc<LocalTransport>> {
+    /// Opens the transport, once in the life of this process: over Redis, or in its folder. Whoever calls this takes part in
+    /// the work, and has the folder alone.
+    pub async fn open(&self, folder: PathBuf) -> Result<Arc<dyn Transport>, TransportError> {
+        let open = || async {
+            let transport: Arc<dyn Transport> = match &self.redis {
+                Some(url) => redis(url).await?,
+                None => Arc::new(LocalTransport::open(folder).await?),
+            };
+            Ok(transport)
+        };
+        self.transport.get_or_try_init(open).await.cloned()
+    }
+
+    /// Books what workers cost, where their spawner cannot.
+    pub fn tally(&self) -> Option<&Tally> {
+        self.tally.as_ref()
+    }
+
+    /// The transport, if this process has opened it.
+    pub fn transport(&self) -> Option<Arc<dyn Transport>> {
+        self.transport.get().cloned()
+    }
+
+    fn get(&self) -> ports::Result<&Arc<dyn Transport>> {
         self.transport.get().ok_or_else(|| {
             Failure::new(
                 "bus",
@@ -52,11 +91,12 @@ impl Bus {
 #[async_trait]
 impl Workers for Bus {
     async fn submit(&self, request: &SpawnRequest) -> ports::Result<()> {
-        self.get()?
-            .publish_job(request)
-            .await
-            .map(|_| ())
-            .map_err(|error| failure(&error))
+        let transport = self.get()?;
+        let published = match &self.tally {
+            Some(tally) => transport.publish_job(&tally.bounded(request).await?).await,
+            None => transport.publish_job(request).await,
+        };
+        published.map(|_| ()).map_err(|error| failure(&error))
     }
 
     async fn cancel(&self, request: &RequestId) -> ports::Result<()> {
@@ -67,10 +107,12 @@ impl Workers for Bus {
     }
 }
 
-/// Turns results into signals until the end. A result is acknowledged when it has become one.
+/// Turns results into signals until the end. A result is acknowledged when it has become one, and what it cost is booked
+/// before.
 pub async fn deliver_results(
-    transport: Arc<LocalTransport>,
+    transport: Arc<dyn Transport>,
     engine: Engine,
+    tally: Option<Tally>,
     shutdown: CancellationToken,
 ) {
     const PATIENCE: Duration = Duration::from_secs(5);
@@ -84,7 +126,7 @@ pub async fn deliver_results(
             Ok(None) => continue,
             Err(error) => {
                 tracing::error!(%error, "workers' results cannot be read");
-                tokio::time::sleep(PATIENCE).await;
+                let _ = tokio::time::timeout(PATIENCE, shutdown.cancelled()).await;
                 continue;
             }
         };
@@ -100,6 +142,24 @@ pub async fn deliver_results(
             }
             continue;
         };
+        let booked = match &tally {
+            Some(tally) => tally
+                .book(&result.request_id, &result.usage)
+                .await
+                .map(|_| ()),
+            None => Ok(()),
+        };
+        if let Err(error) = booked {
+            tracing::error!(
+                request = result.request_id,
+                "what a worker cost is not booked, so its result waits: {error:#}"
+            );
+            if let Err(error) = transport.release_result(&delivery.receipt).await {
+                tracing::error!(%error, "it could not be given back; its hold will run out");
+            }
+            let _ = tokio::time::timeout(PATIENCE, shutdown.cancelled()).await;
+            continue;
+        }
         let key = format!("worker:{}", result.request_id);
         let sent = match engine
             .signal(thread.as_str(), ports::RESULT_SIGNAL, &key, result)

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::Need;
+
 /// A crew that turns a described project into a running service, on your own machine.
 #[derive(Parser, Debug)]
 #[command(
@@ -28,6 +30,16 @@ pub enum Command {
     Init(InitArgs),
     /// Run everything: bot, runs, workers, health. Stops with Ctrl-C; deployed services go on.
     Up(UpArgs),
+    /// Run threads, as one of any number of such processes on one PostgreSQL and one Redis.
+    Runner,
+    /// Do what one process at a time does for all: checks, deploys, results of workers; take over when another one ends.
+    Scheduler,
+    /// Speak with people over Telegram, and nothing else; take over when another one ends.
+    Bot,
+    /// Run coding workers for the jobs on the bus; also the program `spawner`. Needs no database.
+    Spawner,
+    /// Ask the process that answers at ARTEL_HTTP_ADDR how it is: for health checks.
+    Health,
     /// Talk with the crew about a project, new or old.
     Chat(ChatArgs),
     /// Describe a new project and have it built.
@@ -99,6 +111,42 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, num_args = 1..)]
         args: Vec<std::ffi::OsString>,
     },
+}
+
+impl Command {
+    /// What has to be configured for it.
+    pub fn need(&self) -> Need {
+        match self {
+            Self::Runner | Self::Scheduler => Need::Servers,
+            Self::Bot => Need::Bot,
+            Self::Spawner => Need::Bus,
+            Self::Init(_)
+            | Self::Config(_)
+            | Self::Service(_)
+            | Self::Health
+            | Self::Internal { .. } => Need::Nothing,
+            _ => Need::Data,
+        }
+    }
+
+    /// Whether it goes on until it is told to stop.
+    pub fn lasts(&self) -> bool {
+        matches!(
+            self,
+            Self::Up(_) | Self::Runner | Self::Scheduler | Self::Bot | Self::Spawner
+        )
+    }
+
+    /// The name that traces have it under.
+    pub fn service(&self) -> &'static str {
+        match self {
+            Self::Runner => "artel-runner",
+            Self::Scheduler => "artel-scheduler",
+            Self::Bot => "artel-bot",
+            Self::Spawner => "artel-spawner",
+            _ => "artel",
+        }
+    }
 }
 
 /// `artel init`.

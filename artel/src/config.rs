@@ -65,8 +65,10 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// `ARTEL_MODE=full` and something is missing or embedded.
-    #[error("ARTEL_MODE=full, but {0}")]
+    /// `ARTEL_MODE=full`, and something is missing that would be embedded otherwise.
+    #[error(
+        "ARTEL_MODE=full, and these are not set: {0}; set them, or use ARTEL_MODE=embedded, where Artel brings all of them along"
+    )]
     NotFull(String),
     /// A setting that is needed now has no value.
     #[error("{0}")]
@@ -117,6 +119,8 @@ pub struct Config {
     pub mode: Mode,
     /// PostgreSQL instead of SQLite.
     pub database_url: Option<SecretValue>,
+    /// The bus between processes, instead of one within this process.
+    pub redis_url: Option<SecretValue>,
     /// The model endpoint, with `/v1`.
     pub openai_base_url: Option<String>,
     /// Its key.
@@ -170,6 +174,31 @@ pub struct Config {
     figment: Figment,
 }
 
+/// How addresses of Redis begin.
+const REDIS: &[&str] = &[
+    "redis://",
+    "rediss://",
+    "redis+unix://",
+    "unix://",
+    "redis+sentinel://",
+    "redis+cluster://",
+];
+
+/// What a process is for, as far as it decides what has to be configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing: it looks at the configuration itself.
+    Nothing,
+    /// A command, or everything at once.
+    Data,
+    /// One of the processes that share a database and a bus.
+    Servers,
+    /// The same, for Telegram.
+    Bot,
+    /// Workers, without a database.
+    Bus,
+}
+
 /// Tables of `artel.toml`.
 const TABLES: &[&str] = &["models", "policy"];
 
@@ -177,7 +206,7 @@ impl Config {
     /// Reads the configuration. `folder` is where `.env` and `artel.toml` are looked for first, the current folder for
     /// the program.
     pub fn load(folder: &Path) -> Result<Self, Error> {
-        let environment = Layer::environment();
+        let environment = Layer::environment()?;
         let local_dotenv = Layer::dotenv(&folder.join(".env"))?;
         let local_toml = toml_layer(&folder.join("artel.toml"))?;
 
@@ -235,6 +264,17 @@ impl Config {
                     "an address like postgres://user:password@host/name is expected",
                     |text| {
                         (text.starts_with("postgres://") || text.starts_with("postgresql://"))
+                            .then(|| SecretValue::new(text.to_owned()))
+                    },
+                )?,
+                redis_url: reader.parse_opt(
+                    "REDIS_URL",
+                    "an address like redis://host:6379/0, redis+sentinel://host,host/master or redis+cluster://host,host is \
+                     expected",
+                    |text| {
+                        REDIS
+                            .iter()
+                            .any(|scheme| text.starts_with(scheme))
                             .then(|| SecretValue::new(text.to_owned()))
                     },
                 )?,
@@ -322,19 +362,56 @@ impl Config {
                 "then ARTEL_AGENT_COMMAND has to name the command",
             ));
         }
-        if config.mode == Mode::Full {
-            if config.database_url.is_none() {
-                return Err(Error::NotFull(
-                    "DATABASE_URL is missing: name a PostgreSQL database".to_owned(),
-                ));
-            }
-            return Err(Error::NotFull(
-                "this release has only the in-process bus and the local spawner, forge and deployer: use ARTEL_MODE=embedded \
-                 (with DATABASE_URL, if you want PostgreSQL)"
-                    .to_owned(),
-            ));
-        }
         Ok(config)
+    }
+
+    /// Says what is missing for what this process is for, all of it at once. With `ARTEL_MODE=full`, what would be embedded
+    /// counts as missing.
+    pub fn fits(&self, need: Need) -> Result<(), Error> {
+        let full = self.mode == Mode::Full;
+        let servers = matches!(need, Need::Servers | Need::Bot) || full && need == Need::Data;
+        let mut missing = Vec::new();
+        if self.database_url.is_none() && servers {
+            missing.push("DATABASE_URL, a PostgreSQL database");
+        }
+        if self.redis_url.is_none() && (servers || need == Need::Bus) {
+            missing.push("REDIS_URL, the bus between the processes");
+        }
+        if self.telegram_bot_token.is_none() && need == Need::Bot {
+            missing.push("TELEGRAM_BOT_TOKEN, the bot's token");
+        }
+        // The demo tape is never played by surprise where people expect a model.
+        if full && need != Need::Nothing && !self.names_an_answerer()? {
+            missing.push(
+                "a model (OPENAI_BASE_URL, OPENAI_API_KEY, ARTEL_MODEL, or [models] in artel.toml) or ARTEL_TAPE",
+            );
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing = missing.join("; ");
+        Err(if full {
+            Error::NotFull(missing)
+        } else {
+            Error::Missing(format!(
+                "this process works with others on servers, and these are not set: {missing}; `artel up` needs none of them"
+            ))
+        })
+    }
+
+    /// Whether it is said who answers: a model, or a tape.
+    fn names_an_answerer(&self) -> Result<bool, Error> {
+        Ok(self.tape.is_some()
+            || self.openai_base_url.is_some()
+            || !self.table::<models::Config>("models")?.endpoints.is_empty())
+    }
+
+    /// Whether a setting has a value that nobody chose.
+    pub fn is_default(&self, name: &str) -> bool {
+        let reader = Reader {
+            figment: &self.figment,
+        };
+        reader.source(name) == "default"
     }
 
     /// A table of `artel.toml`, or its default.

@@ -7,7 +7,9 @@ use graph::{Cursor, Entry, JournalFilter, ThreadFilter, ThreadStatus};
 use ports::{Audience, Event, FrontDesk, JobStatus, ProjectId, Recorded, SaidKind, threads};
 
 use crate::app::App;
+use crate::config::Mode;
 use crate::home::Held;
+use crate::home::neighbours::Part;
 use crate::lines::{End, EndError, EndStatus, EventLine, for_people, wait_record};
 use crate::work::Work;
 
@@ -87,12 +89,18 @@ pub enum Until {
 pub struct Doing<'a> {
     app: &'a App,
     work: Option<Work>,
+    /// Whether it was said that nobody works.
+    said: bool,
 }
 
 impl<'a> Doing<'a> {
     /// Takes the work on if it is free.
     pub async fn begin(app: &'a App) -> anyhow::Result<Self> {
-        let mut doing = Self { app, work: None };
+        let mut doing = Self {
+            app,
+            work: None,
+            said: false,
+        };
         doing.take_over().await?;
         Ok(doing)
     }
@@ -102,11 +110,33 @@ impl<'a> Doing<'a> {
         if self.work.is_some() {
             return Ok(());
         }
-        let held: Option<Held> = self.app.home.take_work()?;
-        if let Some(held) = held {
-            self.work = Some(Work::start(self.app, held).await?);
+        if let Some(held) = self.free_work()? {
+            self.work = Some(Work::start(self.app, held, Part::Command).await?);
         }
         Ok(())
+    }
+
+    /// The right to do the work, when nobody does it.
+    fn free_work(&mut self) -> anyhow::Result<Option<Held>> {
+        let home = &self.app.home;
+        if !self.app.is_shared() {
+            return Ok(home.take_work()?);
+        }
+        let runs = [Part::Runner, Part::Up, Part::Command];
+        if !home.present(&runs)?.is_empty() {
+            return Ok(None);
+        }
+        if self.app.config.mode == Mode::Full {
+            // Servers have processes of their own for the work; a command is no substitute for one that is down.
+            if !std::mem::replace(&mut self.said, true) {
+                eprintln!(
+                    "artel: no runner lives on {}: this waits until `artel runner` or `artel up` is started",
+                    home.path().display()
+                );
+            }
+            return Ok(None);
+        }
+        Ok(home.join_work()?)
     }
 
     /// Goes on: takes the work over when whoever did it is gone, and says when a part of ours has ended.

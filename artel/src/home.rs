@@ -1,8 +1,11 @@
 //! The data folder, and who does what on it at the moment.
 //!
-//! One process at a time does the work on a data folder: it holds the lock `locks/work`. A command that finds nobody doing it
-//! does its own work; otherwise it leaves it to whoever does and follows. The kernel lets go of a lock when its process ends,
-//! however it ends, so that the next one can go on at once.
+//! Alone, one process at a time does the work on a data folder: it holds the lock `locks/work`. A command that finds nobody
+//! doing it does its own work; otherwise it leaves it to whoever does and follows. On servers (PostgreSQL and Redis) any number
+//! of processes share the lock, and leases in the database say who does what; see [`neighbours`]. The kernel lets go of a lock
+//! when its process ends, however it ends, so that the next one can go on at once.
+
+pub mod neighbours;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -140,8 +143,17 @@ impl Home {
             .to_owned())
     }
 
-    /// Takes the work on if nobody does it.
+    /// Takes the work on if nobody does it, alone or with others.
     pub fn take_work(&self) -> Result<Option<Held>, Error> {
+        self.lock_work(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes part in the work, unless somebody does it alone. Who does what is decided by leases in the database.
+    pub fn join_work(&self) -> Result<Option<Held>, Error> {
+        self.lock_work(FlockOperation::NonBlockingLockShared)
+    }
+
+    fn lock_work(&self, operation: FlockOperation) -> Result<Option<Held>, Error> {
         let file = self.path.join("locks/work");
         let unusable = |source| Error::Unusable {
             path: file.clone(),
@@ -155,7 +167,7 @@ impl Home {
             .mode(0o600)
             .open(&file)
             .map_err(unusable)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&lock, operation) {
             Ok(()) => Ok(Some(Held { _lock: lock })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(unusable(errno.into())),
@@ -190,6 +202,21 @@ mod tests {
         assert!(home.take_work().unwrap().is_none());
         drop(held);
         assert!(home.take_work().unwrap().is_some());
+    }
+
+    #[test]
+    fn many_share_the_work_and_nobody_does_it_alone_beside_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(folder.path()).unwrap();
+        let first = home.join_work().unwrap();
+        let second = home.join_work().unwrap();
+        assert!(first.is_some() && second.is_some());
+        drop(first);
+        assert!(home.take_work().unwrap().is_none());
+        drop(second);
+        let alone = home.take_work().unwrap();
+        assert!(alone.is_some());
+        assert!(home.join_work().unwrap().is_none());
     }
 
     #[test]

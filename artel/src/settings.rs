@@ -52,6 +52,10 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
                 default: "",
                 secret: true,
             },
+            secret(
+                "REDIS_URL",
+                "Redis (7 or newer) as the bus between processes: redis://host:6379/0, redis+sentinel://host,host/master, redis+cluster://host,host. Without it: in process. Needs DATABASE_URL.",
+            ),
         ],
     ),
     (
@@ -168,7 +172,7 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
             setting(
                 "ARTEL_HTTP_ADDR",
                 "127.0.0.1:8642",
-                "Where `artel up` answers /health.",
+                "Where `artel up`, `runner`, `scheduler`, `bot` and `spawner` answer /health.",
             ),
             setting(
                 "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -196,6 +200,7 @@ fn env_example() -> String {
     use std::fmt::Write as _;
     let mut out = String::from(
         "# Every variable that Artel knows. All are optional: with none, `make demo` works.\n\
+         # A secret can stand in a file instead: NAME_FILE names it, such as DATABASE_URL_FILE=/run/secrets/database_url.\n\
          # Order: environment, then .env (here, then in ARTEL_HOME), then artel.toml (likewise), then the default.\n\
          # `artel config check` says for every value where it came from.\n",
     );

@@ -1,14 +1,18 @@
-//! Doing the work on a data folder: runs, projections, errands, workers, the bot. One process at a time does it; see
-//! [`crate::home`].
+//! Doing the work on a data folder: runs, projections, errands, workers, the bot. Alone, one process does all of it; see
+//! [`crate::home`]. On PostgreSQL and Redis any number of processes do parts of it, and leases in the database say who does what
+//! only one may do at a time.
 
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use graph::ServeOptions;
+use ports::WorkerModels;
+use protocol::Transport;
+use sandbox::Sandbox;
 use spawner::Spawner;
 use spawner::runtime::{Containers, DockerOptions, Local, Runtime};
 use tokio::task::JoinSet;
@@ -18,7 +22,10 @@ use crate::app::App;
 use crate::bus;
 use crate::config::Config;
 use crate::errands::Runner;
-use crate::home::Held;
+use crate::health::{self, Needs};
+use crate::home::neighbours::{Part, Present, own_name};
+use crate::home::{Held, Home};
+use crate::lead::lead;
 
 /// Threads that run at the same time.
 const CONCURRENCY: usize = 16;
@@ -31,84 +38,160 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long the projections wait for news that nobody announced.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Parts that go on beside each other until they are told to stop.
+struct Parts {
+    shutdown: CancellationToken,
+    running: JoinSet<(&'static str, anyhow::Result<()>)>,
+}
+
+impl Parts {
+    fn new(shutdown: CancellationToken) -> Self {
+        Self {
+            shutdown,
+            running: JoinSet::new(),
+        }
+    }
+
+    fn add<F, Fut>(&mut self, name: &'static str, run: F)
+    where
+        F: FnOnce(CancellationToken) -> Fut,
+        Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let run = run(self.shutdown.clone());
+        self.running.spawn(async move { (name, run.await) });
+    }
+
+    /// Comes back when a part ends.
+    async fn ended(&mut self) -> Option<(&'static str, anyhow::Result<()>)> {
+        Some(match self.running.join_next().await? {
+            Ok(ended) => ended,
+            Err(error) => {
+                let error = anyhow::anyhow!(error).context("a part of the program panicked");
+                ("panicked", Err(error))
+            }
+        })
+    }
+}
+
+/// What a spawner in this process needs.
+pub struct Workers {
+    /// The data folder.
+    pub home: PathBuf,
+    /// Where workers run.
+    pub runtime: Arc<dyn Runtime>,
+    /// Where jobs come from.
+    pub transport: Arc<dyn Transport>,
+    /// Who answers them.
+    pub models: Arc<dyn WorkerModels>,
+    /// At a time.
+    pub max: usize,
+}
+
+impl Workers {
+    /// Those of a program that has everything.
+    async fn of(app: &App, transport: Arc<dyn Transport>) -> anyhow::Result<Self> {
+        let home = app.home.path();
+        Ok(Self {
+            home: home.to_owned(),
+            runtime: runtime(&app.config, home, &app.sandbox, &app.program).await?,
+            transport,
+            models: app.worker_models.clone(),
+            max: app.config.max_workers,
+        })
+    }
+}
+
 /// The work, going on until it is told to stop.
 pub struct Work {
-    shutdown: CancellationToken,
-    parts: JoinSet<(&'static str, anyhow::Result<()>)>,
+    parts: Parts,
     /// Whether this goes on until it is told to stop, and not only until one command has what it wants.
     lasting: Arc<AtomicBool>,
+    /// The name under which this process has leases.
+    owner: String,
+    /// Shows the neighbours that we live. Taken back before the right to work.
+    present: Option<Present>,
     /// Given back last.
     held: Held,
 }
 
 impl Work {
-    /// Starts the work. `held` proves that nobody else does it.
-    pub async fn start(app: &App, held: Held) -> anyhow::Result<Self> {
+    /// All of the work. `held` proves that nobody else does it, or that all who do it share it.
+    pub async fn start(app: &App, held: Held, part: Part) -> anyhow::Result<Self> {
         app.ready_to_work()?;
-        let shutdown = CancellationToken::new();
-        let mut work = Self {
-            shutdown: shutdown.clone(),
-            parts: JoinSet::new(),
-            lasting: Arc::default(),
-            held,
-        };
-
+        if app.is_shared() {
+            let mut work = Self::join(&app.home, held, part)?;
+            let transport = work.neighbourly(app).await?;
+            work.runner(app);
+            work.scheduler(app, transport.clone());
+            work.spawner(Workers::of(app, transport).await?)?;
+            return Ok(work);
+        }
+        let owner = alone(&app.home);
+        let mut work = Self::new(held, owner, None);
         let transport = app.bus.open(app.home.join("bus")).await?;
-        let owner = format!("home:{}", app.home.path().display());
         // Whoever held leases under this name died without giving them back: the lock is ours.
-        app.engine.checkpointer().break_leases(&owner).await?;
+        app.engine.checkpointer().break_leases(&work.owner).await?;
         app.store.break_leases().await?;
+        bury_the_dead(app).await?;
 
-        let engine = app.engine.clone();
-        let options = ServeOptions {
-            concurrency: CONCURRENCY,
-            lease: LEASE,
+        work.runner(app);
+        schedule(app, &transport, &mut work.parts);
+        work.spawner(Workers::of(app, transport).await?)?;
+        work.household(app);
+        reconcile(app).await;
+        Ok(work)
+    }
+
+    fn new(held: Held, owner: String, present: Option<Present>) -> Self {
+        Self {
+            parts: Parts::new(CancellationToken::new()),
+            lasting: Arc::default(),
             owner,
-            drain: DRAIN / 2,
-            ..ServeOptions::default()
-        };
-        work.part("runner", |token| async move {
-            Ok(engine.serve(options, token).await?)
-        });
-        work.part("projections", projections(app.clone()));
-        let (home, lasting) = (app.home.path().to_owned(), work.lasting.clone());
-        work.part("disk", |token| crate::disk::watch(home, lasting, token));
-        let errands = Runner {
-            desk: app.errands.clone(),
-            forge: app.forge.clone(),
-            deployer: Arc::new(app.deployer.clone()),
-            engine: app.engine.clone(),
-        };
-        work.part("errands", |token| async move {
-            errands.run(token).await;
+            present,
+            held,
+        }
+    }
+
+    /// A part of the work, to which nothing belongs yet. `held` proves that nobody does it alone.
+    pub fn join(home: &Home, held: Held, part: Part) -> anyhow::Result<Self> {
+        let name = own_name(part);
+        let present = home.appear(&name)?;
+        Ok(Self::new(held, name, Some(present)))
+    }
+
+    /// What every process does that shares a database: opens the bus, looks after its neighbours and itself.
+    pub async fn neighbourly(&mut self, app: &App) -> anyhow::Result<Arc<dyn Transport>> {
+        let transport = app.bus.open(app.home.join("bus")).await?;
+        // Whoever worked here alone is dead: we could not share the lock otherwise.
+        let alone = alone(&app.home);
+        app.engine.checkpointer().break_leases(&alone).await?;
+        bury_the_dead(app).await?;
+        let neighbour = app.clone();
+        self.part("neighbours", |token| async move {
+            while tokio::time::timeout(PATIENCE, token.cancelled())
+                .await
+                .is_err()
+            {
+                if let Err(error) = bury_the_dead(&neighbour).await {
+                    tracing::warn!("it cannot be seen who of the neighbours died: {error:#}");
+                }
+            }
             Ok(())
         });
-        let (results, engine) = (transport.clone(), app.engine.clone());
-        work.part("results", |token| async move {
-            bus::deliver_results(results, engine, token).await;
-            Ok(())
-        });
-        let runtime: Arc<dyn Runtime> = match containers(&app.config, app.home.path()).await? {
-            Some(containers) => Arc::new(containers),
-            None => Arc::new(Local::new(app.sandbox.clone(), &app.program)),
-        };
-        tracing::info!("workers: {}", runtime.describe());
-        let spawner = Spawner::new(spawner::Options {
-            home: app.home.path().to_owned(),
-            runtime,
-            transport: transport.clone(),
-            models: app.worker_models.clone(),
-            max_workers: app.config.max_workers,
-            name: SPAWNER.to_owned(),
-            continue_trace: telemetry::set_parent,
-        })?;
-        let handle = spawner.handle();
-        work.part(
-            "spawner",
-            |token| async move { Ok(spawner.run(token).await?) },
-        );
+        self.household(app);
+        Ok(transport)
+    }
+
+    /// The name under which this process has leases.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// What every process does that has a database.
+    fn household(&mut self, app: &App) {
+        self.disk(&app.home);
         let vault = app.vault.clone();
-        work.part("secrets", |token| async move {
+        self.part("secrets", |token| async move {
             // Another process may have stored one; the redactor has to know it.
             while tokio::time::timeout(PATIENCE * 2, token.cancelled())
                 .await
@@ -120,24 +203,97 @@ impl Work {
             }
             Ok(())
         });
+    }
+
+    /// Watches the disk.
+    pub fn disk(&mut self, home: &Home) {
+        let (home, lasting) = (home.path().to_owned(), self.lasting.clone());
+        self.part("disk", |token| crate::disk::watch(home, lasting, token));
+    }
+
+    /// Answers questions about health; gives where.
+    pub async fn health(&mut self, config: &Config, needs: Needs) -> anyhow::Result<String> {
+        let (listener, address) = health::listen(config).await?;
+        self.part("health", |token| health::serve(listener, needs, token));
+        Ok(format!("http://{address}"))
+    }
+
+    /// Runs threads.
+    pub fn runner(&mut self, app: &App) {
+        let engine = app.engine.clone();
+        let options = ServeOptions {
+            concurrency: CONCURRENCY,
+            lease: LEASE,
+            owner: self.owner.clone(),
+            drain: DRAIN / 2,
+            ..ServeOptions::default()
+        };
+        self.part("runner", |token| async move {
+            Ok(engine.serve(options, token).await?)
+        });
+    }
+
+    /// Does what one process at a time does for all, as soon as nobody else does it.
+    pub fn scheduler(&mut self, app: &App, transport: Arc<dyn Transport>) {
+        let (app, owner) = (app.clone(), self.owner.clone());
+        self.part("scheduler", |token| async move {
+            let store = app.store.clone();
+            lead(store, store::SCHEDULER, owner, token, |token| {
+                let (app, transport) = (app.clone(), transport.clone());
+                async move {
+                    let mut parts = Parts::new(token.clone());
+                    schedule(&app, &transport, &mut parts);
+                    parts.add("services", |token| async move {
+                        reconcile(&app).await;
+                        token.cancelled().await;
+                        Ok(())
+                    });
+                    let first = parts.ended().await;
+                    let told = token.is_cancelled();
+                    token.cancel();
+                    while parts.ended().await.is_some() {}
+                    match first {
+                        Some((name, Ok(()))) if !told => {
+                            Err(anyhow::anyhow!("the part {name} ended by itself"))
+                        }
+                        Some((name, Err(error))) => {
+                            Err(error.context(format!("the part {name} ended")))
+                        }
+                        _ => Ok(()),
+                    }
+                }
+            })
+            .await
+        });
+    }
+
+    /// Runs workers.
+    pub fn spawner(&mut self, workers: Workers) -> anyhow::Result<()> {
+        let name = match &self.present {
+            Some(_) => self.owner.clone(),
+            None => SPAWNER.to_owned(),
+        };
+        tracing::info!("workers: {}", workers.runtime.describe());
+        let spawner = Spawner::new(spawner::Options {
+            home: workers.home,
+            runtime: workers.runtime,
+            transport: workers.transport,
+            models: workers.models,
+            max_workers: workers.max,
+            name,
+            continue_trace: telemetry::set_parent,
+        })?;
+        let handle = spawner.handle();
+        self.part(
+            "spawner",
+            |token| async move { Ok(spawner.run(token).await?) },
+        );
         if cfg!(debug_assertions) {
-            work.part("worker crash point", |token| {
+            self.part("worker crash point", |token| {
                 worker_crash_point(handle, token)
             });
         }
-
-        for (project, found) in app.deployer.reconcile().await {
-            match found {
-                deploy::Reconciled::Started => {
-                    tracing::info!(%project, "a service that had died was started again");
-                }
-                deploy::Reconciled::Failed(failure) => {
-                    tracing::error!(%project, %failure, "a service could not be started again");
-                }
-                _ => {}
-            }
-        }
-        Ok(work)
+        Ok(())
     }
 
     /// From now on this goes on until it is told to stop: what a command would give up is waited for.
@@ -151,41 +307,48 @@ impl Work {
         F: FnOnce(CancellationToken) -> Fut,
         Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        let run = run(self.shutdown.clone());
-        self.parts.spawn(async move { (name, run.await) });
+        self.parts.add(name, run);
     }
 
-    /// Starts the bot.
+    /// Speaks with people over Telegram, if there is a token; shared, as soon as nobody else does.
     pub async fn bot(&mut self, app: &App) -> anyhow::Result<()> {
-        let Some(token) = &app.config.telegram_bot_token else {
+        if app.config.telegram_bot_token.is_none() {
             return Ok(());
-        };
-        let options = bot::Options {
-            token: token.expose().to_owned(),
-            server: app.config.telegram_api_url.clone(),
-            allowed_users: app.config.allowed_users.clone(),
-            admin_chats: app.config.admin_chat_ids.clone(),
-            tape: app.tape.clone(),
-        };
-        let bot = bot::Bot::new(
-            options,
-            app.store.clone(),
-            app.desk.clone(),
-            app.moved.clone(),
-        )
-        .await?;
-        self.part("bot", |token| async move { Ok(bot.run(token).await?) });
+        }
+        if self.present.is_none() {
+            let bot = telegram(app).await?;
+            self.part("bot", |token| async move { Ok(bot.run(token).await?) });
+            return Ok(());
+        }
+        let (app, owner) = (app.clone(), self.owner.clone());
+        self.part("bot", |token| async move {
+            let store = app.store.clone();
+            lead(store, store::BOT, owner, token, |token| {
+                let app = app.clone();
+                async move {
+                    let bot = telegram(&app).await?;
+                    // The sender is rung when projections move on, and they may move in another process. It is rung until
+                    // the bot has ended.
+                    let news = CancellationToken::new();
+                    let _news = news.clone().drop_guard();
+                    tokio::select! {
+                        ended = bot.run(token) => Ok(ended?),
+                        moved = projections(app)(news) => moved,
+                    }
+                }
+            })
+            .await
+        });
         Ok(())
     }
 
     /// Comes back when a part ends before it was told to, with what it said.
     pub async fn broken(&mut self) -> anyhow::Error {
-        match self.parts.join_next().await {
-            Some(Ok((name, Ok(())))) => anyhow::anyhow!("the part {name} ended by itself"),
-            // It says all there is to say.
-            Some(Ok(("disk", Err(error)))) => error,
-            Some(Ok((name, Err(error)))) => error.context(format!("the part {name} ended")),
-            Some(Err(error)) => anyhow::anyhow!(error).context("a part of the program panicked"),
+        match self.parts.ended().await {
+            Some((name, Ok(()))) => anyhow::anyhow!("the part {name} ended by itself"),
+            // They say all there is to say.
+            Some(("disk" | "panicked", Err(error))) => error,
+            Some((name, Err(error))) => error.context(format!("the part {name} ended")),
             None => anyhow::anyhow!("nothing is left to do"),
         }
     }
@@ -201,13 +364,11 @@ impl Work {
 
     /// Stops everything, within a bound. Services that were deployed go on.
     pub async fn stop(mut self) {
-        self.shutdown.cancel();
+        self.parts.shutdown.cancel();
         let all = async {
-            while let Some(ended) = self.parts.join_next().await {
-                match ended {
-                    Ok((_, Ok(()))) => {}
-                    Ok((name, Err(error))) => tracing::error!(part = name, "{error:#}"),
-                    Err(error) => tracing::error!(%error, "a part panicked"),
+            while let Some((name, ended)) = self.parts.ended().await {
+                if let Err(error) = ended {
+                    tracing::error!(part = name, "{error:#}");
                 }
             }
         };
@@ -217,8 +378,22 @@ impl Work {
                 DRAIN.as_secs()
             );
         }
+        drop(self.present);
         drop(self.held);
     }
+}
+
+/// Where workers run, as the configuration says.
+pub async fn runtime(
+    config: &Config,
+    home: &Path,
+    sandbox: &Sandbox,
+    program: &Path,
+) -> anyhow::Result<Arc<dyn Runtime>> {
+    Ok(match containers(config, home).await? {
+        Some(containers) => Arc::new(containers),
+        None => Arc::new(Local::new(sandbox.clone(), program)),
+    })
 }
 
 /// Workers in Docker, if the configuration says so.
@@ -237,6 +412,85 @@ pub(crate) async fn containers(config: &Config, home: &Path) -> anyhow::Result<O
     let containers = containers
         .with_context(|| format!("workers cannot run in Docker (SPAWNER_RUNTIME={runtime})"))?;
     Ok(Some(containers))
+}
+
+/// The name under which a process has leases that works on a data folder alone.
+fn alone(home: &Home) -> String {
+    format!("home:{}", home.path().display())
+}
+
+/// Lets go of what processes held that died on this data folder, so that nobody waits for their leases to run out.
+async fn bury_the_dead(app: &App) -> anyhow::Result<()> {
+    let home = app.home.clone();
+    for gone in tokio::task::spawn_blocking(move || home.gone()).await?? {
+        let runs = app.engine.checkpointer().break_leases(&gone.name).await?;
+        let leases = app.store.bury_process(&gone.name).await?;
+        tracing::warn!(
+            process = gone.name,
+            runs,
+            ?leases,
+            "{} died; what it held is free",
+            gone.name
+        );
+        gone.forget();
+    }
+    Ok(())
+}
+
+/// What one process at a time does for all.
+fn schedule(app: &App, transport: &Arc<dyn Transport>, parts: &mut Parts) {
+    parts.add("projections", projections(app.clone()));
+    let errands = Runner {
+        desk: app.errands.clone(),
+        forge: app.forge.clone(),
+        deployer: Arc::new(app.deployer.clone()),
+        engine: app.engine.clone(),
+    };
+    parts.add("errands", |token| async move {
+        errands.run(token).await;
+        Ok(())
+    });
+    let (results, engine) = (transport.clone(), app.engine.clone());
+    let tally = app.bus.tally().cloned();
+    parts.add("results", |token| async move {
+        bus::deliver_results(results, engine, tally, token).await;
+        Ok(())
+    });
+}
+
+/// Starts services again that died.
+async fn reconcile(app: &App) {
+    for (project, found) in app.deployer.reconcile().await {
+        match found {
+            deploy::Reconciled::Started => {
+                tracing::info!(%project, "a service that had died was started again");
+            }
+            deploy::Reconciled::Failed(failure) => {
+                tracing::error!(%project, %failure, "a service could not be started again");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The Telegram front end. There is a token.
+async fn telegram(app: &App) -> anyhow::Result<bot::Bot> {
+    let token = app.config.telegram_bot_token.as_ref();
+    let options = bot::Options {
+        token: token.map_or_else(String::new, |token| token.expose().to_owned()),
+        server: app.config.telegram_api_url.clone(),
+        allowed_users: app.config.allowed_users.clone(),
+        admin_chats: app.config.admin_chat_ids.clone(),
+        tape: app.tape.clone(),
+    };
+    let bot = bot::Bot::new(
+        options,
+        app.store.clone(),
+        app.desk.clone(),
+        app.moved.clone(),
+    )
+    .await?;
+    Ok(bot)
 }
 
 /// Keeps the projections up to date.

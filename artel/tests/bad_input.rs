@@ -488,12 +488,12 @@ async fn what_is_missing_from_the_environment_is_named() {
     home.set("ARTEL_MODE", "full");
     says(
         sentence(&home.run(&["projects"]).await.code(2)),
-        &["ARTEL_MODE=full", "DATABASE_URL"],
+        &["ARTEL_MODE=full", "DATABASE_URL", "REDIS_URL"],
     );
     home.set("DATABASE_URL", "postgres://nobody@127.0.0.1:9/nothing");
     says(
         sentence(&home.run(&["projects"]).await.code(2)),
-        &["ARTEL_MODE=full", "ARTEL_MODE=embedded"],
+        &["ARTEL_MODE=full", "REDIS_URL", "ARTEL_MODE=embedded"],
     );
     home.set("ARTEL_MODE", "half");
     says(

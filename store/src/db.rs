@@ -357,6 +357,11 @@ pub(crate) fn val(value: impl Into<Value>) -> Expr {
     Expr::val(value)
 }
 
+/// A time in milliseconds, as it is added to [`Db::now_ms`].
+pub(crate) fn ms(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
 /// A number of another type as the databases hold it; what is too large becomes the largest.
 pub(crate) fn int(value: impl TryInto<i64>) -> Expr {
     Expr::val(value.try_into().unwrap_or(i64::MAX))

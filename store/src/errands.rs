@@ -7,7 +7,7 @@ use ports::{Errand, ErrandOutcome, Failure};
 use sea_query::{Asterisk, Expr, ExprTrait as _, LockBehavior, LockType, Order, Query};
 use uuid::Uuid;
 
-use crate::db::{insert_new, json, val};
+use crate::db::{insert_new, json, ms, val};
 use crate::{Result, Store};
 
 /// How often an errand is begun. One that never ends, because whoever does it dies, ends as failed. A process that dies of
@@ -60,10 +60,6 @@ pub struct ErrandReply {
 
 fn of(key: &str) -> Expr {
     Expr::col("id").eq(key)
-}
-
-fn ms(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
 impl Store {

@@ -92,6 +92,37 @@ impl Store {
             .collect()
     }
 
+    /// What stands in the ledger of a task under ids that begin with `prefix`, and how many lines they are.
+    pub async fn booked(
+        &self,
+        project: &ProjectId,
+        job: &JobId,
+        task: &TaskId,
+        prefix: &str,
+    ) -> Result<(u64, Usage)> {
+        let query = Query::select()
+            .columns(["id", "input_tokens", "output_tokens", "cost_usd"])
+            .from("ledger")
+            .and_where(Expr::col("project").eq(project.as_str()))
+            .and_where(Expr::col("job").eq(job.as_str()))
+            .and_where(Expr::col("task").eq(task.as_str()))
+            .take();
+        let mut lines = 0;
+        let mut booked = Usage::default();
+        for row in self.db.fetch_all(&query).await? {
+            // Not by LIKE: a task has few lines, and an id may hold what a pattern means something else by.
+            if row.text("id")?.starts_with(prefix) {
+                lines += 1;
+                booked.input_tokens += row.count("input_tokens")?;
+                booked.output_tokens += row.count("output_tokens")?;
+                if let Some(cost) = row.opt_double("cost_usd")? {
+                    booked.cost_usd = Some(booked.cost_usd.unwrap_or(0.0) + cost);
+                }
+            }
+        }
+        Ok((lines, booked))
+    }
+
     /// The last lines of a project's ledger, newest first, at most `limit`.
     pub async fn ledger_lines(&self, project: &ProjectId, limit: u64) -> Result<Vec<LedgerLine>> {
         let query = Query::select()

@@ -32,6 +32,7 @@ pub use db::{Db, Row, Tx};
 pub use errands::{ClaimedErrand, ErrandReply, ErrandStatus, Finished, MAX_ERRAND_ATTEMPTS};
 pub use error::{Error, Result};
 pub use inbox::{InboxFailure, InboxRow, MAX_INBOX_ATTEMPTS, Stored};
+pub use leases::{BOT, SCHEDULER};
 pub use ledger::{LedgerLine, LedgerSum};
 pub use open::{Location, Store};
 pub use outbox::{Delivery, IntentKind, PROGRESS_PACE};

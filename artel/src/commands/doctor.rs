@@ -5,6 +5,7 @@ use std::process::Command;
 use serde::Serialize;
 
 use crate::config::SecretValue;
+use crate::home::neighbours::Part;
 
 use spawner::runtime::Runtime as _;
 
@@ -49,12 +50,10 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
                     .map(|_| app.engine.checkpointer().name().to_owned())
                     .map_err(|error| error.to_string()),
             ));
-            let working = match app.home.take_work()? {
-                Some(_) => "nobody does the work at the moment (artel up); commands do their own"
-                    .to_owned(),
-                None => "an artel is up".to_owned(),
-            };
-            findings.push(finding("work", Ok(working)));
+            findings.push(finding("work", Ok(working(&app)?)));
+            if let Some(url) = &context.config.redis_url {
+                findings.push(finding("bus", bus(url).await));
+            }
         }
         Err(error) => findings.push(finding("artel", Err(super::describe(&error).1))),
     }
@@ -67,6 +66,41 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
         ));
     }
     Ok(u8::from(!show(context, &findings)))
+}
+
+/// Who does the work here.
+fn working(app: &crate::app::App) -> anyhow::Result<String> {
+    let all = [
+        Part::Up,
+        Part::Runner,
+        Part::Scheduler,
+        Part::Bot,
+        Part::Spawner,
+    ];
+    let present = app.home.present(&all)?;
+    if !present.is_empty() {
+        return Ok(present.join(", "));
+    }
+    Ok(match app.home.take_work()? {
+        Some(_) => {
+            "nobody does the work at the moment (artel up); commands do their own".to_owned()
+        }
+        None => "an artel is up".to_owned(),
+    })
+}
+
+/// Whether Redis answers, and which spawners live there.
+async fn bus(url: &SecretValue) -> Result<String, String> {
+    let transport = crate::bus::redis(url).await.map_err(|e| e.to_string())?;
+    let spawners = transport.spawners().await.map_err(|e| e.to_string())?;
+    if spawners.is_empty() {
+        return Ok("Redis answers; no spawner lives".to_owned());
+    }
+    let spawners: Vec<String> = spawners
+        .iter()
+        .map(|beat| format!("{} ({} of {})", beat.spawner, beat.running, beat.capacity))
+        .collect();
+    Ok(format!("Redis answers; spawners: {}", spawners.join(", ")))
 }
 
 /// Shows what was found; gives whether all of it is well.

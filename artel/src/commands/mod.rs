@@ -4,6 +4,7 @@ mod chat;
 mod demo;
 mod doctor;
 mod init;
+mod lasting;
 mod manage;
 mod show;
 mod talk;
@@ -144,6 +145,11 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Init(args) => init::run(context, args).await,
         Command::Up(args) => up::run(context, args).await,
+        Command::Runner => lasting::runner(context).await,
+        Command::Scheduler => lasting::scheduler(context).await,
+        Command::Bot => lasting::bot(context).await,
+        Command::Spawner => lasting::spawner(context).await,
+        Command::Health => lasting::health(context).await,
         Command::Chat(args) => chat::run(context, args).await,
         Command::New(args) => talk::new(context, args).await,
         Command::Say(args) => talk::say(context, args).await,

@@ -33,16 +33,32 @@ impl Provider for Layer {
 }
 
 impl Layer {
-    pub(super) fn environment() -> Self {
-        Self {
-            name: "the environment".to_owned(),
-            values: settings::all()
-                .filter_map(|setting| {
-                    let value = std::env::var(setting.name).ok()?;
-                    (!value.is_empty()).then(|| (setting.name.to_owned(), value))
-                })
-                .collect(),
+    /// What the environment says. A secret may stand in a file that `NAME_FILE` names.
+    pub(super) fn environment() -> Result<Self, Error> {
+        let said = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::from_variables(said)
+    }
+
+    pub(super) fn from_variables(said: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let mut values = BTreeMap::new();
+        for setting in settings::all() {
+            let named = format!("{}_FILE", setting.name);
+            let is_setting = settings::all().any(|other| other.name == named);
+            let value = match said(setting.name) {
+                Some(value) => Some(value),
+                None if setting.secret && !is_setting => said(&named)
+                    .map(|file| secret_file(&named, &file))
+                    .transpose()?,
+                None => None,
+            };
+            if let Some(value) = value.filter(|value| !value.is_empty()) {
+                values.insert(setting.name.to_owned(), value);
+            }
         }
+        Ok(Self {
+            name: "the environment".to_owned(),
+            values,
+        })
     }
 
     pub(super) fn defaults() -> Self {
@@ -71,6 +87,17 @@ impl Layer {
             name: path.display().to_string(),
             values,
         }))
+    }
+}
+
+/// A secret that stands in a file; what is around it does not count.
+fn secret_file(name: &str, file: &str) -> Result<String, Error> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) => Err(Error::File {
+            place: format!("{file} (from {name})"),
+            message: error.to_string(),
+        }),
     }
 }
 

@@ -82,7 +82,7 @@ fn what_is_wrong_is_said_with_its_place_and_without_secrets() {
             "line 2: models.budget.tokens",
         ),
         ("artel_agent = \"command\"", "ARTEL_AGENT_COMMAND"),
-        ("artel_mode = \"full\"", "DATABASE_URL"),
+        ("redis_url = \"http://me:hunter2@host\"", "redis://"),
         ("openai_base_url = \"ftp://x\"", "http://"),
         ("database_url = \"mysql://me:hunter2@host\"", "postgres://"),
     ] {
@@ -111,6 +111,40 @@ fn one_limit_can_be_set_without_the_others() {
 }
 
 #[test]
+fn a_secret_may_stand_in_a_file_that_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "12:abc\n").unwrap();
+    let file = file.display().to_string();
+    let layer = |pairs: &[(&str, &str)]| {
+        Layer::from_variables(|name| {
+            let (_, value) = pairs.iter().find(|(known, _)| *known == name)?;
+            Some((*value).to_owned())
+        })
+    };
+    let value = |pairs: &[(&str, &str)], name: &str| {
+        let figment = Figment::from(layer(pairs).unwrap());
+        Reader { figment: &figment }.text(name)
+    };
+    let named = [("TELEGRAM_BOT_TOKEN_FILE", file.as_str())];
+    assert_eq!(value(&named, "TELEGRAM_BOT_TOKEN").unwrap(), "12:abc");
+    let both = [("TELEGRAM_BOT_TOKEN", "34:def"), named[0]];
+    assert_eq!(value(&both, "TELEGRAM_BOT_TOKEN").unwrap(), "34:def");
+    // What is no secret is not looked for in files, and the file of an age identity is a setting of its own.
+    assert_eq!(value(&[("ARTEL_MODEL_FILE", &file)], "ARTEL_MODEL"), None);
+    let age = [("SOPS_AGE_KEY_FILE", file.as_str())];
+    assert_eq!(value(&age, "SOPS_AGE_KEY"), None);
+    assert_eq!(value(&age, "SOPS_AGE_KEY_FILE").unwrap(), file);
+
+    let error = layer(&[("DATABASE_URL_FILE", "/nowhere/url")]).err();
+    let error = error.map(|error| error.to_string()).unwrap();
+    assert!(
+        error.contains("/nowhere/url") && error.contains("DATABASE_URL_FILE"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_broken_dotenv_is_named_with_its_line_and_without_its_text() {
     let error = load(&[(
         ".env",
@@ -121,4 +155,50 @@ fn a_broken_dotenv_is_named_with_its_line_and_without_its_text() {
     let error = error.expect("a value with spaces needs quotes");
     assert!(error.contains(".env, line 2"), "{error}");
     assert!(!error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn what_a_process_needs_is_named_all_at_once() {
+    let config = |toml: &str| load(&[HOME, ("artel.toml", toml)]).unwrap();
+    let missing = |toml: &str, need| {
+        let fits = config(toml).fits(need);
+        fits.err()
+            .map_or_else(String::new, |error| error.to_string())
+    };
+    let named = |text: &str| {
+        [
+            "DATABASE_URL",
+            "REDIS_URL",
+            "TELEGRAM_BOT_TOKEN",
+            "ARTEL_TAPE",
+        ]
+        .into_iter()
+        .filter(|name| text.contains(name))
+        .collect::<Vec<_>>()
+    };
+    assert_eq!(missing("", Need::Data), "");
+    assert_eq!(
+        named(&missing("", Need::Servers)),
+        ["DATABASE_URL", "REDIS_URL"]
+    );
+    assert_eq!(
+        named(&missing("", Need::Bot)),
+        ["DATABASE_URL", "REDIS_URL", "TELEGRAM_BOT_TOKEN"]
+    );
+    assert_eq!(named(&missing("", Need::Bus)), ["REDIS_URL"]);
+
+    let full = "artel_mode = \"full\"\n";
+    assert_eq!(missing(full, Need::Nothing), "");
+    let all = missing(full, Need::Data);
+    assert!(all.starts_with("ARTEL_MODE=full"), "{all}");
+    assert_eq!(named(&all), ["DATABASE_URL", "REDIS_URL", "ARTEL_TAPE"]);
+    assert_eq!(
+        named(&missing(full, Need::Bus)),
+        ["REDIS_URL", "ARTEL_TAPE"],
+        "a spawner has no database"
+    );
+    let whole = format!(
+        "{full}database_url = \"postgres://host/name\"\nredis_url = \"redis://host\"\nartel_tape = \"demo\"\n"
+    );
+    assert_eq!(missing(&whole, Need::Servers), "");
 }

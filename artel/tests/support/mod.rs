@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod openai;
+pub mod redis;
 #[path = "../../../bot/tests/support/telegram.rs"]
 pub mod telegram;
 
@@ -91,7 +92,11 @@ impl Home {
 
     /// The program with these arguments.
     pub fn artel(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_artel"));
+        self.program(env!("CARGO_BIN_EXE_artel"), args)
+    }
+
+    fn program(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(args)
             .env_clear()
@@ -120,17 +125,33 @@ impl Home {
 
     /// Starts the program in the background; its lines of standard output can be waited for.
     pub fn start(&self, args: &[&str]) -> Running {
+        self.started(self.artel(args))
+    }
+
+    /// Runs the program `spawner` to its end, within a bound.
+    pub async fn spawner(&self, args: &[&str]) -> Ran {
+        let mut command = self.program(env!("CARGO_BIN_EXE_spawner"), args);
+        let output = tokio::time::timeout(Duration::from_mins(1), command.output())
+            .await
+            .unwrap_or_else(|_| panic!("spawner {args:?} did not end within 60 s"))
+            .unwrap();
+        Ran::new(args, output)
+    }
+
+    /// Starts the program `spawner` in the background, which is told of no database.
+    pub fn start_spawner(&self) -> Running {
+        let mut command = self.program(env!("CARGO_BIN_EXE_spawner"), &[]);
+        command.env_remove("DATABASE_URL");
+        self.started(command)
+    }
+
+    fn started(&self, mut command: Command) -> Running {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(self.file("test-stderr.log"))
             .unwrap();
-        let mut child = self
-            .artel(args)
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Running {
             child,

@@ -31,6 +31,7 @@ mod buttons;
 mod errands;
 mod inbox;
 mod journal;
+mod leases;
 mod opening;
 mod outbox;
 mod people;

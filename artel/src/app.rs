@@ -51,6 +51,8 @@ pub struct App {
     pub errands: ErrandDesk,
     /// Models for workers.
     pub worker_models: Arc<dyn WorkerModels>,
+    /// How long the crew waits for a worker.
+    pub worker_patience: Duration,
     /// The tape that answers, if one does.
     pub tape: Option<String>,
     /// How commands are confined.
@@ -168,13 +170,14 @@ impl Minds {
         })
     }
 
-    /// The name under which the ledger has the workers' model, and whether its price is known.
-    fn workers_model(&self) -> (String, bool) {
+    /// The name under which the ledger has the workers' model, and whether its price is known. `named`: what the agent asks for.
+    fn workers_model(&self, named: Option<&str>) -> (String, bool) {
         if let Some(tape) = &self.tape {
             return (format!("tape:{}", tape.name()), false);
         }
         let chain = self.models.chain(ports::Role::Developer);
-        let model = chain.first().map_or("unknown", |choice| choice.parts().1);
+        let first = chain.first().map(|choice| choice.parts().1);
+        let model = named.or(first).unwrap_or("unknown");
         (model.to_owned(), self.models.prices.contains_key(model))
     }
 
@@ -307,6 +310,8 @@ impl App {
         let words = |name: &str| vec!["internal".to_owned(), name.to_owned()];
 
         let policy = policy(&config, &redactor)?;
+        let worker_patience =
+            Duration::from_secs(policy.limits.wall_s.saturating_add(policy.worker_margin_s));
         let mut hosting = forge::Options::new(home.join("repos"), Some(sandbox.clone()));
         hosting.check_limits.wall_s = Some(policy.checks_wall_s);
         let forge = Arc::new(forge::LocalForge::with(hosting));
@@ -319,7 +324,7 @@ impl App {
             secrets: Arc::new(vault.clone()),
             ready_s: policy.service_ready_s,
         });
-        let (model, priced) = minds.workers_model();
+        let (model, priced) = minds.workers_model(policy.agent.model.as_deref());
         let tally = Tally::new(
             books.clone(),
             store.clone(),
@@ -371,6 +376,7 @@ impl App {
             bus,
             errands,
             worker_models,
+            worker_patience,
             tape,
             sandbox,
             unconfined,

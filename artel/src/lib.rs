@@ -20,6 +20,7 @@ mod place;
 mod settings;
 mod spending;
 mod traces;
+mod watch;
 mod work;
 
 use std::ffi::OsString;

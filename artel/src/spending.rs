@@ -94,7 +94,7 @@ impl Tally {
     }
 
     /// A request with limits that are within what is left of its project's budget. Workers that run beside each other may
-    /// pass it together; the calls that they have under way when it is used up are the most.
+    /// pass it together, until they are stopped (see [`crate::watch`]).
     pub async fn bounded(&self, request: &SpawnRequest) -> ports::Result<SpawnRequest> {
         let spent = self
             .books
@@ -112,6 +112,16 @@ impl Tally {
             Left::Everything => {}
         }
         Ok(request)
+    }
+
+    /// Whether a project has used up its budget.
+    pub async fn is_used_up(&self, project: &ProjectId) -> ports::Result<bool> {
+        let spent = self.books.spent(project).await?;
+        Ok(match self.left(&spent) {
+            Left::Usd(left) => left <= 0.0,
+            Left::Tokens(left) => left == 0,
+            Left::Everything => false,
+        })
     }
 
     /// What is left, in what the workers' model is held to.

@@ -26,6 +26,7 @@ use crate::health::{self, Needs};
 use crate::home::neighbours::{Part, Present, own_name};
 use crate::home::{Held, Home};
 use crate::lead::lead;
+use crate::watch::Watch;
 
 /// Threads that run at the same time.
 const CONCURRENCY: usize = 16;
@@ -450,8 +451,18 @@ fn schedule(app: &App, transport: &Arc<dyn Transport>, parts: &mut Parts) {
         errands.run(token).await;
         Ok(())
     });
-    let (results, engine) = (transport.clone(), app.engine.clone());
     let tally = app.bus.tally().cloned();
+    let watch = Watch {
+        store: app.store.clone(),
+        transport: transport.clone(),
+        tally: tally.clone(),
+        patience: app.worker_patience,
+    };
+    parts.add("watch", |token| async move {
+        watch.run(token).await;
+        Ok(())
+    });
+    let (results, engine) = (transport.clone(), app.engine.clone());
     parts.add("results", |token| async move {
         bus::deliver_results(results, engine, tally, token).await;
         Ok(())

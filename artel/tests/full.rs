@@ -165,6 +165,88 @@ async fn what_processes_need_is_said_and_a_command_waits_for_them() {
     assert_eq!(runner.terminate(SOON).await, 0);
 }
 
+#[tokio::test]
+async fn a_worker_is_never_waited_for_without_a_phase_and_an_end() {
+    let tape = format!("delay_ms: 1500\n{TINY}");
+    let (home, _redis) = servers(&tape).await;
+    let mut runner = home.start(&["runner"]);
+    let mut scheduler = home.start(&["scheduler"]);
+    up(&mut runner).await;
+    up(&mut scheduler).await;
+    let mut command = home.start(&["new", "Say hello", "--yes", "--json"]);
+    let said = |wanted: &'static str| {
+        let home = &home;
+        move || async move {
+            let ran = home.run(&["status"]).await;
+            let line = ran.stdout.lines().find(|line| line.contains(wanted));
+            line.map(str::to_owned)
+        }
+    };
+    let line = eventually("nobody can run it", WORK, said("none lives")).await;
+    for part in [
+        "waiting for a spawner",
+        " for ",
+        "given up in",
+        "nobody yet",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+    let mut spawner = home.start_spawner();
+    up(&mut spawner).await;
+    let worker = eventually("a worker at work", WORK, || async {
+        let report = home.status("tiny").await;
+        let mut tasks = report["tasks"].as_array()?.iter();
+        let worker = tasks.find_map(|task| task["worker"]["spawner"].as_str().map(|_| task))?;
+        Some(worker["worker"].clone())
+    })
+    .await;
+    assert!(
+        worker["spawner"].as_str().unwrap().starts_with("spawner-"),
+        "{worker}"
+    );
+    let end: jiff::Timestamp = worker["until"].as_str().unwrap().parse().unwrap();
+    assert!(end > jiff::Timestamp::now(), "{worker}");
+    assert_eq!(command.ended(WORK).await, 0, "{:#?}", command.seen);
+    let report = home.status("tiny").await;
+    assert!(!report.to_string().contains("\"worker\""), "{report:#}");
+    for process in [&mut runner, &mut scheduler, &mut spawner] {
+        assert_eq!(process.terminate(SOON).await, 0);
+    }
+    home.run(&["remove", "tiny", "--yes"]).await.success();
+}
+
+#[tokio::test]
+async fn a_budget_holds_where_the_spawner_has_no_ledger_and_goes_on_when_it_is_raised() {
+    const LIMIT: u64 = 9_000;
+    let (home, _redis) = servers(DEMO).await;
+    std::fs::write(
+        home.file("artel.toml"),
+        format!("[models.budget]\ntokens = {LIMIT}\n"),
+    )
+    .unwrap();
+    let mut ran = home
+        .run(&["new", "Notes, please", "--yes", "--json"])
+        .await
+        .code(3);
+    assert_eq!(ran.end()["wait"]["kind"], "budget", "{ran:#?}");
+    let project = ran.end()["project"].as_str().unwrap().to_owned();
+    let spent = |report: &Value| report["project"]["tokens"].as_u64().unwrap();
+    let report = home.status(&project).await;
+    // Each worker was bounded by what was left when it was sent, and two run beside each other.
+    assert!(spent(&report) <= 2 * LIMIT, "{report:#}");
+    let mut answers = 0;
+    while ran.code == 3 {
+        assert!(answers < 8, "it never ends: {ran:#?}");
+        let wait = ran.end()["wait"]["id"].as_str().unwrap().to_owned();
+        ran = home.run(&["approve", &wait, "--json"]).await;
+        answers += 1;
+    }
+    assert_eq!(ran.code, 0, "{ran:#?}");
+    assert_eq!(ran.end()["status"], "deployed", "{ran:#?}");
+    is_paid_once(&home, &events(&home, &project).await);
+    home.run(&["remove", &project, "--yes"]).await.success();
+}
+
 fn button(proposal: &Seen) -> String {
     let mut buttons = proposal.buttons.iter();
     let found = buttons.find(|(label, _)| label.contains("Build"));

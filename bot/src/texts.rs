@@ -112,6 +112,10 @@ pub(crate) fn status(report: &StatusReport) -> String {
         if task.review_rounds > 0 {
             let _ = write!(text, ", {} review(s)", task.review_rounds);
         }
+        if let Some(worker) = &task.worker {
+            let now = jiff::Timestamp::now();
+            let _ = write!(text, ", worker {}", worker.in_words(now));
+        }
         text.push('\n');
     }
     for wait in &report.waits {

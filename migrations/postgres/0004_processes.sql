@@ -16,6 +16,7 @@ CREATE TABLE workers (
     spawner  TEXT,                           -- null until one took it up
     phase    TEXT   NOT NULL,
     since_ms BIGINT NOT NULL,                -- since when it is in this phase
+    until_ms BIGINT NOT NULL,                -- when the crew gives it up
     ended_ms BIGINT
 );
 CREATE INDEX workers_task ON workers (project, job, task);

@@ -130,7 +130,11 @@ pub(crate) fn status(record: Option<&StatusReport>, talk: &Conversation) -> Stri
             let _ = writeln!(text, "{} is {}{at}.", job.id, job.status);
         }
         for task in report.tasks.iter().take(MAX_LINES) {
-            let _ = writeln!(text, "- {} (`{}`): {}", task.title, task.id, task.status);
+            let _ = write!(text, "- {} (`{}`): {}", task.title, task.id, task.status);
+            if let Some(worker) = &task.worker {
+                let _ = write!(text, ", worker {}", worker.phase);
+            }
+            text.push('\n');
         }
         for wait in report.waits.iter().take(MAX_LINES) {
             let question = wait.question.lines().next().unwrap_or_default();

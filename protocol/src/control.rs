@@ -34,6 +34,11 @@ pub enum Control {
         /// The request.
         request_id: String,
     },
+    /// End this request: the budget that pays for it is used up.
+    Unpaid {
+        /// The request.
+        request_id: String,
+    },
     /// Take no more jobs; finish the ones that run.
     Drain {
         /// The spawner that is meant; none means all.

@@ -487,6 +487,15 @@ impl Transport for LocalTransport {
         self.folder.exists(Kind::Cancelled, request_id).await
     }
 
+    async fn unpaid(&self, request_id: &str) -> Result<(), TransportError> {
+        check_request_id(request_id)?;
+        // Nobody listening is fine: then it does not run.
+        let _ = self.controls.send(Control::Unpaid {
+            request_id: request_id.to_owned(),
+        });
+        Ok(())
+    }
+
     async fn drain(&self, spawner: Option<&str>) -> Result<(), TransportError> {
         // Nobody listening is fine: there is nobody to drain.
         let _ = self.controls.send(Control::Drain {

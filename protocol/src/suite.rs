@@ -404,6 +404,13 @@ pub async fn a_cancel_is_durable_and_reaches_listeners(harness: &dyn Harness) {
 pub async fn a_drain_reaches_listeners(harness: &dyn Harness) {
     let bus = harness.open().await;
     let mut orders = bus.controls().await.unwrap();
+    bus.unpaid("a").await.unwrap();
+    let order = tokio::time::timeout(SOON, orders.next()).await.unwrap();
+    let unpaid = Control::Unpaid {
+        request_id: "a".to_owned(),
+    };
+    assert_eq!(order, Some(unpaid));
+    assert!(!bus.cancelled("a").await.unwrap());
     bus.drain(Some("here")).await.unwrap();
     let order = tokio::time::timeout(SOON, orders.next()).await.unwrap();
     assert_eq!(

@@ -143,6 +143,9 @@ pub trait Transport: Send + Sync + 'static {
     /// Whether a request was cancelled within the last day.
     async fn cancelled(&self, request_id: &str) -> Result<bool, TransportError>;
 
+    /// Ends a request whose budget is used up, if it runs now. Not durable: whoever finds it running again says it again.
+    async fn unpaid(&self, request_id: &str) -> Result<(), TransportError>;
+
     /// Asks one spawner, or all, to take no more jobs.
     async fn drain(&self, spawner: Option<&str>) -> Result<(), TransportError>;
 

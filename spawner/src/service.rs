@@ -15,10 +15,12 @@ use protocol::{
     WorkerResult,
 };
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -31,6 +33,8 @@ const POLL: Duration = Duration::from_secs(5);
 const RENEW: Duration = Duration::from_secs(2);
 /// How long a former attempt in the same workspace may take to end.
 const HANDOVER: Duration = Duration::from_mins(1);
+/// How often it is looked whether another process has left a workspace.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long the transport may fail until a result is given up (the job is offered again then).
 const PUBLISH_TRIES: u32 = 30;
 /// How long removing what is left of a worker may take.
@@ -194,7 +198,8 @@ impl Shared {
     async fn obey(&self, mut controls: protocol::ControlStream) {
         while let Some(control) = controls.next().await {
             match control {
-                Control::Cancel { request_id } => self.stop(&request_id),
+                Control::Cancel { request_id } => self.stop(&request_id, Why::Cancelled),
+                Control::Unpaid { request_id } => self.stop(&request_id, Why::Unpaid),
                 Control::Drain { spawner } => {
                     if spawner.is_none_or(|name| name == self.options.name) {
                         tracing::info!("this spawner takes no more jobs");
@@ -205,9 +210,9 @@ impl Shared {
         }
     }
 
-    fn stop(&self, request_id: &str) {
+    fn stop(&self, request_id: &str, why: Why) {
         if let Some(stop) = lock(&self.running).get(request_id) {
-            stop.stop(Why::Cancelled);
+            stop.stop(why);
         }
     }
 
@@ -406,6 +411,16 @@ impl Shared {
         let Ok(guard) = tokio::time::timeout(HANDOVER, waiting).await else {
             return Seat::Taken;
         };
+        // Another spawner on this machine may share the workspaces, and hold this one until it finds that the job is not
+        // its own any more. The kernel lets go of the lock of one that died.
+        let elsewhere = match shut(&places.state).await {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Seat::Taken,
+            Err(error) => {
+                tracing::error!(%error, "cannot lock {}", places.state.display());
+                return Seat::Taken;
+            }
+        };
         // The highest token that ever worked here is kept, so that an old job that comes late,
         // after a restart for example, changes nothing.
         let path = places.state.join("fencing");
@@ -415,9 +430,7 @@ impl Shared {
         if kept.is_some_and(|kept| kept > mine) {
             return Seat::Stale;
         }
-        let written = std::fs::create_dir_all(&places.state)
-            .and_then(|()| places::write_whole(&path, mine.to_string().as_bytes()));
-        if let Err(error) = written {
+        if let Err(error) = places::write_whole(&path, mine.to_string().as_bytes()) {
             tracing::error!(%error, "cannot write {}", path.display());
             return Seat::Taken;
         }
@@ -425,6 +438,7 @@ impl Shared {
         Seat::Free(Sitting {
             shared_desk: desk,
             _guard: guard,
+            _elsewhere: elsewhere,
         })
     }
 }
@@ -453,11 +467,34 @@ enum Seat {
 struct Sitting {
     shared_desk: Arc<Desk>,
     _guard: OwnedMutexGuard<()>,
+    /// Keeps spawners in other processes out.
+    _elsewhere: File,
 }
 
 impl Drop for Sitting {
     fn drop(&mut self) {
         *lock(&self.shared_desk.sitting) = None;
+    }
+}
+
+/// Locks a workspace against other processes; none when it could not be had in time.
+async fn shut(state: &Path) -> std::io::Result<Option<File>> {
+    std::fs::create_dir_all(state)?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(state.join("lock"))?;
+    let until = Instant::now() + HANDOVER;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                tokio::time::sleep(LOOK).await;
+            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) enum Why {
     /// The crew cancelled the request.
     Cancelled,
+    /// The budget that pays for it is used up.
+    Unpaid,
     /// A later attempt of the same task wants the workspace.
     Superseded,
 }
@@ -40,6 +42,10 @@ impl Stop {
     pub(crate) fn trouble(&self) -> Trouble {
         match self.why.get() {
             Some(Why::Superseded) => superseded(),
+            Some(Why::Unpaid) => Trouble::failed(
+                kind::BUDGET,
+                "The budget of the project is used up, so the worker was stopped; its workspace is kept.",
+            ),
             Some(Why::Cancelled) | None => Trouble::cancelled(),
         }
     }

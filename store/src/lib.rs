@@ -3,7 +3,7 @@
 //! Two kinds of tables live here. **Projections** (projects, jobs, tasks, pull requests, deployments, waits, the ledger,
 //! messages, the intents of the outbox) are made from the journal by the [`Projector`] and from nothing else: they can be
 //! dropped and rebuilt, and the rows are the same. **Everything else** (people, chats, the inbox, buttons, deliveries,
-//! allocations, errands) is written once, where it happens.
+//! allocations, errands, leases, where workers are) is written once, where it happens.
 //!
 //! Not here: the engine's threads, checkpoints and journal (see `graph`), the values of secrets (see `secrets`), and any
 //! decision about what to do next (see `nodes`).
@@ -24,6 +24,7 @@ mod people;
 mod projection;
 mod projector;
 mod record;
+mod workers;
 
 pub use allocations::Ports;
 pub use buttons::{Button, ButtonRefusal, NewButton, Press};
@@ -39,3 +40,4 @@ pub use outbox::{Delivery, IntentKind, PROGRESS_PACE};
 pub use people::{MAX_PAIRING_ATTEMPTS, PairingCode, PairingRefusal, PersonRow, Standing};
 pub use projector::{Applied, Dump, JournalEntry, JournalSource, PROJECTION_TABLES, Projector};
 pub use record::{FindProject, MessageRow, ProjectDetails, WaitRow};
+pub use workers::{Awaited, WAITING};

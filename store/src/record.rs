@@ -148,7 +148,7 @@ fn of(project: &ProjectId) -> Expr {
 }
 
 /// A `LIKE` pattern for everything that begins with a text.
-fn beginning_with(text: &str) -> LikeExpr {
+pub(crate) fn beginning_with(text: &str) -> LikeExpr {
     let mut pattern = String::with_capacity(text.len() + 1);
     for c in text.chars() {
         if matches!(c, '%' | '_' | '\\') {
@@ -432,6 +432,7 @@ impl Store {
             .order_by("position", Order::Asc)
             .order_by("id", Order::Asc)
             .take();
+        let mut workers = self.workers_of(project, job).await?;
         self.db
             .fetch_all(&query)
             .await?
@@ -448,6 +449,9 @@ impl Store {
                     pull_request: pull_requests.remove(&id),
                     depends_on: row.json("depends_on")?,
                     cost_usd: costs.get(&id).copied().flatten(),
+                    worker: row
+                        .opt_text("request")?
+                        .and_then(|request| workers.remove(&request)),
                     id: TaskId::new(id),
                 })
             })

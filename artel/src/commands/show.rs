@@ -102,6 +102,11 @@ pub(super) fn status_text(report: &StatusReport) -> String {
             },
             task.title,
         );
+        if let Some(worker) = &task.worker {
+            let by = worker.spawner.as_deref().unwrap_or("nobody yet");
+            let words = worker.in_words(jiff::Timestamp::now());
+            let _ = writeln!(text, "  {:<16} worker {words}, with {by}", "");
+        }
     }
     for release in &report.deployments {
         let sha: String = release.sha.as_str().chars().take(8).collect();

@@ -72,6 +72,47 @@ pub struct TaskRecord {
     pub depends_on: Vec<TaskId>,
     /// US dollars spent on it; `None` when no price is known.
     pub cost_usd: Option<f64>,
+    /// Where its worker is, while it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<WorkerRecord>,
+}
+
+/// A worker that a task waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerRecord {
+    /// What it is doing: `waiting for a spawner`, `queued`, `cloning`, `starting`, `running: step 3`, `pushing`, ….
+    pub phase: String,
+    /// Since when.
+    #[schemars(with = "String")]
+    pub since: jiff::Timestamp,
+    /// When the crew gives it up at the latest.
+    #[schemars(with = "String")]
+    pub until: jiff::Timestamp,
+    /// Who runs it.
+    pub spawner: Option<String>,
+}
+
+impl WorkerRecord {
+    /// What it is doing and for how long, as of `now`.
+    pub fn in_words(&self, now: jiff::Timestamp) -> String {
+        let seconds = now.duration_since(self.since).as_secs().max(0);
+        let left = self.until.duration_since(now).as_secs().max(0);
+        format!(
+            "{} for {} (given up in {})",
+            self.phase,
+            roughly(seconds),
+            roughly(left)
+        )
+    }
+}
+
+/// A time of so many seconds, for people.
+fn roughly(seconds: i64) -> String {
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
 }
 
 /// A pull request.
@@ -122,4 +163,30 @@ pub trait Record: Send + Sync {
 
     /// A slug for a new project made from `wanted`: itself, or with a number when another project has it.
     async fn free_slug(&self, project: &ProjectId, wanted: &crate::Slug) -> Result<crate::Slug>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_told_with_its_phase_how_long_and_its_end() {
+        let at = |seconds| jiff::Timestamp::from_second(seconds).unwrap();
+        let worker = WorkerRecord {
+            phase: "running: step 3".to_owned(),
+            since: at(1_000),
+            until: at(10_000),
+            spawner: None,
+        };
+        assert_eq!(
+            worker.in_words(at(1_042)),
+            "running: step 3 for 42 s (given up in 2 h)"
+        );
+        assert_eq!(
+            worker.in_words(at(9_990)),
+            "running: step 3 for 2 h (given up in 10 s)"
+        );
+        // A spawner's clock may be a little ahead.
+        assert!(worker.in_words(at(990)).contains("for 0 s"));
+    }
 }

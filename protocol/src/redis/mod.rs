@@ -504,6 +504,15 @@ impl Transport for RedisTransport {
         self.shared.exists(&names::cancel(request_id)).await
     }
 
+    async fn unpaid(&self, request_id: &str) -> Result<(), TransportError> {
+        check_request_id(request_id)?;
+        let order = ControlMessage::from(Control::Unpaid {
+            request_id: request_id.to_owned(),
+        });
+        let order = encode(&order, decode::MAX_CONTROL_BYTES)?;
+        self.shared.say(names::CONTROL, &order).await
+    }
+
     async fn drain(&self, spawner: Option<&str>) -> Result<(), TransportError> {
         let order = ControlMessage::from(Control::Drain {
             spawner: spawner.map(str::to_owned),

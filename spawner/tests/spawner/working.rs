@@ -236,6 +236,21 @@ async fn a_cancel_ends_a_running_worker_that_does_not_listen() {
 }
 
 #[tokio::test]
+async fn a_worker_whose_budget_is_used_up_elsewhere_is_stopped_with_that_reason() {
+    let stage = Stage::new([]).await;
+    let request = stage.script("r1", 1, "touch here; sleep 600");
+    stage.submit(&request).await;
+    let here = stage.workspace().join("here");
+    until(async || here.exists().then_some(())).await;
+    stage.transport.unpaid("another").await.unwrap();
+    stage.transport.unpaid("r1").await.unwrap();
+    let result = stage.result("r1").await;
+    assert_eq!(result.status, ResultStatus::Failed);
+    assert_eq!(kind(&result), spawner::kind::BUDGET);
+    assert!(here.exists(), "the workspace is kept for when it is raised");
+}
+
+#[tokio::test]
 async fn a_job_that_was_cancelled_before_it_began_never_begins() {
     let stage = Stage::new([]).await;
     stage.transport.cancel("r1").await.unwrap();

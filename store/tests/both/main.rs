@@ -38,4 +38,5 @@ mod people;
 mod projections;
 mod record;
 mod statuses;
+mod workers;
 mod world;

@@ -48,7 +48,7 @@ pub use model::{
 pub use plan::{Plan, PlannedTask};
 pub use record::{
     DeploymentRecord, JobRecord, ProjectRecord, PullRequestRecord, Record, StatusReport,
-    TaskRecord, WaitRecord,
+    TaskRecord, WaitRecord, WorkerRecord,
 };
 pub use secret::{Plaintext, SecretHandle, SecretResolver, Vault};
 pub use spec::{ChangeRequest, Need, ProjectSpec};

@@ -6,16 +6,10 @@ use std::time::Duration;
 
 use graph::{
     Appended, Cursor, JournalFilter, PostgresCheckpointer, Priority, Source, StorageError,
-    checkpoint::{
-        CancelRequest, Checkpointer, ClaimRequest, Commit, Lease, NewCheckpoint, NewEvent,
-        NewThread,
-    },
+    checkpoint::{Checkpointer, ClaimRequest, Commit, Lease, NewCheckpoint, NewEvent, NewThread},
 };
 use serde_json::json;
-use sqlx::{
-    Connection, PgConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{Connection, PgConnection};
 use storage::Schema;
 
 async fn fresh() -> (PostgresCheckpointer, Schema) {
@@ -272,61 +266,5 @@ async fn a_bad_step_does_not_take_its_neighbours_with_it() {
                 assert_eq!(result.expect("commits").checkpoint, Some(round + 1));
             }
         }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_is_given_up_leaves_no_transaction_behind() {
-    let schema = Schema::make().await;
-    let options: PgConnectOptions = schema.url.parse().expect("a URL");
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .test_before_acquire(false)
-        .connect_with(options.application_name(schema.name()))
-        .await
-        .expect("connects");
-    let db = PostgresCheckpointer::from_pool(pool);
-    db.migrate().await.expect("migrates");
-    running(&db, 1).await;
-    let thread = "t0".into();
-    let mut side = beside(&schema).await;
-    for looks in 1..12 {
-        // At each of its waits for the server in turn: the first look sends the first request, and so on.
-        let mut given_up = Box::pin(db.state_rows(&thread, None));
-        for _ in 0..looks {
-            if futures::poll!(&mut given_up).is_ready() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(3)).await;
-        }
-        // And without the time for an answer.
-        let mut hurried = Box::pin(db.state_rows(&thread, None));
-        let _ = futures::poll!(&mut hurried);
-        drop(given_up);
-        tokio::task::yield_now().await;
-        drop(hurried);
-        let rows = db.state_rows(&thread, None).await;
-        assert!(rows.is_ok(), "after {looks} looks: {rows:?}");
-        db.cancel(CancelRequest {
-            thread: "t0".into(),
-            reason: looks.to_string(),
-        })
-        .await
-        .expect("cancels");
-        let mut left = 1_i64;
-        for _ in 0..200 {
-            left = sqlx::query_scalar(
-                "select count(*) from pg_stat_activity where application_name = $1 and state like 'idle in transaction%'",
-            )
-            .bind(schema.name())
-            .fetch_one(&mut side)
-            .await
-            .expect("a count");
-            if left == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        assert_eq!(left, 0, "after {looks} looks");
     }
 }

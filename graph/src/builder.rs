@@ -4,7 +4,11 @@ mod check;
 mod compiled;
 mod fault;
 
-use std::{collections::BTreeSet, future::Future, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+};
 
 use serde_json::Value;
 
@@ -14,6 +18,7 @@ use crate::{
     error::NodeError,
     options::NodeOptions,
     run::{Begin, invoke},
+    shape::Shape,
     state::State,
     subgraph::{SubgraphMemory, SubgraphOptions},
 };
@@ -42,6 +47,7 @@ impl<S: State> Graph<S> {
             on_error: Vec::new(),
             on_cancel: None,
             output: None,
+            insides: BTreeMap::new(),
             recursion_limit: 1000,
             parallel: 64,
             pause_before: BTreeSet::new(),
@@ -62,6 +68,8 @@ pub struct GraphBuilder<S: State> {
     on_error: Vec<(String, String)>,
     on_cancel: Option<String>,
     output: Option<Output<S>>,
+    /// The shapes of the graphs that are nodes, for drawings.
+    insides: BTreeMap<String, Shape>,
     recursion_limit: u64,
     parallel: usize,
     pause_before: BTreeSet<String>,
@@ -182,7 +190,9 @@ impl<S: State> GraphBuilder<S> {
                 Ok(back(&ended.state).into())
             })
         });
-        self.nodes.push((name.into(), options.node, run));
+        let name = name.into();
+        self.insides.insert(name.clone(), graph.shape().clone());
+        self.nodes.push((name, options.node, run));
         self
     }
 
@@ -202,6 +212,7 @@ impl<S: State> GraphBuilder<S> {
         if memory == SubgraphMemory::Accumulating {
             self.faults.push(Fault::SharesAndAccumulates(name.clone()));
         }
+        self.insides.insert(name.clone(), graph.shape().clone());
         let graph = graph.inner.clone();
         let run: NodeFunction<S> = Arc::new(move |state, context| {
             let graph = graph.clone();
@@ -284,6 +295,11 @@ impl<S: State> GraphBuilder<S> {
     }
 
     /// This node runs when the thread is cancelled, before it ends: a bounded chance to clean up. It cannot wait.
+    ///
+    /// In a subgraph, it runs if the subgraph has begun and not ended, from the inside out, and the thread's own node comes last.
+    /// To get there, nodes that [invoke](Context::invoke) run once more, up to where they were and no further. What it hands back
+    /// belongs to the state of the subgraph, which goes on from there if the thread is resumed. Nothing is known of stateless
+    /// subgraphs, so those do not clean up.
     #[must_use]
     pub fn on_cancel(mut self, node: impl Into<String>) -> Self {
         self.on_cancel = Some(node.into());

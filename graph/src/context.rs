@@ -54,6 +54,8 @@ pub(crate) struct TaskContext {
     pub alone: bool,
     /// Whether it may wait at all.
     pub may_wait: bool,
+    /// Whether it runs only to get to the subgraphs inside that have to clean up: it does nothing that it has not done before.
+    pub cleaning: bool,
     pub cancel: CancellationToken,
     /// How long a task may go on after a cancellation.
     pub grace: Duration,
@@ -243,6 +245,9 @@ impl Context {
             }
             round
         };
+        if inner.cleaning {
+            return Err(NodeError::cancelled());
+        }
         let key = IdempotencyKey::new(digest(
             &[
                 inner.run.thread.as_str(),

@@ -1,6 +1,7 @@
 //! The engine: starting threads, sending them signals, looking at them. Running them is in [`serve`](crate::ServeOptions).
 
 mod build;
+mod inside;
 mod looking;
 
 use std::{any::TypeId, sync::Arc};
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub use build::EngineBuilder;
+pub use inside::SubgraphInfo;
 pub use looking::CheckpointInfo;
 
 /// How a thread starts.

@@ -385,6 +385,18 @@ pub enum EngineError {
         #[source]
         source: ChannelError,
     },
+    /// The state of a subgraph was asked for as another type than it has, or stored values do not fit any more.
+    #[error(
+        "what is stored of subgraph `{namespace}` of thread `{thread}` does not fit the type that was asked for: {fault}"
+    )]
+    StateInside {
+        /// The thread.
+        thread: ThreadId,
+        /// The subgraph.
+        namespace: String,
+        /// What does not fit.
+        fault: String,
+    },
     /// The state was asked for as another type than the graph's.
     #[error("thread `{thread}` runs graph `{graph}`, whose state is of another type")]
     OtherState {

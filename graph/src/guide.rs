@@ -1,6 +1,6 @@
 //! A guide: one page for each concept, with examples that compile and run.
 //!
-//! In this order: [`state`], [`graphs`], [`waiting`], [`failure`], [`journal`], [`travel`], [`serving`], [`testing`]. Whoever knows
+//! In this order: [`state`], [`graphs`], [`subgraphs`], [`waiting`], [`failure`], [`journal`], [`travel`], [`serving`], [`testing`]. Whoever knows
 //! LangGraph begins with [`from_langgraph`]. What may be built on, and what not, is in [`guarantees`].
 
 #[doc = include_str!("../docs/guide/failure.md")]
@@ -23,6 +23,9 @@ pub mod serving {}
 
 #[doc = include_str!("../docs/guide/state.md")]
 pub mod state {}
+
+#[doc = include_str!("../docs/guide/subgraphs.md")]
+pub mod subgraphs {}
 
 #[doc = include_str!("../docs/guide/testing.md")]
 pub mod testing {}

@@ -132,7 +132,9 @@ pub use checkpoint::{
 pub use command::{Command, END, Goto, Outcome, START, Send};
 pub use context::Context;
 pub use documents::{Document, DocumentKey, DocumentStore, Documents, Namespace};
-pub use engine::{Busy, CheckpointInfo, Delivered, Engine, EngineBuilder, StartOptions, Started};
+pub use engine::{
+    Busy, CheckpointInfo, Delivered, Engine, EngineBuilder, StartOptions, Started, SubgraphInfo,
+};
 pub use error::{EngineError, NodeError, TaskFailure};
 pub use follow::{MessageChunk, Modes, StreamItem, StreamKind, TaskResult, Trigger};
 pub use graph_derive::State;

@@ -9,6 +9,8 @@ use crate::{
     checkpoint::{Channels, KeptWrite, StateRow, StateRows, Write, WriteKey, WriteKind},
     command::Handover,
     plan::Plan,
+    private::chain,
+    run::is_inside,
     state::{Changes, ChannelError, Extent, Reducer, State, rebuild_from, snapshot},
 };
 
@@ -34,6 +36,17 @@ pub(crate) struct Nest {
 pub(crate) enum Recorded {
     Json(Value),
     Kept(KeptWrite),
+}
+
+impl Recorded {
+    /// Without the types of its values. The error says what cannot be read.
+    pub fn record(&self) -> Result<Record, String> {
+        let value = match self {
+            Self::Json(value) => value.clone(),
+            Self::Kept(kept) => kept.value().map_err(|error| chain(&error))?,
+        };
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    }
 }
 
 impl Nest {
@@ -75,6 +88,53 @@ impl Nest {
     /// The records of a subgraph, by superstep.
     pub fn records(&self, path: &str) -> Option<&BTreeMap<u32, Recorded>> {
         self.records.get(path)
+    }
+
+    /// The paths of the subgraphs of which there are records.
+    pub fn recorded(&self) -> impl Iterator<Item = &str> {
+        self.records.keys().map(String::as_str)
+    }
+
+    /// How many supersteps a subgraph has made, and the nodes that are to run next. The error says what cannot be read.
+    pub fn told(&self, path: &str) -> Result<(u64, Vec<String>), String> {
+        let mut told = (0, Vec::new());
+        for (round, recorded) in self.records(path).into_iter().flatten() {
+            let plan = recorded.record()?.plan.unwrap_or_default();
+            told = (u64::from(*round), plan.names());
+        }
+        Ok(told)
+    }
+
+    /// What accumulating subgraphs have added in the supersteps of a subgraph.
+    pub fn kept(&self, path: &str) -> Result<Vec<Kept>, String> {
+        let mut all = Vec::new();
+        for (_, recorded) in self.records(path).into_iter().flatten() {
+            let record = recorded.record()?;
+            if record.base {
+                all.clear();
+            }
+            all.extend(record.kept);
+        }
+        Ok(all)
+    }
+
+    /// Whether a subgraph inside a task has a node that cleans up.
+    pub fn cleans(&self, task: &str) -> bool {
+        self.records
+            .iter()
+            .filter(|(path, _)| *path == task || is_inside(path, task))
+            .flat_map(|(_, records)| records.values())
+            .any(|recorded| recorded.record().is_ok_and(|record| record.cleans))
+    }
+
+    /// Forgets what a task has written. Returns the keys.
+    pub fn forget_task(&mut self, task: &str) -> Vec<WriteKey> {
+        let writes = self.writes.remove(task);
+        writes
+            .into_iter()
+            .flatten()
+            .map(|write| write.key())
+            .collect()
     }
 
     /// Forgets what the tasks of a superstep have written, which has come to its end, and what ran inside them. Returns the keys.
@@ -144,7 +204,10 @@ pub(crate) struct Record {
     /// The full values of all channels but the append ones, after the changes.
     #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
     pub full: Option<Channels>,
-    /// What runs next; absent in the input.
+    /// Whether the graph has a node that cleans up when the thread is cancelled; said with the input.
+    #[serde(rename = "x", default, skip_serializing_if = "std::ops::Not::not")]
+    pub cleans: bool,
+    /// What runs next.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
     /// What accumulating subgraphs inside have added.
@@ -408,6 +471,10 @@ impl Pasts {
 
     pub fn get(&self, namespace: &str) -> Option<&Past> {
         self.0.get(namespace)
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// Takes up what a superstep has added, and puts it into what is stored of the step.

@@ -45,6 +45,16 @@ pub struct ShapeNode {
     pub deferred: bool,
     /// Whether it is the one that runs on cancellation.
     pub on_cancel: bool,
+    /// The graph that the node is, if it is one ([`GraphBuilder::subgraph`](crate::GraphBuilder::subgraph)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<Box<Shape>>,
+}
+
+impl ShapeNode {
+    /// What is drawn inside the node, when so many levels are drawn.
+    pub(crate) fn opened(&self, depth: usize) -> Option<(&Shape, usize)> {
+        Some((self.inside.as_deref()?, depth.checked_sub(1)?))
+    }
 }
 
 /// An edge in a drawing.
@@ -127,68 +137,107 @@ impl Shape {
 
     /// As a Mermaid flowchart.
     pub fn to_mermaid(&self) -> String {
+        self.to_mermaid_inside(0)
+    }
+
+    /// As a Mermaid flowchart with the insides of subgraphs, so many levels deep.
+    pub fn to_mermaid_inside(&self, depth: usize) -> String {
         let mut text = String::from("flowchart TD\n");
-        text.push_str("  n_start([start])\n");
+        self.mermaid(&mut text, "", depth, 1);
+        text
+    }
+
+    /// The nodes and edges, with a prefix before each id.
+    fn mermaid(&self, text: &mut String, prefix: &str, depth: usize, level: usize) {
+        let space = "  ".repeat(level);
+        let _ = writeln!(text, "{space}{prefix}n_start([start])");
         for (index, node) in self.nodes.iter().enumerate() {
             let name = escape_mermaid(&node.name);
-            let _ = if node.on_cancel {
-                writeln!(text, "  n{index}[/\"{name}\"/]")
+            let id = format!("{prefix}n{index}");
+            let _ = if let Some((inside, depth)) = node.opened(depth) {
+                let _ = writeln!(text, "{space}subgraph {id}[\"{name}\"]");
+                inside.mermaid(text, &format!("{id}_"), depth, level + 1);
+                writeln!(text, "{space}end")
+            } else if node.on_cancel {
+                writeln!(text, "{space}{id}[/\"{name}\"/]")
             } else if node.deferred {
-                writeln!(text, "  n{index}{{{{\"{name}\"}}}}")
+                writeln!(text, "{space}{id}{{{{\"{name}\"}}}}")
             } else {
-                writeln!(text, "  n{index}[\"{name}\"]")
+                writeln!(text, "{space}{id}[\"{name}\"]")
             };
         }
-        text.push_str("  n_end([end])\n");
+        let _ = writeln!(text, "{space}{prefix}n_end([end])");
+        let ids: HashMap<&str, String> = self
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(index, node)| (node.name.as_str(), format!("n{index}")))
+            .chain([(START, "n_start".to_owned()), (END, "n_end".to_owned())])
+            .collect();
         for edge in &self.edges {
+            let (Some(from), Some(to)) = (ids.get(edge.from.as_str()), ids.get(edge.to.as_str()))
+            else {
+                continue;
+            };
             let arrow = if edge.kind.is_dashed() { "-.->" } else { "-->" };
             let label = if edge.label.is_empty() {
                 String::new()
             } else {
                 format!("|\"{}\"|", escape_mermaid(&edge.label))
             };
-            let _ = writeln!(
-                text,
-                "  {} {arrow}{label} {}",
-                self.mermaid_id(&edge.from),
-                self.mermaid_id(&edge.to)
-            );
-        }
-        text
-    }
-
-    fn mermaid_id(&self, name: &str) -> String {
-        match name {
-            START => "n_start".to_owned(),
-            END => "n_end".to_owned(),
-            _ => {
-                let index = self.nodes.iter().position(|node| node.name == name);
-                format!("n{}", index.unwrap_or_default())
-            }
+            let _ = writeln!(text, "{space}{prefix}{from} {arrow}{label} {prefix}{to}");
         }
     }
 
     /// In Graphviz's language.
     pub fn to_dot(&self) -> String {
+        self.to_dot_inside(0)
+    }
+
+    /// In Graphviz's language, with the insides of subgraphs as clusters, so many levels deep.
+    pub fn to_dot_inside(&self, depth: usize) -> String {
         let mut text = String::new();
         let _ = writeln!(text, "digraph {} {{", quote_dot(&self.name));
-        text.push_str("  node [shape=box, style=rounded];\n");
-        let _ = writeln!(
-            text,
-            "  {} [label=\"start\", shape=oval];",
-            quote_dot(START)
-        );
-        let _ = writeln!(text, "  {} [label=\"end\", shape=oval];", quote_dot(END));
-        for node in &self.nodes {
-            let shape = if node.on_cancel {
-                " [shape=parallelogram]"
-            } else if node.deferred {
-                " [shape=hexagon]"
-            } else {
-                ""
-            };
-            let _ = writeln!(text, "  {}{shape};", quote_dot(&node.name));
+        if self.nodes.iter().any(|node| node.opened(depth).is_some()) {
+            text.push_str("  compound=true;\n");
         }
+        text.push_str("  node [shape=box, style=rounded];\n");
+        self.dot(&mut text, "", depth, 1);
+        text.push_str("}\n");
+        text
+    }
+
+    /// The nodes and edges, with a path before each name.
+    fn dot(&self, text: &mut String, path: &str, depth: usize, level: usize) {
+        let space = "  ".repeat(level);
+        let id = |name: &str| quote_dot(&format!("{path}{name}"));
+        for (name, label) in [(START, "start"), (END, "end")] {
+            let _ = writeln!(text, "{space}{} [label=\"{label}\", shape=oval];", id(name));
+        }
+        for node in &self.nodes {
+            if let Some((inside, depth)) = node.opened(depth) {
+                let cluster = quote_dot(&format!("cluster_{path}{}", node.name));
+                let _ = writeln!(text, "{space}subgraph {cluster} {{");
+                let _ = writeln!(text, "{space}  label={};", quote_dot(&node.name));
+                inside.dot(text, &format!("{path}{}/", node.name), depth, level + 1);
+                let _ = writeln!(text, "{space}}}");
+                continue;
+            }
+            let mut attributes = Vec::new();
+            if !path.is_empty() {
+                attributes.push(format!("label={}", quote_dot(&node.name)));
+            }
+            if node.on_cancel {
+                attributes.push("shape=parallelogram".to_owned());
+            } else if node.deferred {
+                attributes.push("shape=hexagon".to_owned());
+            }
+            let _ = writeln!(text, "{space}{}{};", id(&node.name), listed(&attributes));
+        }
+        let opened = |name: &str| {
+            let node = self.nodes.iter().find(|node| node.name == name);
+            node.is_some_and(|node| node.opened(depth).is_some())
+        };
         for edge in &self.edges {
             let mut attributes = Vec::new();
             if edge.kind.is_dashed() {
@@ -197,25 +246,37 @@ impl Shape {
             if !edge.label.is_empty() {
                 attributes.push(format!("label={}", quote_dot(&edge.label)));
             }
-            let attributes = if attributes.is_empty() {
-                String::new()
-            } else {
-                format!(" [{}]", attributes.join(", "))
+            // Edges lead between nodes, and are cut off at the clusters around them.
+            let mut end = |name: &str, inner: &str, cut: &str| {
+                if !opened(name) {
+                    return id(name);
+                }
+                let cluster = quote_dot(&format!("cluster_{path}{name}"));
+                attributes.push(format!("{cut}={cluster}"));
+                quote_dot(&format!("{path}{name}/{inner}"))
             };
-            let _ = writeln!(
-                text,
-                "  {} -> {}{attributes};",
-                quote_dot(&edge.from),
-                quote_dot(&edge.to)
-            );
+            let from = end(&edge.from, END, "ltail");
+            let to = end(&edge.to, START, "lhead");
+            let _ = writeln!(text, "{space}{from} -> {to}{};", listed(&attributes));
         }
-        text.push_str("}\n");
-        text
     }
 
     /// As an SVG picture.
     pub fn to_svg(&self) -> String {
-        svg::draw(self)
+        self.to_svg_inside(0)
+    }
+
+    /// As an SVG picture with the insides of subgraphs, so many levels deep.
+    pub fn to_svg_inside(&self, depth: usize) -> String {
+        svg::draw(self, depth)
+    }
+}
+
+fn listed(attributes: &[String]) -> String {
+    if attributes.is_empty() {
+        String::new()
+    } else {
+        format!(" [{}]", attributes.join(", "))
     }
 }
 

@@ -18,18 +18,23 @@ const LAYER_GAP: f64 = 48.0;
 const COLUMN_GAP: f64 = 28.0;
 const MARGIN: f64 = 20.0;
 
+/// Above what is drawn inside a box.
+const TITLE_HEIGHT: f64 = 24.0;
+
 struct Placed<'a> {
     label: &'a str,
     layer: usize,
     x: f64,
+    top: f64,
     width: f64,
+    height: f64,
+    /// What is drawn inside of it.
+    inside: Option<String>,
 }
 
 impl Placed<'_> {
-    fn top(&self) -> f64 {
-        #[allow(clippy::cast_precision_loss, reason = "a layer's number is small")]
-        let layer = self.layer as f64;
-        MARGIN + layer * (BOX_HEIGHT + LAYER_GAP)
+    fn bottom(&self) -> f64 {
+        self.top + self.height
     }
 
     fn middle(&self) -> f64 {
@@ -38,7 +43,36 @@ impl Placed<'_> {
 }
 
 /// The picture as a complete SVG document.
-pub(crate) fn draw(shape: &Shape) -> String {
+pub(crate) fn draw(shape: &Shape, depth: usize) -> String {
+    let Picture {
+        body,
+        width,
+        height,
+    } = picture(shape, depth);
+    let mut svg = String::new();
+    let _ = writeln!(
+        svg,
+        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0}" height="{height:.0}" viewBox="0 0 {width:.0} {height:.0}" font-family="sans-serif" font-size="14">"#
+    );
+    let _ = writeln!(svg, "<title>{}</title>", escape(&shape.name));
+    svg.push_str(concat!(
+        r#"<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">"#,
+        r##"<path d="M0 0L10 5L0 10z" fill="#555"/></marker></defs>"##,
+        "\n"
+    ));
+    svg.push_str(&body);
+    svg.push_str("</svg>\n");
+    svg
+}
+
+/// What is drawn, and how large it is.
+struct Picture {
+    body: String,
+    width: f64,
+    height: f64,
+}
+
+fn picture(shape: &Shape, depth: usize) -> Picture {
     let mut graph: DiGraph<&str, EdgeKind> = DiGraph::new();
     let mut indices: BTreeMap<&str, NodeIndex> = BTreeMap::new();
     for name in std::iter::once(START)
@@ -59,24 +93,18 @@ pub(crate) fn draw(shape: &Shape) -> String {
         }
     }
     let layers = layers(&graph);
-    let (placed, width) = place(&graph, &layers);
-    let height = placed
-        .iter()
-        .map(|node| node.top() + BOX_HEIGHT)
-        .fold(0.0, f64::max)
-        + MARGIN;
+    // In the order of the nodes' indices: the start has none, nor has the end.
+    let insides = std::iter::once(None)
+        .chain(shape.nodes.iter().map(|node| {
+            let (inside, depth) = node.opened(depth)?;
+            Some(picture(inside, depth))
+        }))
+        .chain(std::iter::once(None))
+        .collect();
+    let (placed, width) = place(&graph, &layers, insides);
+    let height = placed.iter().map(Placed::bottom).fold(0.0, f64::max) + MARGIN;
 
     let mut svg = String::new();
-    let _ = writeln!(
-        svg,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0}" height="{height:.0}" viewBox="0 0 {width:.0} {height:.0}" font-family="sans-serif" font-size="14">"#
-    );
-    let _ = writeln!(svg, "<title>{}</title>", escape(&shape.name));
-    svg.push_str(concat!(
-        r#"<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">"#,
-        r##"<path d="M0 0L10 5L0 10z" fill="#555"/></marker></defs>"##,
-        "\n"
-    ));
     for edge in graph.edge_references() {
         let dash = if edge.weight().is_dashed() {
             r#" stroke-dasharray="5 4""#
@@ -106,23 +134,35 @@ pub(crate) fn draw(shape: &Shape) -> String {
         } else {
             6.0
         };
+        let fill = if node.inside.is_some() {
+            "none"
+        } else {
+            "#f4f6fb"
+        };
         let _ = writeln!(
             svg,
-            r##"<rect x="{:.1}" y="{:.1}" width="{:.1}" height="{BOX_HEIGHT}" rx="{round}" fill="#f4f6fb" stroke="#334"/>"##,
-            node.x,
-            node.top(),
-            node.width
+            r##"<rect x="{:.1}" y="{:.1}" width="{:.1}" height="{}" rx="{round}" fill="{fill}" stroke="#334"/>"##,
+            node.x, node.top, node.width, node.height
         );
         let _ = writeln!(
             svg,
             r##"<text x="{:.1}" y="{:.1}" text-anchor="middle" fill="#112">{}</text>"##,
             node.middle(),
-            node.top() + BOX_HEIGHT / 2.0 + 5.0,
+            node.top + BOX_HEIGHT / 2.0 + 5.0,
             escape(node.label)
         );
+        if let Some(inside) = &node.inside {
+            let top = node.top + TITLE_HEIGHT;
+            let _ = writeln!(svg, r#"<g transform="translate({:.1} {top:.1})">"#, node.x);
+            svg.push_str(inside);
+            svg.push_str("</g>\n");
+        }
     }
-    svg.push_str("</svg>\n");
-    svg
+    Picture {
+        body: svg,
+        width,
+        height,
+    }
 }
 
 /// The layer of each node: the longest way from the start when the edges that close loops are left out.
@@ -154,21 +194,33 @@ fn layers(graph: &DiGraph<&str, EdgeKind>) -> Vec<usize> {
     layers
 }
 
-fn place<'a>(graph: &DiGraph<&'a str, EdgeKind>, layers: &[usize]) -> (Vec<Placed<'a>>, f64) {
+fn place<'a>(
+    graph: &DiGraph<&'a str, EdgeKind>,
+    layers: &[usize],
+    insides: Vec<Option<Picture>>,
+) -> (Vec<Placed<'a>>, f64) {
     #[allow(clippy::cast_precision_loss, reason = "names are short")]
     let mut placed: Vec<Placed<'a>> = graph
         .node_indices()
-        .map(|index| {
+        .zip(insides)
+        .map(|(index, inside)| {
             let label = match graph[index] {
                 START => "start",
                 END => "end",
                 name => name,
             };
+            let width = label.chars().count() as f64 * 8.4 + 28.0;
+            let (inner_width, height) = inside.as_ref().map_or((0.0, BOX_HEIGHT), |inside| {
+                (inside.width, inside.height + TITLE_HEIGHT)
+            });
             Placed {
                 label,
                 layer: layers[index.index()],
                 x: 0.0,
-                width: label.chars().count() as f64 * 8.4 + 28.0,
+                top: 0.0,
+                width: width.max(inner_width),
+                height,
+                inside: inside.map(|inside| inside.body),
             }
         })
         .collect();
@@ -182,6 +234,15 @@ fn place<'a>(graph: &DiGraph<&'a str, EdgeKind>, layers: &[usize]) -> (Vec<Place
     let rows: Vec<Vec<usize>> = (0..depth)
         .map(|layer| (0..placed.len()).filter(|i| layers[*i] == layer).collect())
         .collect();
+    let mut top = MARGIN;
+    for row in &rows {
+        let heights = row.iter().map(|index| placed[*index].height);
+        let height = heights.fold(BOX_HEIGHT, f64::max);
+        for index in row {
+            placed[*index].top = top + (height - placed[*index].height) / 2.0;
+        }
+        top += height + LAYER_GAP;
+    }
     let widest = rows
         .iter()
         .map(|row| row_width(&placed, row))
@@ -216,8 +277,8 @@ fn place<'a>(graph: &DiGraph<&'a str, EdgeKind>, layers: &[usize]) -> (Vec<Place
 /// The path of an edge, and its middle.
 fn curve(from: &Placed<'_>, to: &Placed<'_>) -> (String, (f64, f64)) {
     if to.layer > from.layer {
-        let (x1, y1) = (from.middle(), from.top() + BOX_HEIGHT);
-        let (x2, y2) = (to.middle(), to.top());
+        let (x1, y1) = (from.middle(), from.bottom());
+        let (x2, y2) = (to.middle(), to.top);
         let bend = (y2 - y1) / 2.0;
         let path = format!(
             "M{x1:.1} {y1:.1}C{x1:.1} {:.1} {x2:.1} {:.1} {x2:.1} {y2:.1}",
@@ -226,8 +287,8 @@ fn curve(from: &Placed<'_>, to: &Placed<'_>) -> (String, (f64, f64)) {
         );
         (path, (f64::midpoint(x1, x2), f64::midpoint(y1, y2)))
     } else {
-        let (x1, y1) = (from.x + from.width, from.top() + BOX_HEIGHT / 2.0 - 4.0);
-        let (x2, y2) = (to.x + to.width, to.top() + BOX_HEIGHT / 2.0 + 4.0);
+        let (x1, y1) = (from.x + from.width, from.top + from.height / 2.0 - 4.0);
+        let (x2, y2) = (to.x + to.width, to.top + to.height / 2.0 + 4.0);
         let side = x1.max(x2) + 36.0;
         let path = format!("M{x1:.1} {y1:.1}C{side:.1} {y1:.1} {side:.1} {y2:.1} {x2:.1} {y2:.1}");
         let middle = (side * 6.0 + x1 + x2) / 8.0;

@@ -152,6 +152,7 @@ impl<S: State> GraphBuilder<S> {
                     name: name.clone(),
                     deferred: options.deferred,
                     on_cancel: self.on_cancel.as_deref() == Some(name),
+                    inside: self.insides.get(name).cloned().map(Box::new),
                 })
                 .collect(),
             edges,

@@ -104,13 +104,28 @@ impl<S: State> CompiledGraph<S> {
         self.inner.shape.to_mermaid()
     }
 
+    /// The same with the insides of subgraphs, so many levels deep; those that are invoked in nodes are not known.
+    pub fn to_mermaid_inside(&self, depth: usize) -> String {
+        self.inner.shape.to_mermaid_inside(depth)
+    }
+
     /// The graph in Graphviz's language.
     pub fn to_dot(&self) -> String {
         self.inner.shape.to_dot()
     }
 
+    /// The same with the insides of subgraphs, so many levels deep, as clusters.
+    pub fn to_dot_inside(&self, depth: usize) -> String {
+        self.inner.shape.to_dot_inside(depth)
+    }
+
     /// The graph as an SVG picture.
     pub fn to_svg(&self) -> String {
         self.inner.shape.to_svg()
+    }
+
+    /// The same with the insides of subgraphs, so many levels deep.
+    pub fn to_svg_inside(&self, depth: usize) -> String {
+        self.inner.shape.to_svg_inside(depth)
     }
 }

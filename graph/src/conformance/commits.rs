@@ -422,6 +422,13 @@ pub async fn single_pending_writes_are_forgotten(lab: &Lab) {
         }
         assert_eq!(writes, expected);
     }
+    let commit = Commit {
+        checkpoint: Some(checkpoint(0)),
+        clear_writes: true,
+        ..forgets(&[1, 3])
+    };
+    lab.commit(&leases[0], commit).await;
+    assert_eq!(lab.load(&leases[0]).await.writes, [more]);
 }
 
 /// Using what was used, or never was, is harmless.

@@ -36,6 +36,9 @@ impl Context {
         payload: &(impl Serialize + ?Sized + Sync),
     ) -> Result<Appended, NodeError> {
         let event = self.event(stream, name, payload)?;
+        if self.inner.cleaning {
+            return Err(NodeError::cancelled());
+        }
         let engine = &self.inner.run.engine;
         self.inner.memo.lock().spoke = true;
         let appended = match engine.store.append(id, event).await {

@@ -156,6 +156,9 @@ impl Context {
             let arrived: Option<Arrived> = serde_json::from_value(value.clone())?;
             return Ok(arrived.map(as_given));
         }
+        if inner.cleaning {
+            return Err(NodeError::cancelled());
+        }
         let wait = self.record(name, round, WaitKind::Wait, what)?;
         let (value, consumed) = match self.look(&wait) {
             Some((value, consumed)) => (value, consumed),
@@ -226,6 +229,9 @@ impl Context {
         let mut memo = inner.memo.lock();
         if let Some(value) = memo.get(WriteKind::Wait, &space, round) {
             return Ok(value.clone());
+        }
+        if inner.cleaning {
+            return Err(NodeError::cancelled());
         }
         if !inner.may_wait {
             return Err(NodeError::msg(format!(

@@ -190,8 +190,14 @@ impl Inside {
     fn before<T: State>(&self, path: &str, namespace: &[String]) -> Result<Arc<T>, String> {
         // It may have ended before in the same task.
         if let Some((name, round)) = path.rsplit_once(':')
-            && name.rsplit('/').next().is_some_and(|task| task.contains('+'))
-            && let Some(earlier) = round.parse::<u32>().ok().and_then(|round| round.checked_sub(1))
+            && name
+                .rsplit('/')
+                .next()
+                .is_some_and(|task| task.contains('+'))
+            && let Some(earlier) = round
+                .parse::<u32>()
+                .ok()
+                .and_then(|round| round.checked_sub(1))
         {
             let earlier = match earlier {
                 0 => name.to_owned(),
@@ -230,7 +236,9 @@ fn kept_as(namespace: &[String]) -> String {
     let nodes: Vec<String> = namespace
         .iter()
         .map(|task| {
-            let (task, name) = task.split_once('+').map_or((task.as_str(), None), |(task, name)| (task, Some(name)));
+            let (task, name) = task
+                .split_once('+')
+                .map_or((task.as_str(), None), |(task, name)| (task, Some(name)));
             let node = task.split_once(':').map_or(task, |(_, node)| node);
             match name {
                 Some(name) => format!("{node}+{}", name.split(':').next().unwrap_or(name)),

@@ -297,7 +297,12 @@ impl More {
         let mut more = Self {
             base: narrow(commit.base),
             clear: commit.clear_writes,
-            forget: commit.forget.iter().map(key_digest).collect(),
+            forget: if commit.clear_writes {
+                // They go with the others; the database deletes each row once.
+                Vec::new()
+            } else {
+                commit.forget.iter().map(key_digest).collect()
+            },
             writes,
             consumed,
             events: each(&commit.events, EventRow::of)?,

@@ -96,6 +96,8 @@ pub(super) struct Job<S: State> {
     pub failure: Option<Arc<TaskFailure>>,
     pub alone: bool,
     pub may_wait: bool,
+    /// Whether it runs only to get to the subgraphs inside that have to clean up.
+    pub cleaning: bool,
     pub cancel: CancellationToken,
     /// How long it may go on after a cancellation.
     pub grace: Duration,
@@ -149,6 +151,10 @@ impl<S: State> Job<S> {
                 Err(error) if error.is_suspended() => TaskEnd::Suspended,
                 Err(error) if error.is_lost() => TaskEnd::Lost,
                 Err(error) if error.is_cancelled() => TaskEnd::Cancelled,
+                Err(error) if self.cleaning => {
+                    tracing::error!(thread = %self.run.thread, node = %self.node.name, %error, "a subgraph could not clean up");
+                    TaskEnd::Cancelled
+                }
                 Err(error) => match self.failed(attempt, error).await {
                     Some(TaskEnd::Failed(failure)) => match self.hand_over(&failure.error).await {
                         Ok(Some(taken)) => {
@@ -184,6 +190,7 @@ impl<S: State> Job<S> {
                 failure: self.failure.clone(),
                 alone: self.alone,
                 may_wait: self.may_wait,
+                cleaning: self.cleaning,
                 cancel: self.cancel.clone(),
                 grace: self.grace,
                 memo: self.memo.clone(),

@@ -29,9 +29,9 @@ use super::{
 };
 
 /// How long a node has to clean up after a cancellation.
-const CLEANUP: Duration = Duration::from_secs(30);
+pub(super) const CLEANUP: Duration = Duration::from_secs(30);
 /// Its task path.
-const CLEAN_UP: &str = "~cancel";
+pub(super) const CLEAN_UP: &str = "~cancel";
 
 impl<S: State> Run<S> {
     pub(super) fn output(&self) -> Value {
@@ -137,6 +137,14 @@ impl<S: State> Run<S> {
             self.land(commit, &[]).await?;
         }
 
+        // What accumulating subgraphs of the step would have kept is void.
+        shared.claims.lock().clear();
+        if tasks.is_empty() {
+            // They sleep. What does not fit the program any more cannot clean up.
+            tasks = self.tasks().unwrap_or_default();
+        }
+        let mut inside = self.commit();
+        self.clean_up_inside(&mut tasks, &mut inside).await?;
         let mut commit = self.commit();
         if let Some(node) = self
             .graph
@@ -146,6 +154,7 @@ impl<S: State> Run<S> {
         {
             self.clean_up(&node, &mut commit).await?;
         }
+        add_inside(&mut commit, inside);
         let output = self.output();
         self.end(
             &mut commit,
@@ -192,6 +201,7 @@ impl<S: State> Run<S> {
             failure: None,
             alone: true,
             may_wait: false,
+            cleaning: false,
             cancel: CancellationToken::new(),
             grace: self.grace,
             bound: Some(CLEANUP),
@@ -252,6 +262,25 @@ impl<S: State> Run<S> {
         commit.checkpoint = Some(self.checkpoint(changes, Source::Update(node.name.to_string())));
         Ok(())
     }
+}
+
+/// Adds what cleaning up inside has left, which came first.
+fn add_inside(commit: &mut Commit, mut inside: Commit) {
+    commit.writes.retain(|write| {
+        !inside.forget.iter().any(|key| write.is(key))
+            && !inside.writes.iter().any(|other| write.has_key(other))
+    });
+    commit.writes.append(&mut inside.writes);
+    commit.forget.append(&mut inside.forget);
+    commit.consumed.append(&mut inside.consumed);
+    inside.events.append(&mut commit.events);
+    inside.children.append(&mut commit.children);
+    inside.signals.append(&mut commit.signals);
+    inside.cancels.append(&mut commit.cancels);
+    commit.events = inside.events;
+    commit.children = inside.children;
+    commit.signals = inside.signals;
+    commit.cancels = inside.cancels;
 }
 
 /// Makes a commit the last one of a thread.

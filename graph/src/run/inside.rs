@@ -1,6 +1,7 @@
 //! A run of a subgraph: inside a task of the graph around it, in the same run, under the same lease. Where the thread's own
 //! graph makes checkpoints, it leaves records of its supersteps with that task; the next run of the task goes on from them.
 
+mod cleaning;
 mod record;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use super::{
     is_inside,
     tasks::{Status, Task},
 };
+pub(crate) use record::recorded_state;
 use record::{Given, Recording, appends, weight};
 
 /// What a subgraph begins with.
@@ -56,10 +58,18 @@ pub(crate) async fn invoke<T: State>(
     outer.check_run()?;
     let place = Arc::new(Place::inside(outer, memory, name)?);
     let accumulates = memory == SubgraphMemory::Accumulating;
+    if outer.cleaning && place.nest.lock().records(&place.path).is_none() {
+        // It has not begun.
+        return Err(NodeError::cancelled());
+    }
     if accumulates {
         place.claim(&outer.run)?;
     }
     let mut inner = Inner::restore(place, graph.clone(), begin, accumulates)?;
+    if outer.cleaning && inner.handovers.is_empty() && !inner.run.plan.is_empty() {
+        inner.clean_up().await?;
+        return Err(NodeError::cancelled());
+    }
     inner.go().await
 }
 
@@ -170,7 +180,9 @@ impl<T: State> Inner<T> {
                     return Err(unfit(format!("the record of superstep {step} is missing")));
                 }
                 log.records += 1;
-                plan = record.plan.clone();
+            }
+            if record.plan.is_some() {
+                plan.clone_from(&record.plan);
             }
             if !record.base {
                 log.weight += record.weight();
@@ -402,6 +414,7 @@ impl<T: State> Inner<T> {
             }
         }
         let recording = Recording {
+            cleans: self.input.is_some() && self.run.graph.on_cancel.is_some(),
             input: self.input.take(),
             written,
             plan: Some(self.run.plan.clone()),
@@ -502,6 +515,7 @@ impl<T: State> Inner<T> {
         fold_kept(&mut kept);
         recording = Recording {
             input: Some(given),
+            cleans: self.run.graph.on_cancel.is_some(),
             written: Written::Json(changes),
             base: true,
             full,
@@ -584,6 +598,8 @@ impl<T: State> Inner<T> {
         if let Some(input) = self.input.take() {
             let recording = Recording {
                 input: Some(input),
+                cleans: self.run.graph.on_cancel.is_some(),
+                plan: Some(self.run.plan.clone()),
                 ..Recording::default()
             };
             match record_write(&self.place, 0, recording) {

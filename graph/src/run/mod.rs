@@ -38,7 +38,7 @@ use crate::{
 use apply::SNAPSHOT_AFTER;
 pub(crate) use ending::end_thread;
 pub(crate) use fork::{Forked, forked};
-pub(crate) use inside::{Begin, invoke};
+pub(crate) use inside::{Begin, invoke, recorded_state};
 pub(crate) use landing::give_back;
 pub(crate) use place::Place;
 pub(crate) use preempt::watch;

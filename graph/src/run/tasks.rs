@@ -368,6 +368,7 @@ impl<S: State> Run<S> {
             failure: task.failure.clone(),
             alone,
             may_wait: self.place.as_ref().is_none_or(|p| p.outer.may_wait),
+            cleaning: false,
             cancel: match &self.place {
                 None => self.shared.controls.tasks.clone(),
                 Some(place) => place.outer.cancel.clone(),

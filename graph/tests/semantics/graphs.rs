@@ -1,6 +1,8 @@
 //! Building, checking and drawing graphs.
 
-use graph::{CompileError, Context, END, Fault, Goto, NodeError, START};
+use graph::{
+    CompileError, CompiledGraph, Context, END, Fault, Goto, NodeError, START, SubgraphMemory,
+};
 
 use crate::lab::{Notes, notes, says};
 
@@ -131,7 +133,7 @@ fn nodes_may_hand_back_updates_commands_or_nothing() {
         .expect("compiles");
 }
 
-fn drawn() -> graph::CompiledGraph<Notes> {
+fn drawn() -> CompiledGraph<Notes> {
     notes("a <drawing>")
         .node("write", |_, _| says("write"))
         .node("review", |_, _| says("review"))
@@ -197,7 +199,7 @@ fn two_graphs_of_one_name_are_refused() {
     assert!(matches!(error, graph::EngineError::DuplicateGraph(name) if name == "a <drawing>"));
 }
 
-fn with_handler() -> graph::CompiledGraph<Notes> {
+fn with_handler() -> CompiledGraph<Notes> {
     notes("g")
         .node("work", |_, _| says("work"))
         .node("mend", |_, _| says("mend"))
@@ -264,4 +266,90 @@ fn error_handlers_are_checked_like_all_nodes() {
             Fault::NoWayOut("stuck".into()),
         ]
     );
+}
+
+fn nested() -> CompiledGraph<Notes> {
+    let lowest = notes("lowest")
+        .node("deep", |_, _| says("deep"))
+        .edge(START, "deep")
+        .edge("deep", END)
+        .compile()
+        .expect("compiles");
+    let middle = notes("middle")
+        .subgraph_shared("inner", SubgraphMemory::Resumable, &lowest)
+        .edge(START, "inner")
+        .edge("inner", END)
+        .compile()
+        .expect("compiles");
+    notes("g")
+        .node("before", |_, _| says("before"))
+        .subgraph_shared("sub", SubgraphMemory::Resumable, &middle)
+        .edge(START, "before")
+        .edge("before", "sub")
+        .edge("sub", END)
+        .compile()
+        .expect("compiles")
+}
+
+#[test]
+fn the_inside_of_a_subgraph_is_drawn_as_deep_as_asked() {
+    let graph = nested();
+    assert!(!graph.to_mermaid().contains("inner"));
+    assert_eq!(
+        graph.to_mermaid_inside(1),
+        r#"flowchart TD
+  n_start([start])
+  n0["before"]
+  subgraph n1["sub"]
+    n1_n_start([start])
+    n1_n0["inner"]
+    n1_n_end([end])
+    n1_n_start --> n1_n0
+    n1_n0 --> n1_n_end
+  end
+  n_end([end])
+  n_start --> n0
+  n0 --> n1
+  n1 --> n_end
+"#
+    );
+    let deep = graph.to_mermaid_inside(usize::MAX);
+    assert!(deep.contains("      n1_n0_n0[\"deep\"]\n"), "{deep}");
+
+    assert!(!graph.to_dot().contains("inner"));
+    let dot = graph.to_dot_inside(1);
+    assert!(dot.contains("  compound=true;\n"), "{dot}");
+    assert!(
+        dot.contains("  subgraph \"cluster_sub\" {\n    label=\"sub\";\n"),
+        "{dot}"
+    );
+    assert!(
+        dot.contains("    \"sub/inner\" [label=\"inner\"];\n"),
+        "{dot}"
+    );
+    assert!(
+        dot.contains("  \"before\" -> \"sub/__start__\" [lhead=\"cluster_sub\"];\n"),
+        "{dot}"
+    );
+    assert!(
+        dot.contains("  \"sub/__end__\" -> \"__end__\" [ltail=\"cluster_sub\"];\n"),
+        "{dot}"
+    );
+    assert!(graph.to_dot_inside(2).contains("\"cluster_sub/inner\""));
+
+    for (depth, drawn) in [
+        (0, vec!["before", "sub"]),
+        (1, vec!["sub", "inner"]),
+        (2, vec!["inner", "deep"]),
+    ] {
+        let svg = graph.to_svg_inside(depth);
+        assert_eq!(svg.matches("<g transform").count(), depth, "{svg}");
+        assert_eq!(svg.matches("</g>").count(), depth, "{svg}");
+        for name in drawn {
+            assert!(svg.contains(&format!(">{name}</text>")), "{name}: {svg}");
+        }
+        // Each opened graph has a start and an end of its own.
+        assert_eq!(svg.matches(">start</text>").count(), depth + 1, "{svg}");
+    }
+    assert_eq!(graph.to_svg(), graph.to_svg_inside(0));
 }

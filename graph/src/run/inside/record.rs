@@ -35,7 +35,9 @@ pub(super) struct Recording<T: State> {
     pub base: bool,
     /// The full values of all channels but the append ones, after the changes.
     pub full: Option<Channels>,
-    /// What runs next; absent in the record of the input.
+    /// Whether the graph has a node that cleans up when the thread is cancelled; said with the input.
+    pub cleans: bool,
+    /// What runs next.
     pub plan: Option<Arc<Plan>>,
     /// What accumulating subgraphs inside have added.
     pub kept: Vec<Kept>,
@@ -49,6 +51,7 @@ impl<T: State> Default for Recording<T> {
             written: Written::default(),
             base: false,
             full: None,
+            cleans: false,
             plan: None,
             kept: Vec::new(),
             handovers: Vec::new(),
@@ -59,15 +62,12 @@ impl<T: State> Default for Recording<T> {
 impl<T: State> Recording<T> {
     /// Reads one. The error says what is wrong with it.
     pub fn read(recorded: &Recorded) -> Result<Self, String> {
-        let value = match recorded {
-            Recorded::Kept(kept) => match kept.downcast::<Self>() {
-                Some(recording) => return Ok(recording.clone()),
-                // Of another type than the state has now.
-                None => kept.value().map_err(|error| chain(&error))?,
-            },
-            Recorded::Json(value) => value.clone(),
-        };
-        let record: Record = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        if let Recorded::Kept(kept) = recorded
+            && let Some(recording) = kept.downcast::<Self>()
+        {
+            return Ok(recording.clone());
+        }
+        let record = recorded.record()?;
         let update = |value| T::Update::from_json(value).map_err(|error| chain(&error));
         Ok(Self {
             input: match record.input {
@@ -82,6 +82,7 @@ impl<T: State> Recording<T> {
             }),
             base: record.base,
             full: record.full,
+            cleans: record.cleans,
             plan: record.plan.map(Arc::new),
             kept: record.kept,
             handovers: record.handovers,
@@ -103,6 +104,7 @@ impl<T: State> Recording<T> {
             changes: changes.changes,
             base: self.base,
             full: self.full.clone(),
+            cleans: self.cleans,
             plan: self.plan.as_deref().cloned(),
             kept: self.kept.clone(),
             handovers: self.handovers.clone(),
@@ -166,4 +168,42 @@ pub(super) fn appends<T: State>(state: &T) -> Result<Channels, ChannelError> {
         }
     }
     Ok(appends)
+}
+
+/// The state that records lead to, for whoever looks on. `before` is what an accumulating subgraph had kept, `around` the state of
+/// the graph around. The error says what does not fit.
+pub(crate) fn recorded_state<'r, T: State>(
+    records: impl IntoIterator<Item = (&'r u32, &'r Recorded)>,
+    before: impl FnOnce() -> Result<Arc<T>, String>,
+    around: impl FnOnce() -> Result<Arc<T>, String>,
+) -> Result<T, String> {
+    let mut recordings: Vec<Recording<T>> = Vec::new();
+    for (_, recorded) in records {
+        let recording = Recording::read(recorded)?;
+        if recording.base {
+            recordings.clear();
+        }
+        recordings.push(recording);
+    }
+    let given = recordings.iter_mut().find_map(|record| record.input.take());
+    let mut state = match given {
+        Some(Given::Update(update)) => {
+            let mut state = T::default();
+            state.apply(update);
+            state
+        }
+        Some(Given::Kept(update)) => {
+            let mut state = Arc::unwrap_or_clone(before()?);
+            state.apply(update);
+            state
+        }
+        Some(Given::State) => Arc::unwrap_or_clone(around()?),
+        None => return Err("it is not known what it began with".to_owned()),
+    };
+    for recording in recordings {
+        recording
+            .replay(&mut state)
+            .map_err(|error| chain(&error))?;
+    }
+    Ok(state)
 }

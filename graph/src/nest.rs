@@ -461,7 +461,9 @@ impl Pasts {
                 for (namespace, value) in hidden(&row.changes) {
                     if let Ok(changes) = serde_json::from_value::<Vec<Channels>>(value) {
                         let past = pasts.0.entry(namespace).or_default();
-                        changes.into_iter().for_each(|changes| past.change(changes));
+                        for changes in changes {
+                            past.change(changes);
+                        }
                     }
                 }
             }

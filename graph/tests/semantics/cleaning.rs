@@ -12,7 +12,7 @@ use crate::{
         Count, Notes, NotesUpdate, eventually, log, notes, options, promise, run, said, serve,
         start, start_and_run, state, thread, until_cancelled, until_status,
     },
-    subgraphs::{Inner, back, inner, line, nothing},
+    subgraphs::{Inner, InnerUpdate, back, inner, line, nothing},
 };
 
 /// Logs, does something long, and has a node that cleans up.
@@ -131,7 +131,7 @@ promise! {
             async move {
                 ctx.step("effect", |_| async move { Ok::<_, NodeError>(effects.up()) }).await?;
                 ctx.emit("s", "called", &())?;
-                let end = ctx.invoke("low", &lowest, SubgraphMemory::Resumable, Default::default()).await?;
+                let end = ctx.invoke("low", &lowest, SubgraphMemory::Resumable, InnerUpdate::default()).await?;
                 ctx.step("later", |_| async move { Ok::<_, NodeError>(()) }).await?;
                 Ok(NotesUpdate::default().log(end.lines.clone()))
             }

@@ -18,7 +18,7 @@ use crate::{
         ending::{CLEAN_UP, CLEANUP},
         tasks::{Status, Task},
     },
-    state::{State, Update, snapshot},
+    state::{Extent, State, Update, snapshot},
 };
 
 use super::{Inner, record::Recording, record_write};
@@ -157,7 +157,7 @@ impl<T: State> Inner<T> {
         }
         if recording.full.is_some() {
             changes.changes.clear();
-            recording.full = Some(snapshot(&*self.run.state)?);
+            recording.full = Some(snapshot(&*self.run.state, Extent::Usual)?);
         }
         recording.written = Written::Json(changes);
         recording.plan.get_or_insert_with(|| self.run.plan.clone());

@@ -117,7 +117,8 @@ pub enum StreamKind {
         cached: bool,
     },
     /// What a step changed that was taken in another process. The database keeps the changes of all its tasks together: these
-    /// updates, one after the other, have their effect. (With [`Modes::UPDATES`].)
+    /// updates, one after the other, have their effect. Not told of a checkpoint before which others were forgotten. (With
+    /// [`Modes::UPDATES`].)
     StepUpdates {
         /// The nodes that ran, a node once for each of its tasks.
         nodes: Vec<String>,

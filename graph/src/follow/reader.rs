@@ -10,7 +10,7 @@ use super::{
     stored::{self, Untold},
 };
 use crate::{
-    checkpoint::{ThreadRecord, ThreadStatus},
+    checkpoint::{StorageError, ThreadRecord, ThreadStatus},
     error::EngineError,
     host::Shared,
     ids::ThreadId,
@@ -33,7 +33,8 @@ pub(crate) fn follow(
         subscription,
         following,
         told: from,
-        told_step: None,
+        // The input is no step.
+        told_step: from.filter(|from| *from == 0),
         told_rest: None,
         untold: VecDeque::new(),
         record: None,
@@ -121,7 +122,8 @@ impl Reader {
     async fn live(&mut self, spot: Spot) -> Option<StreamItem> {
         let told = *self.told.get_or_insert(spot.on);
         if spot.on > told {
-            // The thread went on in another process in the meantime.
+            // The thread went on in another process in the meantime, or another branch is its head now.
+            self.record = None;
             match self.catch_up(spot.on).await {
                 Ok(true) => return None,
                 // They are gone.
@@ -257,12 +259,24 @@ impl Reader {
         };
         let (checkpoint, parent) = (untold.checkpoint(), untold.parent());
         let step = untold.step();
-        let items = stored::items(&self.shared, record, untold, self.modes).await?;
+        let items = match stored::items(&self.shared, record, untold, self.modes).await {
+            Ok(items) => items,
+            Err(EngineError::Storage(StorageError::UnknownCheckpoint { .. })) => {
+                // It was forgotten after it had been listed. What there is now says how much is missing.
+                self.untold.clear();
+                self.record = None;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         self.faults = 0;
         if parent > self.told.unwrap_or(parent) {
-            // What is between is gone; the numbers of steps say how much it was.
-            let known = self.told_step.unwrap_or(step);
-            let missed = step.saturating_sub(known + 1).max(1);
+            // What is between is gone; the numbers of steps say how much it was, or else those of the checkpoints.
+            let missed = match self.told_step {
+                Some(known) => step.saturating_sub(known + 1),
+                None => parent.saturating_sub(self.told.unwrap_or(parent)),
+            };
+            let missed = missed.max(1);
             let kind = StreamKind::Missed(missed);
             self.ready
                 .push_back(stored::item(record, 0, record.updated_at, kind));

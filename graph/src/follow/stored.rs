@@ -97,7 +97,9 @@ pub(super) async fn items(
             .store
             .state_rows(&thread.id, Some(record.checkpoint))
             .await?;
-        if modes.has(Modes::UPDATES) && record.source != Source::Input {
+        // When what was before a checkpoint is forgotten, it holds the appended items of all that, and not only its own.
+        let is_own = untold.planned.is_some() || record.parent == 0;
+        if modes.has(Modes::UPDATES) && record.source != Source::Input && is_own {
             let own = rows
                 .rows
                 .iter()

@@ -2,6 +2,8 @@
 //! in one commit, the question leaves what the thread waits for (no answer is taken from then on), and a signal says that it has
 //! expired (so that a late answer can be told). An answer that was taken before that is in the mailbox afterwards, and counts.
 
+use serde_json::Value;
+
 use crate::{
     checkpoint::{NewSignal, WaitKind, WaitRecord},
     memo::Waiting,
@@ -14,6 +16,12 @@ use super::{
     shared::Mailbox,
     tasks::{Status, Task},
 };
+
+/// That a question has expired.
+pub(super) struct Expired {
+    /// The signal that says so, if it is still in the mailbox.
+    pub signal: Option<u64>,
+}
 
 impl<S: State> Run<S> {
     /// Ends the questions of suspended tasks whose deadline has passed.
@@ -68,9 +76,8 @@ impl<S: State> Run<S> {
         over
     }
 
-    /// Whether a question has expired, with the number of the signal that says so, if it is still there. An answer in the
-    /// mailbox came first.
-    pub(super) fn expiry(&self, wait: &Waiting, mailbox: &mut Mailbox) -> Option<Option<u64>> {
+    /// Whether a question has expired. An answer in the mailbox came first.
+    pub(super) fn expiry(&self, wait: &Waiting, mailbox: &mut Mailbox) -> Option<Expired> {
         let record = &wait.record;
         if record.kind != WaitKind::Interrupt || record.until.is_none() {
             return None;
@@ -78,17 +85,17 @@ impl<S: State> Run<S> {
         if mailbox.any(|signal| arrival(record, signal).is_some()) {
             return None;
         }
-        let said =
-            mailbox.take(|signal| expires(record, signal).then_some(serde_json::Value::Null));
-        match said {
-            Some((_, number)) => Some(Some(number)),
-            // It was known already, and has left the mailbox.
-            None => self
-                .shared
-                .expired
-                .lock()
-                .contains(&record.id)
-                .then_some(None),
+        if let Some((_, number)) =
+            mailbox.take(|signal| expires(record, signal).then_some(Value::Null))
+        {
+            return Some(Expired {
+                signal: Some(number),
+            });
         }
+        // It was known already, and has left the mailbox.
+        let settled = self.shared.expired.lock();
+        settled
+            .contains(&record.id)
+            .then_some(Expired { signal: None })
     }
 }

@@ -248,7 +248,7 @@ impl<S: State> Run<S> {
                     let waits = memo.waits.clone();
                     for wait in &waits {
                         if let Some(expiry) = self.expiry(wait, &mut mailbox) {
-                            memo.expired(&task.planned.key, wait, expiry);
+                            memo.expired(&task.planned.key, wait, expiry.signal);
                             task.status = Status::Ready;
                             woken = true;
                             continue;

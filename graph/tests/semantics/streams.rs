@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use graph::{
-    Context, END, Engine, Goto, GraphBuilder, MessageChunk, Modes, NodeError, NodeOptions,
+    Context, END, Engine, Goto, GraphBuilder, Keep, MessageChunk, Modes, NodeError, NodeOptions,
     RetryPolicy, START, Send, ServeOptions, StreamItem, StreamKind, TaskResult, ThreadStatus,
     Trigger, WaitFor,
 };
@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::lab::{
-    Count, Notes, log, notes, options, promise, run, serve, start, start_and_run, takes, thread,
+    Count, Notes, log, notes, options, promise, run, serve, start, start_and_run, start_as, takes,
+    thread,
 };
 
 fn short(item: &StreamItem) -> String {
@@ -493,5 +494,95 @@ promise! {
         assert_eq!(told.len(), 7, "{told:?}");
         assert_eq!(told.last().map(String::as_str), Some("stored Done"));
         server.drain().await;
+    }
+}
+
+/// Counts to so many, a step each.
+fn counting(to: i64) -> GraphBuilder<Notes> {
+    notes("g")
+        .node("count", |notes: Arc<Notes>, _| async move {
+            Ok(log(notes.sum.to_string()).sum(1))
+        })
+        .edge(START, "count")
+        .conditional("count", ["count", END], move |s: &Notes| {
+            if s.sum < to { "count" } else { END }
+        })
+}
+
+promise! {
+    async fn a_reader_is_told_what_pruning_has_taken_before_it_came(lab) {
+        let engine = lab.notes(counting(5)).await;
+        start_and_run(&engine).await;
+        engine.prune("t", Keep::latest()).await.expect("prunes");
+        let last = ["stored 5 values [\"0\",\"1\",\"2\",\"3\",\"4\"]", "stored Done"];
+        for (from, missed) in [(0, "stored missed 4"), (1, "stored missed 3"), (3, "stored missed 1")] {
+            let told = lines(engine.follow_from("t", from, KEPT)).await;
+            assert_eq!(told, [missed, last[0], last[1]], "from {from}");
+        }
+        // Who knows the one before has missed nothing.
+        assert_eq!(lines(engine.follow_from("t", 4, KEPT)).await, last);
+    }
+}
+
+promise! {
+    async fn a_reader_is_told_what_pruning_takes_while_it_reads(lab) {
+        let engine = lab.notes(counting(20)).await;
+        start_and_run(&engine).await;
+        let mut items = engine.follow_from("t", 0, Modes::UPDATES);
+        // The list of all of them is read with the first.
+        let first = some(&mut items, 1).await;
+        assert_eq!(first, ["stored 1 count [{\"log\":[\"0\"],\"sum\":1}]"]);
+        engine.prune("t", Keep::latest()).await.expect("prunes");
+        let rest = lines(items).await;
+        // What the last step changed is not kept apart from what was before it.
+        assert_eq!(rest, ["stored missed 18", "stored Done"]);
+    }
+}
+
+promise! {
+    async fn a_follower_goes_along_when_another_branch_becomes_the_head(lab) {
+        let (here, there) = (lab.notes(relay()).await, lab.notes(relay()).await);
+        for (id, runner) in [("live", &here), ("stored", &there)] {
+            start_as(runner, id).await;
+            run(runner).await;
+            let mut items = here.follow_from(id, 0, KEPT);
+            let first = some(&mut items, 3).await;
+            assert_eq!(first, ["stored 1 values [\"a\"]", "stored 2 values [\"a\",\"b\"]", "stored waits for go"]);
+            // As if `wait` had run, on a branch from where it was to run.
+            let branch = runner.fork(id, 2, "wait", &log("as wait")).await.expect("forks");
+            runner.set_head(id, branch).await.expect("is a branch");
+            run(runner).await;
+            let rest = lines(items).await;
+            let states: Vec<&str> = rest.iter().map(|line| line.trim_start_matches("stored ")).collect();
+            assert_eq!(states, [
+                "2 values [\"a\",\"b\",\"as wait\"]",
+                "3 values [\"a\",\"b\",\"as wait\",\"c\"]",
+                "4 values [\"a\",\"b\",\"as wait\",\"c\",\"d\"]",
+                "Done",
+            ], "{id}");
+        }
+    }
+}
+
+promise! {
+    async fn an_error_handler_that_takes_over_is_seen_in_the_step_of_the_failed_task(lab) {
+        let engine = lab.notes(
+            notes("g")
+                .node("a", |_: Arc<Notes>, _| async { Err::<(), _>(NodeError::msg("broken")) })
+                .node("mend", |_, _| async { Ok(log("mended")) })
+                .edge(START, "a").edge("a", END)
+                .on_error(["a"], "mend").edge("mend", END),
+        ).await;
+        let items = engine.follow("t", Modes::TASKS | Modes::UPDATES | Modes::CHECKPOINTS);
+        start_and_run(&engine).await;
+        assert_eq!(lines(items).await, [
+            "1 start a #1",
+            "1 failed a #1: node `a`: broken again",
+            "1 start a~mend #1",
+            "1 done a~mend #1",
+            "1 mend {\"log\":[\"mended\"]}",
+            "1 checkpoint 1 on 0 then ",
+            "Done",
+        ]);
     }
 }

@@ -135,6 +135,10 @@ pub struct Config {
     pub model: Option<String>,
     /// `demo` or a file.
     pub tape: Option<String>,
+    /// GitHub's API.
+    pub github_api_url: String,
+    /// A token for its repositories.
+    pub github_token: Option<SecretValue>,
     /// Telegram's token.
     pub telegram_bot_token: Option<SecretValue>,
     /// Telegram's server.
@@ -285,6 +289,8 @@ impl Config {
                 anthropic_model: reader.text("ANTHROPIC_MODEL"),
                 model: reader.text("ARTEL_MODEL"),
                 tape: reader.text("ARTEL_TAPE"),
+                github_api_url: reader.url("GITHUB_API_URL")?.unwrap_or_default(),
+                github_token: reader.secret("GITHUB_TOKEN"),
                 telegram_bot_token: reader.secret("TELEGRAM_BOT_TOKEN"),
                 telegram_api_url: reader.url("TELEGRAM_API_URL")?.unwrap_or_default(),
                 admin_chat_ids: reader.numbers("ADMIN_CHAT_IDS")?,

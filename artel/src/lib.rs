@@ -140,6 +140,7 @@ fn redactor(config: &Config) -> Redactor {
     for (name, value) in [
         ("OPENAI_API_KEY", &config.openai_api_key),
         ("ANTHROPIC_API_KEY", &config.anthropic_api_key),
+        ("GITHUB_TOKEN", &config.github_token),
         ("TELEGRAM_BOT_TOKEN", &config.telegram_bot_token),
         ("DATABASE_URL", &config.database_url),
         ("REDIS_URL", &config.redis_url),

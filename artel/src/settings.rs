@@ -93,6 +93,20 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
         ],
     ),
     (
+        "Repositories elsewhere",
+        &[
+            setting(
+                "GITHUB_API_URL",
+                "https://api.github.com",
+                "GitHub's API, or that of a server of one's own; the token goes to repositories on that host only.",
+            ),
+            secret(
+                "GITHUB_TOKEN",
+                "A token that may read and write them. Workers never see it: the spawner clones before they start and pushes after they end.",
+            ),
+        ],
+    ),
+    (
         "Telegram",
         &[
             secret(

@@ -13,8 +13,8 @@ use graph::ServeOptions;
 use ports::WorkerModels;
 use protocol::Transport;
 use sandbox::Sandbox;
-use spawner::Spawner;
 use spawner::runtime::{Containers, DockerOptions, Local, Runtime};
+use spawner::{GitTokens, HostToken, NoTokens, Spawner};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -84,8 +84,22 @@ pub struct Workers {
     pub transport: Arc<dyn Transport>,
     /// Who answers them.
     pub models: Arc<dyn WorkerModels>,
+    /// Whence credentials for repositories elsewhere come.
+    pub tokens: Arc<dyn GitTokens>,
     /// At a time.
     pub max: usize,
+}
+
+/// The credentials that the configuration has for repositories elsewhere.
+pub fn git_tokens(config: &Config) -> Arc<dyn GitTokens> {
+    let github = config
+        .github_token
+        .as_ref()
+        .and_then(|token| HostToken::github(&config.github_api_url, token.expose().to_owned()));
+    match github {
+        Some(token) => Arc::new(token),
+        None => Arc::new(NoTokens),
+    }
 }
 
 impl Workers {
@@ -97,6 +111,7 @@ impl Workers {
             runtime: runtime(&app.config, home, &app.sandbox, &app.program).await?,
             transport,
             models: app.worker_models.clone(),
+            tokens: git_tokens(&app.config),
             max: app.config.max_workers,
         })
     }
@@ -275,15 +290,17 @@ impl Work {
             None => SPAWNER.to_owned(),
         };
         tracing::info!("workers: {}", workers.runtime.describe());
-        let spawner = Spawner::new(spawner::Options {
-            home: workers.home,
-            runtime: workers.runtime,
-            transport: workers.transport,
-            models: workers.models,
-            max_workers: workers.max,
-            name,
-            continue_trace: telemetry::set_parent,
-        })?;
+        let mut options = spawner::Options::new(
+            workers.home,
+            workers.runtime,
+            workers.transport,
+            workers.models,
+        );
+        options.tokens = workers.tokens;
+        options.max_workers = workers.max;
+        options.name = name;
+        options.continue_trace = telemetry::set_parent;
+        let spawner = Spawner::new(options)?;
         let handle = spawner.handle();
         self.part(
             "spawner",

@@ -123,7 +123,7 @@ impl Meter {
                     self.count(&event["response"]["usage"]);
                     self.fail(&event["response"]["error"], event);
                 }
-                _ if kind.ends_with(".delta") => {
+                _ if kind.strip_suffix(".delta").is_some() => {
                     self.written += event["delta"].as_str().map_or(0, str::len);
                 }
                 _ => {}

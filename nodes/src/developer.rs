@@ -19,13 +19,17 @@ use crate::{
 const MAX_TAKEN: usize = 50;
 
 /// Failures that another worker of the same installation meets as well, so that its admins are asked at once.
-const INSTALLATION: [&str; 5] = [
+const INSTALLATION: [&str; 6] = [
+    "access_denied",
     "agent_missing",
     "model_unavailable",
     "no_model",
     "not_on_tape",
     "unsupported",
 ];
+
+/// Failures that only the repository's owner can mend, and that another worker would meet as well.
+const REPOSITORY: [&str; 2] = ["base_missing", "repository_missing"];
 
 /// How much of a worker's summary is kept, in bytes.
 const SUMMARY_BYTES: usize = 4 * 1024;
@@ -194,6 +198,10 @@ fn request(crew: &Crew, task: &Task, ctx: &Context, base: &Sha) -> Result<SpawnR
             source,
             base_sha: base.to_string(),
             branch: task.branch.clone(),
+            workflows: planned.scope.iter().any(|part| {
+                let part = part.trim_start_matches("./");
+                part.starts_with(".github/workflows")
+            }),
         },
         task: protocol::TaskBrief {
             title: crew.vault.redact(&planned.title),
@@ -387,7 +395,10 @@ fn failure_of(crew: &Crew, result: &WorkerResult) -> Failure {
                 .evidence(crew.vault.redact(&failure.evidence));
             if INSTALLATION.contains(&failure.kind.as_str()) {
                 seen.actor(Actor::Admin)
-            } else if person::is_budget(&seen) || result.status == ResultStatus::Blocked {
+            } else if person::is_budget(&seen)
+                || result.status == ResultStatus::Blocked
+                || REPOSITORY.contains(&failure.kind.as_str())
+            {
                 seen.actor(Actor::Owner)
             } else {
                 seen
@@ -468,7 +479,10 @@ fn failed(task: &mut Task, failure: Failure) -> Result<Next, Stop> {
     task.failures.push(failure.clone());
     let same = u32::try_from(same + 1).unwrap_or(u32::MAX);
     let at_the_cap = task.tries >= task.policy.max_attempts || same >= task.policy.max_same_failure;
-    let hopeless = INSTALLATION.contains(&failure.kind.as_str());
+    let hopeless = INSTALLATION
+        .iter()
+        .chain(&REPOSITORY)
+        .any(|kind| *kind == failure.kind);
     if at_the_cap || hopeless || person::is_budget(&failure) {
         return Err(failure.into());
     }

@@ -56,6 +56,9 @@ pub struct Repository {
     pub base_sha: String,
     /// The branch that carries the work, without `refs/heads/`.
     pub branch: String,
+    /// Whether the task may change what the code host runs by itself (`.github/workflows`).
+    #[serde(default)]
+    pub workflows: bool,
 }
 
 /// Where a repository is: exactly one of the two.

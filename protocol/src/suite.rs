@@ -78,6 +78,7 @@ pub fn request(id: &str) -> SpawnRequest {
             source: Source::Path("/repository.git".to_owned()),
             base_sha: "3f786850e387550fdab836ed7e6dc881de23001b".to_owned(),
             branch: format!("task/{id}"),
+            workflows: false,
         },
         task: TaskBrief {
             title: "A title".to_owned(),

@@ -47,6 +47,7 @@ fn request() -> SpawnRequest {
             source: Source::Path("/home/artel/repos/todo.git".into()),
             base_sha: "3f786850e387550fdab836ed7e6dc881de23001b".into(),
             branch: "task/store".into(),
+            workflows: false,
         },
         task: TaskBrief {
             title: "Keep items in a file".into(),

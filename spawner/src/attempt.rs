@@ -1,10 +1,11 @@
 //! One attempt of one task, from the request to the result.
 
 use crate::broker::{self, Broker, Said, Status};
-use crate::collect::{self, Taken};
+use crate::collect::Taken;
 use crate::events::Events;
 use crate::places::Places;
 use crate::process::{self, Exit};
+use crate::remote::Reach;
 use crate::runtime::{Identity, Worker};
 use crate::stop::Stop;
 use crate::trouble::{Trouble, kind, tail};
@@ -100,9 +101,8 @@ impl Attempt<'_> {
         }
 
         self.events.phase("pushing");
-        let bare = workspace::repository(&self.request)?;
-        let repository = &self.request.repository;
-        let take = collect::take_over(self.places, bare, &repository.base_sha, &repository.branch);
+        let reach = self.reach();
+        let take = workspace::deliver(self.places, &self.request, &reach);
         self.unless_stopped(take)
             .instrument(self.span("push"))
             .await
@@ -148,7 +148,8 @@ impl Attempt<'_> {
         };
         self.unless_stopped(clear).await?;
         self.events.phase("cloning");
-        let prepare = workspace::prepare(runtime, self.places, &self.request);
+        let reach = self.reach();
+        let prepare = workspace::prepare(runtime, self.places, &self.request, &reach);
         self.unless_stopped(prepare)
             .instrument(self.span("clone"))
             .await?;
@@ -173,6 +174,14 @@ impl Attempt<'_> {
         }
         let worker = process::start(runtime, self.places, &self.request, &broker).await?;
         Ok((broker, Some(worker)))
+    }
+
+    /// How a repository that is elsewhere is reached.
+    fn reach(&self) -> Reach<'_> {
+        Reach {
+            tokens: self.options.tokens.as_ref(),
+            patience: self.options.git_patience,
+        }
     }
 
     /// The span of one step.

@@ -8,15 +8,29 @@
 use crate::git::{self, Git, QUARANTINE_CONFIG};
 use crate::places::{self, Places};
 use crate::trouble::{Trouble, kind};
+use protocol::Repository;
 use std::fmt::Write as _;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 /// What a worker may hand over in one attempt.
-const MAX_COMMITS: usize = 500;
-const MAX_OBJECTS: usize = 50_000;
-const MAX_OBJECT_BYTES: u64 = 64 * 1024 * 1024;
-const MAX_TOTAL_BYTES: u64 = 512 * 1024 * 1024;
+const BOUNDS: Bounds = Bounds {
+    commits: 500,
+    objects: 50_000,
+    object_bytes: 64 * 1024 * 1024,
+    total_bytes: 512 * 1024 * 1024,
+};
+
+/// How much is taken over at most.
+#[derive(Clone, Copy)]
+struct Bounds {
+    commits: usize,
+    /// Files, folders and commits.
+    objects: usize,
+    object_bytes: u64,
+    total_bytes: u64,
+}
+
 /// Files in the workspace's object folder that are looked at.
 const MAX_OBJECT_FILES: usize = 500_000;
 /// Largest `packed-refs` that is read, in bytes.
@@ -33,13 +47,13 @@ pub(crate) struct Taken {
     pub(crate) files: usize,
 }
 
-/// Takes `branch` over from the workspace into `bare`.
+/// Takes the request's branch over from the workspace into `bare`.
 pub(crate) async fn take_over(
     places: &Places,
     bare: &Path,
-    base: &str,
-    branch: &str,
+    repository: &Repository,
 ) -> Result<Taken, Trouble> {
+    let (base, branch) = (repository.base_sha.as_str(), repository.branch.as_str());
     let workspace = places.workspace.clone();
     let name = branch.to_owned();
     let looked = tokio::task::spawn_blocking(move || look(&workspace, &name)).await;
@@ -58,7 +72,7 @@ pub(crate) async fn take_over(
         Trouble::failed(kind::PUSH_FAILED, "The commits could not be looked at.")
             .evidence(error.to_string())
     })?;
-    let taken = pull.run(bare, base, branch, &tip).await;
+    let taken = pull.run(bare, repository, &tip).await;
     // Whatever happened, what was fetched on the way is not needed any more.
     pull.remove();
     taken
@@ -111,13 +125,8 @@ impl Pull {
         }
     }
 
-    async fn run(
-        &self,
-        bare: &Path,
-        base: &str,
-        branch: &str,
-        tip: &str,
-    ) -> Result<Taken, Trouble> {
+    async fn run(&self, bare: &Path, asked: &Repository, tip: &str) -> Result<Taken, Trouble> {
+        let (base, branch) = (asked.base_sha.as_str(), asked.branch.as_str());
         let unreadable = |error: git::Error| {
             refused_content("The worker's commits cannot be read.".to_owned())
                 .evidence(error.to_string())
@@ -134,7 +143,7 @@ impl Pull {
         let before = repository.commit(&target).await.map_err(push_failed)?;
 
         let view = Git::new(&self.view);
-        weigh(&view, base, before.as_deref(), tip)
+        weigh(&view, base, before.as_deref(), tip, BOUNDS)
             .await
             .map_err(|trouble| trouble.unwrap_or_else(unreadable))?;
         view.text(&["update-ref", "refs/heads/work", tip])
@@ -170,7 +179,7 @@ impl Pull {
         if commits == 0 {
             return Err(no_commit(&format!("{range} is empty")));
         }
-        let files = judge_tree(&incoming, base, tip)
+        let files = judge_tree(&incoming, base, tip, asked.workflows)
             .await
             .map_err(|trouble| trouble.unwrap_or_else(unreadable))?;
 
@@ -246,7 +255,13 @@ fn quarantine(path: &Path, objects: &Path) -> io::Result<()> {
 }
 
 /// Counts and sizes, before anything is unpacked.
-async fn weigh(view: &Git, base: &str, before: Option<&str>, tip: &str) -> Result<(), Objection> {
+async fn weigh(
+    view: &Git,
+    base: &str,
+    before: Option<&str>,
+    tip: &str,
+    most: Bounds,
+) -> Result<(), Objection> {
     // What the workspace was cloned from is not counted; a commit that it lost is not excluded.
     let mut known = Vec::new();
     for commit in [Some(base), before].into_iter().flatten() {
@@ -254,20 +269,22 @@ async fn weigh(view: &Git, base: &str, before: Option<&str>, tip: &str) -> Resul
             known.push(format!("^{commit}"));
         }
     }
-    let most = (MAX_COMMITS + 1).to_string();
-    let mut args = vec!["rev-list", "--count", "--max-count", &most, tip];
+    let enough = (most.commits + 1).to_string();
+    let mut args = vec!["rev-list", "--count", "--max-count", &enough, tip];
     args.extend(known.iter().map(String::as_str));
     let commits: usize = view.text(&args).await?.parse().unwrap_or(usize::MAX);
-    if commits > MAX_COMMITS {
-        return Err(refused_content(format!("There are more than {MAX_COMMITS} commits.")).into());
+    if commits > most.commits {
+        let message = format!("There are more than {} commits.", most.commits);
+        return Err(refused_content(message).into());
     }
     let mut args = vec!["rev-list", "--objects", "--no-object-names", tip];
     args.extend(known.iter().map(String::as_str));
     let listed = view.bytes(&args, None).await?;
     let count = listed.split(|byte| *byte == b'\n').count() - 1;
-    if count > MAX_OBJECTS {
+    if count > most.objects {
         return Err(refused_content(format!(
-            "There are {count} new files, folders and commits; at most {MAX_OBJECTS} are taken over."
+            "There are {count} new files, folders and commits; at most {} are taken over.",
+            most.objects
         ))
         .into());
     }
@@ -278,25 +295,33 @@ async fn weigh(view: &Git, base: &str, before: Option<&str>, tip: &str) -> Resul
         let (size, object) = line.split_once(' ').unwrap_or((line, ""));
         // An object that is missing has no size; the fetch will name it.
         let size: u64 = size.parse().unwrap_or(0);
-        if size > MAX_OBJECT_BYTES {
+        if size > most.object_bytes {
             return Err(refused_content(format!(
-                "Object {object} has {size} bytes; at most {MAX_OBJECT_BYTES} are taken over."
+                "Object {object} has {size} bytes; at most {} are taken over.",
+                most.object_bytes
             ))
             .into());
         }
         total = total.saturating_add(size);
     }
-    if total > MAX_TOTAL_BYTES {
+    if total > most.total_bytes {
         return Err(refused_content(format!(
-            "The new commits have {total} bytes; at most {MAX_TOTAL_BYTES} are taken over."
+            "The new commits have {total} bytes; at most {} are taken over.",
+            most.total_bytes
         ))
         .into());
     }
     Ok(())
 }
 
-/// Looks at every entry that differs from the base: no link out of the tree, no submodule.
-async fn judge_tree(incoming: &Git, base: &str, tip: &str) -> Result<usize, Objection> {
+/// Looks at every entry that differs from the base: no link out of the tree, no submodule, and no
+/// change of what the code host runs unless the task may.
+async fn judge_tree(
+    incoming: &Git,
+    base: &str,
+    tip: &str,
+    workflows: bool,
+) -> Result<usize, Objection> {
     let args = [
         "diff-tree",
         "-r",
@@ -321,6 +346,9 @@ async fn judge_tree(incoming: &Git, base: &str, tip: &str) -> Result<usize, Obje
             words.nth(1).unwrap_or_default(),
         );
         let objection = match mode {
+            _ if !workflows && is_workflow(&path) => {
+                Some("is run by the code host, and this task may not change it".to_owned())
+            }
             "000000" => None,
             _ if path == ".artel" || path.starts_with(".artel/") => {
                 Some("belongs to the worker, not to the project".to_owned())
@@ -348,6 +376,19 @@ async fn judge_tree(incoming: &Git, base: &str, tip: &str) -> Result<usize, Obje
     )
     .evidence(bad)
     .into())
+}
+
+/// Whether an entry is, or stands in for, one of the workflows that GitHub runs with a repository's secrets.
+fn is_workflow(path: &str) -> bool {
+    let mut parts = path.split('/');
+    let github = parts
+        .next()
+        .is_some_and(|part| part.eq_ignore_ascii_case(".github"));
+    // `.github` itself is listed only when it is no folder.
+    github
+        && parts
+            .next()
+            .is_none_or(|part| part.eq_ignore_ascii_case("workflows"))
 }
 
 /// Whether a link at `path` to `target` points out of the tree, or into its Git folder.
@@ -480,7 +521,118 @@ fn read_bounded(path: &Path, limit: u64) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::leaves_tree;
+    use super::*;
+
+    #[tokio::test]
+    async fn every_bound_is_kept_and_names_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let git = |args: &[&str]| {
+            let output = std::process::Command::new("git")
+                .args(["-c", "user.name=T", "-c", "user.email=t@example.org", "-C"])
+                .arg(folder.path())
+                .args(args)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        git(&["init", "-q", "-b", "main"]);
+        git(&["commit", "-q", "--allow-empty", "-m", "Base"]);
+        let base = git(&["rev-parse", "HEAD"]);
+        // Two commits with two folders and three files of 1000 different bytes each.
+        for (n, names) in [(1, &["a", "b"][..]), (2, &["c"][..])] {
+            for name in names {
+                std::fs::write(folder.path().join(name), name.repeat(1000)).unwrap();
+            }
+            git(&["add", "."]);
+            git(&["commit", "-q", "-m", &format!("Number {n}")]);
+        }
+        let tip = git(&["rev-parse", "HEAD"]);
+        let view = Git::new(folder.path());
+        let enough = Bounds {
+            commits: 2,
+            objects: 7,
+            object_bytes: 1000,
+            total_bytes: 4000,
+        };
+        let judged = async |most: Bounds| {
+            let weighed = weigh(&view, &base, None, &tip, most).await;
+            let trouble = weighed.err()?.0.ok()?;
+            assert_eq!(trouble.kind, kind::CONTENT_REFUSED);
+            Some(trouble.message)
+        };
+        assert_eq!(judged(enough).await, None);
+        for (most, said) in [
+            (
+                Bounds {
+                    commits: 1,
+                    ..enough
+                },
+                "more than 1 commits",
+            ),
+            (
+                Bounds {
+                    objects: 6,
+                    ..enough
+                },
+                "7 new files",
+            ),
+            (
+                Bounds {
+                    object_bytes: 999,
+                    ..enough
+                },
+                "1000 bytes; at most 999",
+            ),
+            (
+                Bounds {
+                    total_bytes: 3000,
+                    ..enough
+                },
+                "at most 3000",
+            ),
+        ] {
+            let message = judged(most).await.unwrap();
+            assert!(message.contains(said), "{message}");
+        }
+        // What was there before does not count.
+        assert!(
+            weigh(
+                &view,
+                &base,
+                Some(&tip),
+                &tip,
+                Bounds {
+                    commits: 0,
+                    objects: 0,
+                    ..enough
+                }
+            )
+            .await
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn workflows_are_known_by_where_they_are() {
+        for path in [
+            ".github/workflows/ci.yml",
+            ".github/workflows/a/b",
+            ".github/workflows",
+            ".github",
+            ".GitHub/Workflows/ci.yml",
+        ] {
+            assert!(is_workflow(path), "{path}");
+        }
+        for path in [
+            ".github/dependabot.yml",
+            "docs/.github/workflows/ci.yml",
+            ".githubx/workflows/x",
+            "github/workflows/x",
+        ] {
+            assert!(!is_workflow(path), "{path}");
+        }
+    }
 
     #[test]
     fn links_are_judged_by_where_they_end() {

@@ -1,6 +1,8 @@
 //! The `git` program on the spawner's side: its own configuration and nobody else's, no prompt, no
-//! hook, no network, bounded time and output. It is never run with a worker's `.git`.
+//! hook, no network but to the one host of a [`Login`], bounded time and output. It is never run
+//! with a worker's `.git`.
 
+use crate::tokens::GitToken;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -35,6 +37,34 @@ const SETTINGS: [&str; 14] = [
 /// objects claims (ancestry, bitmaps) is believed.
 pub(crate) const QUARANTINE_CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tbare = true\n\thooksPath = /dev/null\n\tfsmonitor = false\n\tcommitGraph = false\n\tmultiPackIndex = false\n[pack]\n\tuseBitmaps = false\n[gc]\n\tauto = 0\n[uploadpack]\n\tallowFilter = false\n";
 
+/// A credential helper that says what stands in the environment of its own process, which is the
+/// command's; the secret itself is in no argument.
+pub(crate) const HELPER: &str = "!f() { test \"$1\" = get && printf 'username=%s\\npassword=%s\\n' \"$ARTEL_GIT_USER\" \"$ARTEL_GIT_SECRET\"; }; f";
+
+/// What one command needs that reaches another host.
+pub(crate) struct Login {
+    /// Settings beside those of every command.
+    pub(crate) settings: Vec<String>,
+    /// The credential, for the helper alone.
+    pub(crate) token: Option<GitToken>,
+    /// Longest that the command may take.
+    pub(crate) time: Duration,
+    /// Whether the way to the host is the one that the spawner's environment names.
+    pub(crate) proxied: bool,
+}
+
+/// Of the spawner's own environment, what says how other hosts are reached.
+const WAYS: [&str; 8] = [
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+];
+
 /// A command that did not do what it should.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -42,8 +72,8 @@ pub(crate) enum Error {
     #[error("cannot run the program git: {0}; install the package `git`")]
     Start(#[source] std::io::Error),
     /// It ran too long.
-    #[error("`git {0}` did not end within {seconds} s", seconds = TIME.as_secs())]
-    Time(String),
+    #[error("`git {0}` did not end within {seconds} s", seconds = .1.as_secs())]
+    Time(String, Duration),
     /// It printed too much.
     #[error("`git {0}` printed more than {OUTPUT_BYTES} bytes")]
     Output(String),
@@ -57,16 +87,23 @@ pub(crate) enum Error {
 }
 
 /// Git in one folder.
-#[derive(Clone, Debug)]
 pub(crate) struct Git {
     folder: PathBuf,
+    login: Option<Login>,
 }
 
 impl Git {
     pub(crate) fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
             folder: folder.into(),
+            login: None,
         }
+    }
+
+    /// The same, for a command that reaches another host.
+    pub(crate) fn with(mut self, login: Login) -> Self {
+        self.login = Some(login);
+        self
     }
 
     /// Runs a command and gives what it printed, without the end of the last line.
@@ -109,9 +146,10 @@ impl Git {
         input: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
         let shown = || args.iter().take(4).copied().collect::<Vec<_>>().join(" ");
-        let mut command = clean(&self.folder);
+        let mut command = clean(&self.folder, self.login.as_ref());
         command.args(args);
         let mut child = command.spawn().map_err(Error::Start)?;
+        let mut family = Family(child.id());
         let mut stdin = child.stdin.take();
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let work = async {
@@ -142,24 +180,52 @@ impl Git {
                 return Err(Error::Output(shown()));
             }
             let status = child.wait().await.map_err(Error::Start)?;
+            family.0 = None;
             if status.success() {
                 return Ok(out);
             }
             Err(Error::Failed {
                 command: shown(),
                 code: status.code(),
-                said: String::from_utf8_lossy(&said).trim().to_owned(),
+                said: self.without_secret(String::from_utf8_lossy(&said).trim()),
             })
         };
-        match tokio::time::timeout(TIME, work).await {
+        let time = self.login.as_ref().map_or(TIME, |login| login.time);
+        match tokio::time::timeout(time, work).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Error::Time(shown())),
+            Err(_) => Err(Error::Time(shown(), time)),
+        }
+    }
+
+    /// A host may repeat what it was sent.
+    fn without_secret(&self, text: &str) -> String {
+        let token = self.login.as_ref().and_then(|login| login.token.as_ref());
+        match token {
+            Some(token) if !token.secret.expose().is_empty() => {
+                text.replace(token.secret.expose(), "…")
+            }
+            _ => text.to_owned(),
+        }
+    }
+}
+
+/// A command and whoever it started: those that speak to other hosts do not end with it by themselves.
+struct Family(Option<u32>);
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        let group = self
+            .0
+            .and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
+        if let Some(group) = group {
+            // It may have ended this moment.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
     }
 }
 
 /// Git with an environment of its own.
-fn clean(folder: &Path) -> Command {
+fn clean(folder: &Path, login: Option<&Login>) -> Command {
     let mut command = Command::new("git");
     command
         .env_clear()
@@ -178,9 +244,26 @@ fn clean(folder: &Path) -> Command {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true);
     for setting in SETTINGS {
         command.args(["-c", setting]);
+    }
+    let Some(login) = login else { return command };
+    for setting in &login.settings {
+        command.args(["-c", setting]);
+    }
+    if let Some(token) = &login.token {
+        command
+            .env("ARTEL_GIT_USER", &token.user)
+            .env("ARTEL_GIT_SECRET", token.secret.expose());
+    }
+    if login.proxied {
+        for name in WAYS {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
     }
     command
 }

@@ -3,6 +3,7 @@
 //!
 //! * [`Spawner`]: takes jobs from a [`protocol::Transport`] and brings each to one result.
 //! * `workspace`, `refresh.sh`: the clone that outlives its workers.
+//! * `remote`, [`GitTokens`]: repositories that are elsewhere, and the credentials for them.
 //! * `broker`: model, proxy and report of one worker, behind a key that ends with it.
 //! * [`runtime`]: where workers run: a sandbox on this machine, or containers.
 //! * [`docker`]: containers of a Docker engine, made and watched.
@@ -23,13 +24,16 @@ mod git;
 mod places;
 mod process;
 mod reconcile;
+mod remote;
 pub mod runtime;
 mod service;
 mod stop;
+mod tokens;
 mod trouble;
 mod workspace;
 
 pub use service::{Handle, Spawner};
+pub use tokens::{GitToken, GitTokens, HostToken, NoTokens, TokenError};
 pub use trouble::kind;
 
 use ports::WorkerModels;
@@ -38,6 +42,7 @@ use runtime::Runtime;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A program and the arguments that lead to what we want of it.
 #[derive(Clone, Debug)]
@@ -58,6 +63,10 @@ pub struct Options {
     pub transport: Arc<dyn Transport>,
     /// The models behind the broker.
     pub models: Arc<dyn WorkerModels>,
+    /// Mints credentials for repositories that are elsewhere.
+    pub tokens: Arc<dyn GitTokens>,
+    /// How long the host of such a repository may take to say what it has.
+    pub git_patience: Duration,
     /// Workers at a time.
     pub max_workers: usize,
     /// Name of this spawner in events and heartbeats.
@@ -70,7 +79,8 @@ pub struct Options {
 pub type Continue = fn(&tracing::Span, &str) -> bool;
 
 impl Options {
-    /// The usual choices: four workers at a time, named `local`, traces not continued.
+    /// The usual choices: four workers at a time, no credentials for repositories elsewhere, named `local`, traces not
+    /// continued.
     pub fn new(
         home: impl Into<PathBuf>,
         runtime: Arc<dyn Runtime>,
@@ -82,6 +92,8 @@ impl Options {
             runtime,
             transport,
             models,
+            tokens: Arc::new(NoTokens),
+            git_patience: Duration::from_mins(1),
             max_workers: 4,
             name: "local".to_owned(),
             continue_trace: |_, _| false,

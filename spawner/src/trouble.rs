@@ -16,6 +16,14 @@ pub mod kind {
     pub const CLONE_FAILED: &str = "clone_failed";
     /// The base commit is not in the repository.
     pub const BASE_MISSING: &str = "base_missing";
+    /// The repository is not there, or may not be seen.
+    pub const REPOSITORY_MISSING: &str = "repository_missing";
+    /// The repository's host refuses the spawner's credential, or there is none.
+    pub const ACCESS_DENIED: &str = "access_denied";
+    /// The repository's host gives no answer.
+    pub const REMOTE_DOWN: &str = "remote_down";
+    /// Somebody else changed the branch while the worker ran.
+    pub const BRANCH_MOVED: &str = "branch_moved";
     /// The branch does not continue from the base, or from what was pushed before.
     pub const REWRITTEN_HISTORY: &str = "rewritten_history";
     /// What was committed may not be taken over: too much, too large, a link out of the tree, ….

@@ -1,12 +1,15 @@
 //! Makes a task's workspace, or brings the one that a former attempt left up to date.
 //!
-//! A fresh workspace is cloned here, from a repository that is ours. An existing one belongs to
+//! A fresh workspace is cloned here, from a repository that is ours (for one that is elsewhere, from
+//! its mirror). An existing one belongs to
 //! the worker: its Git configuration, hooks and locks are replaced with plain file operations, and
 //! what Git has to do in it is done in the sandbox ([`REFRESH`]), where it can do no more than the
 //! worker could.
 
+use crate::collect::{self, Taken};
 use crate::git::{self, Git};
 use crate::places::{self, Places};
+use crate::remote::{Reach, Remote};
 use crate::runtime::{self, Identity, Inside, Limits, Part, Runtime, Work};
 use crate::trouble::{Trouble, chain, kind};
 use protocol::{Source, SpawnRequest};
@@ -31,21 +34,21 @@ pub(crate) async fn prepare(
     runtime: &dyn Runtime,
     places: &Places,
     request: &SpawnRequest,
+    reach: &Reach<'_>,
 ) -> Result<(), Trouble> {
-    let bare = repository(request)?;
-    let base = &request.repository.base_sha;
-    match Git::new(bare).commit(base).await {
-        Ok(Some(_)) => {}
-        Ok(None) => {
-            return Err(Trouble::failed(
-                kind::BASE_MISSING,
-                format!("Commit {base} is not in the repository {}.", bare.display()),
-            ));
-        }
-        Err(error) => return Err(clone_failed("reading the repository", &error)),
-    }
     std::fs::create_dir_all(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
     places::private_folder(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
+    let repository = repository(request, places, reach)?;
+    let bare = match &repository {
+        Where::Here(bare) => {
+            has_base(bare, &request.repository.base_sha).await?;
+            *bare
+        }
+        Where::Elsewhere(remote) => {
+            remote.bring(&request.repository).await?;
+            remote.mirror()
+        }
+    };
     let mut fresh = true;
     if is_usable(&places.workspace) {
         tidy(&places.workspace).map_err(|e| clone_failed("tidying the workspace", &e))?;
@@ -122,21 +125,64 @@ async fn lend(
     Ok(copy)
 }
 
-/// The bare repository of a request.
-pub(crate) fn repository(request: &SpawnRequest) -> Result<&Path, Trouble> {
+/// Takes the worker's commits over into the repository, wherever that is.
+pub(crate) async fn deliver(
+    places: &Places,
+    request: &SpawnRequest,
+    reach: &Reach<'_>,
+) -> Result<Taken, Trouble> {
+    match repository(request, places, reach)? {
+        Where::Here(bare) => collect::take_over(places, bare, &request.repository).await,
+        Where::Elsewhere(remote) => {
+            let mirror = remote.mirror();
+            let taken = collect::take_over(places, mirror, &request.repository).await?;
+            remote
+                .push(&request.repository.branch, &taken.head_sha)
+                .await?;
+            Ok(taken)
+        }
+    }
+}
+
+/// Where a repository is.
+enum Where<'a> {
+    /// A bare repository on this machine.
+    Here(&'a Path),
+    Elsewhere(Remote<'a>),
+}
+
+fn repository<'a>(
+    request: &'a SpawnRequest,
+    places: &Places,
+    reach: &'a Reach<'a>,
+) -> Result<Where<'a>, Trouble> {
     match &request.repository.source {
-        Source::Path(path) if Path::new(path).is_absolute() => Ok(Path::new(path)),
+        Source::Path(path) if Path::new(path).is_absolute() => Ok(Where::Here(Path::new(path))),
         Source::Path(path) => Err(Trouble::failed(
             kind::CLONE_FAILED,
             format!("The repository {path} is not an absolute path."),
         )),
-        Source::CloneUrl(url) => Err(Trouble::failed(
-            kind::UNSUPPORTED,
+        Source::CloneUrl(url) => Remote::new(url, places, reach).map(Where::Elsewhere),
+    }
+}
+
+async fn has_base(bare: &Path, base: &str) -> Result<(), Trouble> {
+    if !bare.is_dir() {
+        return Err(Trouble::failed(
+            kind::REPOSITORY_MISSING,
             format!(
-                "The repository {} is remote, but this spawner has no credentials; it works on local repositories only.",
-                url.split('@').next_back().unwrap_or_default()
+                "The repository {} is not there; an admin has to bring it back, or its owner to name another one.",
+                bare.display()
             ),
+        ));
+    }
+    match Git::new(bare).commit(base).await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(Trouble::failed(
+            kind::BASE_MISSING,
+            format!("Commit {base} is not in the repository {}.", bare.display()),
         )),
+        Err(error) => Err(clone_failed("reading the repository", &error)),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::config::{self, Mode};
 use crate::health::Needs;
 use crate::home::neighbours::Part;
 use crate::home::{Held, Home};
-use crate::work::{Work, Workers, runtime};
+use crate::work::{Work, Workers, git_tokens, runtime};
 
 use super::Context;
 
@@ -174,6 +174,7 @@ pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
         runtime: runtime(config, home.path(), &sandbox, &app::own_program()?).await?,
         transport: transport.clone(),
         models: minds.for_workers()?,
+        tokens: git_tokens(config),
         max: config.max_workers,
     })?;
     let needs = Needs {

@@ -131,6 +131,91 @@ async fn a_link_out_of_the_tree_is_not_taken_over() {
 }
 
 #[tokio::test]
+async fn a_submodule_is_not_taken_over_and_nobody_follows_it() {
+    let stage = Stage::new([]).await;
+    let sprung = stage.folder.path().join("sprung");
+    let script = format!(
+        "printf '[submodule \"m\"]\n\tpath = m\n\turl = ext::touch {0}\n' > .gitmodules; mkdir m; git add .gitmodules; git update-index --add --cacheinfo 160000,{1},m; git commit -qm Module; git config submodule.m.url 'ext::touch {0}'; git config submodule.m.update '!touch {0}'; git config submodule.recurse true",
+        sprung.display(),
+        stage.base
+    );
+    let result = stage.run_script(&script).await;
+    assert_eq!(kind(&result), spawner::kind::CONTENT_REFUSED);
+    let evidence = result.failure.unwrap().evidence;
+    assert!(evidence.contains("m is a submodule"), "{evidence}");
+    assert_eq!(stage.pushed(), None);
+    let second = format!("git rm -q --cached m; git rm -qf .gitmodules; {COMMIT}");
+    assert_succeeded(&stage.run(&stage.script("r2", 2, &second)).await);
+    assert!(!sprung.exists());
+}
+
+#[tokio::test]
+async fn what_the_code_host_runs_is_changed_only_by_a_task_that_may() {
+    let stage = Stage::new([]).await;
+    let author = stage.folder.path().join("author");
+    std::fs::create_dir_all(author.join(".github/workflows")).unwrap();
+    std::fs::write(author.join(".github/workflows/ci.yml"), "on: push\n").unwrap();
+    git(&author, &["add", "."]);
+    git(&author, &["commit", "-q", "-m", "Workflow"]);
+    git(
+        &author,
+        &["push", "-q", stage.bare().to_str().unwrap(), "main"],
+    );
+    let base = git(&author, &["rev-parse", "HEAD"]).trim().to_owned();
+    let request = |n: u32, change: &str| {
+        let script =
+            format!("git reset -q --hard {base}; {change}; git add -A; git commit -q -m Change");
+        let mut request = stage.script(&format!("r{n}"), n, &script);
+        request.repository.base_sha.clone_from(&base);
+        request
+    };
+    for (n, change) in (1..).zip([
+        "echo 'jobs: {}' >> .github/workflows/ci.yml",
+        "echo 'on: push' > .github/workflows/other.yml",
+        "git rm -q .github/workflows/ci.yml",
+        "git mv .github/workflows .github/elsewhere",
+        "git rm -qr .github; ln -s docs .github",
+        "git rm -qr .github/workflows; mkdir -p .github docs; touch docs/x; ln -s ../docs .github/workflows",
+    ]) {
+        let result = stage.run(&request(n, change)).await;
+        assert_eq!(kind(&result), spawner::kind::CONTENT_REFUSED, "{change}");
+        let evidence = result.failure.unwrap().evidence;
+        assert!(evidence.contains("is run by the code host"), "{evidence}");
+        assert_eq!(stage.pushed(), None);
+    }
+    let beside = request(7, "echo 'version: 2' > .github/dependabot.yml");
+    assert_succeeded(&stage.run(&beside).await);
+    let mut may = request(
+        8,
+        "git reset -q --hard task/one; echo 'jobs: {}' >> .github/workflows/ci.yml",
+    );
+    may.agent.command[2] =
+        may.agent.command[2].replace(&format!("git reset -q --hard {base}; "), "");
+    may.repository.workflows = true;
+    assert_succeeded(&stage.run(&may).await);
+    assert!(stage.show(".github/workflows/ci.yml").contains("jobs"));
+}
+
+#[tokio::test]
+async fn only_the_tasks_branch_is_taken_over() {
+    let stage = Stage::new([]).await;
+    let script = format!(
+        "{COMMIT}; git tag v1; git tag -a -m Annotated v2; git branch other; git branch -f main HEAD; git update-ref refs/heads/task/two HEAD; git update-ref refs/artel/x HEAD; git notes add -m Note"
+    );
+    assert_succeeded(&stage.run_script(&script).await);
+    let refs = git(
+        &stage.bare(),
+        &["for-each-ref", "--format=%(refname) %(objectname)"],
+    );
+    let pushed = stage.pushed().unwrap();
+    let expected = format!(
+        "refs/heads/main {}\nrefs/heads/task/one {pushed}\n",
+        stage.base
+    );
+    assert_eq!(refs, expected);
+}
+
+#[tokio::test]
 async fn history_is_continued_and_never_rewritten() {
     let stage = Stage::new([]).await;
     let orphan = format!("git checkout -q --orphan new; {COMMIT}; git branch -M task/one");

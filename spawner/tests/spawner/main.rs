@@ -3,9 +3,11 @@
 
 mod broker;
 mod crash;
+mod githost;
 mod hostile;
 mod limits;
 mod reach;
+mod remote;
 mod stage;
 mod unconfined;
 mod working;

@@ -221,18 +221,26 @@ impl Stage {
         cleanup: Cleanup,
         script: impl IntoIterator<Item = Turn>,
     ) -> Self {
+        Self::tuned(folder, runtime, cleanup, script, |_| {}).await
+    }
+
+    /// With options of its own.
+    pub async fn tuned(
+        folder: tempfile::TempDir,
+        runtime: Arc<dyn Runtime>,
+        cleanup: Cleanup,
+        script: impl IntoIterator<Item = Turn>,
+        tune: impl FnOnce(&mut Options),
+    ) -> Self {
         let base = repository(folder.path());
         let bus = LocalTransport::open(folder.path().join("home/bus")).await;
         let transport: Arc<dyn Transport> = Arc::new(bus.unwrap());
         let models = Arc::new(Models::default());
         models.script.lock().unwrap().extend(script);
         let home = folder.path().join("home");
-        let spawner = Spawner::new(options(
-            &home,
-            runtime,
-            Arc::clone(&transport),
-            Arc::clone(&models),
-        ));
+        let mut options = options(&home, runtime, Arc::clone(&transport), Arc::clone(&models));
+        tune(&mut options);
+        let spawner = Spawner::new(options);
         let shutdown = CancellationToken::new();
         Self {
             transport,

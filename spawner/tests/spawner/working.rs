@@ -197,7 +197,7 @@ async fn what_goes_wrong_before_the_work_is_named() {
     let mut request = stage.request("r4", 4);
     request.repository.source = protocol::Source::Path("/no/such/repository.git".into());
     let result = stage.run(&request).await;
-    assert_eq!(kind(&result), spawner::kind::CLONE_FAILED);
+    assert_eq!(kind(&result), spawner::kind::REPOSITORY_MISSING);
 
     let mut request = stage.request("r5", 5);
     request.docker = true;

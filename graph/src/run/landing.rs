@@ -86,10 +86,11 @@ impl RunShared {
     }
 }
 
-/// Whether a commit without a checkpoint has landed. One that says something always writes how much has been said; one that
-/// writes nothing can be made again.
+/// Whether a commit without a checkpoint has landed, and must not be made again: one that says something, which always writes how
+/// much has been said. All else is there once however often it is written, and its writes may have been there before.
 fn is_written(commit: &Commit, loaded: &Loaded) -> bool {
-    !commit.writes.is_empty()
+    !commit.events.is_empty()
+        && !commit.writes.is_empty()
         && commit
             .writes
             .iter()

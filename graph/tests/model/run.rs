@@ -466,6 +466,7 @@ impl Run {
         let advanced = loaded.state.checkpoint != self.base;
         // An end that had landed would have taken the lease along.
         let is_written = !matches!(commit.then, Then::End { .. })
+            && !commit.events.is_empty()
             && !commit.writes.is_empty()
             && commit.writes.iter().all(|it| loaded.writes.contains(it));
         if (advanced || is_written) && !db.has(Flaw::CommitsAgainBlindly) {

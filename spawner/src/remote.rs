@@ -221,7 +221,7 @@ impl<'a> Remote<'a> {
             })?
             .map_err(|error| Failed::Token(error.to_string()))?;
         let login = self.login(token, time)?;
-        Git::new(&self.mirror_or_parent())
+        Git::new(self.mirror_or_parent())
             .with(login)
             .text(args)
             .await

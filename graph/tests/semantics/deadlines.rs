@@ -115,7 +115,7 @@ promise! {
                 break engine;
             }
             engine.delete("t").await.expect("deletes");
-            patience = patience * 2;
+            patience *= 2;
         };
         let waiting = thread(&engine).await;
         let (id, until) = (&waiting.waits[0].id, waiting.waits[0].until.expect("has one"));

@@ -183,7 +183,7 @@ pub async fn start_as(engine: &Engine, id: &str) {
 
 /// Runs what is due until nothing is.
 pub async fn run(engine: &Engine) {
-    tokio::time::timeout(Duration::from_secs(60), engine.run_due(options()))
+    tokio::time::timeout(Duration::from_mins(1), engine.run_due(options()))
         .await
         .expect("comes to rest")
         .expect("runs");

@@ -61,7 +61,8 @@ pub(super) async fn pass(
         WireFormat::Responses => "input",
         WireFormat::Messages | WireFormat::CountTokens => "messages",
     };
-    if !parsed[content].is_array() && !(content == "input" && parsed[content].is_string()) {
+    let is_text = content == "input" && parsed[content].is_string();
+    if !is_text && !parsed[content].is_array() {
         return invalid(&format!("`{content}` must be a list"));
     }
     if let Some(wrong) = reach::hold(inner, &mut parsed) {

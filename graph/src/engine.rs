@@ -19,6 +19,7 @@ use crate::{
     error::EngineError,
     host::Shared,
     ids::ThreadId,
+    room::create,
     run::Forked,
     shape::Shape,
     state::State,
@@ -125,18 +126,17 @@ impl Engine {
         }
         let input = serde_json::to_value(update)?;
         self.shared.graph(graph)?.check_input(&input)?;
-        let created = self
-            .shared
-            .store
-            .create_thread(NewThread {
-                id,
-                graph: graph.to_owned(),
-                parent: None,
-                priority: options.priority,
-                input,
-            })
-            .await?;
-        self.shared.wakes.due(Some(graph));
+        let thread = NewThread {
+            id,
+            graph: graph.to_owned(),
+            parent: None,
+            priority: options.priority,
+            input,
+        };
+        let (created, is_running) = create(&self.shared, thread).await?;
+        if !is_running {
+            self.shared.wakes.due(Some(graph));
+        }
         Ok(match created {
             Created::New => Started::New,
             Created::Existing => Started::Existing,

@@ -20,6 +20,7 @@ use crate::{
     nest::Pasts,
     observer::{Observer, Point},
     plan::Plan,
+    room::Rooms,
     run::{Controls, Forked, Run, RunShared, Unfit, end_thread, forked, watch},
     shape::Shape,
     state::{ChannelError, Extent, State, Update, rebuild, snapshot, updates_of},
@@ -263,6 +264,7 @@ pub(crate) struct Shared {
     pub documents: Option<Documents>,
     observer: Option<Arc<dyn Observer>>,
     pub wakes: Arc<Wakes>,
+    pub rooms: Rooms,
 }
 
 impl Shared {
@@ -283,6 +285,7 @@ impl Shared {
             graphs,
             bus: Bus::default(),
             observer,
+            rooms: Rooms::default(),
         }
     }
 

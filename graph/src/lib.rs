@@ -104,6 +104,7 @@ mod options;
 mod plan;
 pub mod postgres;
 mod retention;
+mod room;
 mod run;
 mod serve;
 mod shape;

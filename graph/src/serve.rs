@@ -1,24 +1,21 @@
 //! Claims threads and runs them, until told to stop.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    checkpoint::{Claim, ClaimRequest, Commit, Lease, StorageError, Then},
+    checkpoint::{ClaimRequest, Claimed, Commit, Lease, StorageError, Then},
     engine::Engine,
     error::EngineError,
     host::Shared,
-    observer::Point,
     retention::{SweepOptions, keep_swept},
-    run::{Controls, give_back},
+    room::Room,
 };
 
 /// How often leases are looked at, if not even less is asked for.
@@ -59,9 +56,6 @@ impl Default for ServeOptions {
     }
 }
 
-/// The leases held by a server.
-type Held = Arc<Mutex<HashMap<Lease, Controls>>>;
-
 impl Engine {
     /// Claims due threads and runs them until the token is cancelled; then takes no more, lets runs finish their step within
     /// `options.drain`, and gives their leases back. A database that fails is asked again, ever more slowly.
@@ -70,26 +64,22 @@ impl Engine {
         options: ServeOptions,
         stop: CancellationToken,
     ) -> Result<(), EngineError> {
-        let mut server = Server::new(self.shared.clone(), options);
-        let beat = tokio::spawn(
-            heartbeat(
-                self.shared.clone(),
-                server.held.clone(),
-                server.look.clone(),
-                server.options.lease,
-                server.options.poll,
-            )
-            .in_current_span(),
-        );
+        let server = Server::new(self.shared.clone(), options);
+        let room = server.room.clone();
+        let options = &room.options;
+        let beat = tokio::spawn(heartbeat(room.clone()).in_current_span());
         let wakes = &self.shared.wakes;
         let serving = wakes.serving();
         wakes.listen();
         let mut due = wakes.due_here();
         // A set, so that it ends with this, however this ends.
         let mut sweeper = JoinSet::new();
-        if let Some(options) = server.options.sweep.clone() {
+        if let Some(options) = options.sweep.clone() {
             let sweep = keep_swept(self.shared.clone(), options, stop.clone());
             sweeper.spawn(sweep.in_current_span());
+        }
+        if self.shared.store.creates_leased() {
+            self.shared.rooms.add(&room);
         }
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
@@ -101,7 +91,7 @@ impl Engine {
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
-                    let pause = server.options.poll * failures.min(10);
+                    let pause = options.poll * failures.min(10);
                     tracing::error!(error = %crate::private::chain(&error), retry_in = ?pause, "claiming threads failed");
                     pause
                 }
@@ -115,10 +105,10 @@ impl Engine {
             }
             tokio::select! {
                 () = stop.cancelled() => {}
-                Some(_) = server.runs.join_next() => {}
+                () = room.freed() => {}
                 // Without room too: others may have some.
                 _ = due.changed() => {}
-                () = tokio::time::sleep(pause), if server.has_room() => {}
+                () = tokio::time::sleep(pause), if room.has_room() => {}
             }
         }
         drop(serving);
@@ -132,32 +122,27 @@ impl Engine {
     /// Claims and runs what is due now, and what becomes due by that, until nothing is. Timers are not waited for. For
     /// programs that come and go, and for tests.
     pub async fn run_due(&self, options: ServeOptions) -> Result<(), EngineError> {
-        let mut server = Server::new(self.shared.clone(), options);
-        let beat = tokio::spawn(heartbeat(
-            self.shared.clone(),
-            server.held.clone(),
-            server.look.clone(),
-            server.options.lease,
-            server.options.poll,
-        ));
+        let server = Server::new(self.shared.clone(), options);
+        let room = server.room.clone();
+        let beat = tokio::spawn(heartbeat(room.clone()));
         let wakes = &self.shared.wakes;
         let serving = wakes.serving();
         let mut due = wakes.due_here();
         let result = loop {
             due.mark_unchanged();
-            let before = server.runs.len();
+            let before = room.running();
             if let Err(error) = server.claim().await {
                 break Err(error.into());
             }
-            if server.runs.len() > before && server.has_room() {
+            if room.running() > before && room.has_room() {
                 continue;
             }
-            if server.runs.is_empty() {
+            if room.running() == 0 {
                 break Ok(());
             }
             tokio::select! {
-                Some(_) = server.runs.join_next() => {}
-                _ = due.changed(), if server.has_room() => {}
+                () = room.one_over() => {}
+                _ = due.changed(), if room.has_room() => {}
             }
         };
         drop(serving);
@@ -169,149 +154,100 @@ impl Engine {
 }
 
 struct Server {
-    shared: Arc<Shared>,
-    options: ServeOptions,
+    room: Arc<Room>,
     graphs: Vec<String>,
-    held: Held,
-    /// Rings when a lease should be looked at.
-    look: Arc<Notify>,
-    runs: JoinSet<()>,
+}
+
+/// However it ends: what runs here ends with it.
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.room.close());
+    }
 }
 
 impl Server {
     fn new(shared: Arc<Shared>, options: ServeOptions) -> Self {
         Self {
             graphs: shared.graphs.keys().cloned().collect(),
-            shared,
-            options,
-            held: Held::default(),
-            look: Arc::default(),
-            runs: JoinSet::new(),
+            room: Room::new(shared, options),
         }
-    }
-
-    fn has_room(&self) -> bool {
-        self.runs.len() < self.options.concurrency.max(1)
     }
 
     /// Claims as much as there is room for. Returns how long to wait before asking again.
-    async fn claim(&mut self) -> Result<Duration, StorageError> {
-        let fresh = self.shared.wakes.take_fresh();
-        while self.runs.try_join_next().is_some() {}
-        let room = self
-            .options
-            .concurrency
-            .max(1)
-            .saturating_sub(self.runs.len());
-        if room == 0 {
-            self.shared.wakes.pass_on(fresh);
-            return Ok(self.options.poll);
+    async fn claim(&self) -> Result<Duration, StorageError> {
+        let Room {
+            shared, options, ..
+        } = &*self.room;
+        self.room.reap();
+        // In this order: what becomes due now is news.
+        let (news, since) = (shared.wakes.news(), Instant::now());
+        if let Some(pause) = self.room.clear_for(news) {
+            return Ok(pause);
         }
-        let claimed = self
-            .shared
+        let fresh = shared.wakes.take_fresh();
+        let mut seats = self.room.take_all();
+        let room = seats.len();
+        if room == 0 {
+            shared.wakes.pass_on(fresh);
+            return Ok(options.poll);
+        }
+        let claimed = shared
             .store
             .claim(ClaimRequest {
-                owner: &self.options.owner,
+                owner: &options.owner,
                 graphs: &self.graphs,
                 limit: room,
-                lease: self.options.lease,
+                lease: options.lease,
             })
             .await;
         if claimed.as_ref().map_or(true, |it| it.claims.len() >= room) {
             // There may be more than there is room for.
-            self.shared.wakes.pass_on(fresh);
+            shared.wakes.pass_on(fresh);
         }
-        let claimed = claimed?;
-        for claim in claimed.claims {
-            self.run(claim);
+        let Claimed {
+            claims, next_due, ..
+        } = claimed?;
+        // As many as were asked for: only some databases say that there was no more.
+        let is_all = claims.len() < room
+            || (shared.store.creates_leased() && next_due != Some(Duration::ZERO));
+        for claim in claims {
+            let seat = seats.pop().unwrap_or_default();
+            // Only this closes the room.
+            let _ = self.room.run(claim, seat);
         }
-        Ok(claimed
-            .next_due
-            .map_or(self.options.poll, |due| due.min(self.options.poll)))
-    }
-
-    fn run(&mut self, claim: Claim) {
-        let Ok(graph) = self.shared.graph(&claim.thread.graph).cloned() else {
-            tracing::error!(thread = %claim.thread.id, graph = %claim.thread.graph, "claimed a thread of a graph that this engine does not know");
-            return;
-        };
-        let controls = Controls {
-            lease: self.options.lease,
-            look: self.look.clone(),
-            ..Controls::default()
-        };
-        let lease = claim.lease.clone();
-        self.held.lock().insert(lease.clone(), controls.clone());
-        self.shared
-            .wakes
-            .enter(lease.thread.clone(), lease.token, controls.clone());
-        let guard = Guard {
-            shared: self.shared.clone(),
-            held: self.held.clone(),
-            lease,
-        };
-        let span = tracing::info_span!(
-            "run",
-            thread = %claim.thread.id,
-            graph = %claim.thread.graph,
-            token = claim.lease.token,
-        );
-        self.shared.observe(&Point::RunStarted {
-            thread: &claim.thread.id,
-            span: &span,
-        });
-        let engine = self.shared.clone();
-        let (shared, within) = (self.shared.clone(), self.options.lease);
-        let name = claim.thread.graph.clone();
-        let grace = self.options.cancel_grace;
-        self.runs.spawn(
-            async move {
-                let lost = controls.lost.clone();
-                let run = graph.run(engine, claim, controls, grace);
-                let result = tokio::select! {
-                    result = run => result,
-                    () = lost.cancelled() => {
-                        tracing::warn!(thread = %guard.lease.thread, "the lease was lost; the run stops");
-                        Ok(())
-                    }
-                };
-                match result {
-                    Ok(()) => {}
-                    Err(error @ StorageError::Fenced { .. }) => {
-                        tracing::warn!(%error, "somebody else runs the thread now");
-                    }
-                    Err(error) => {
-                        tracing::error!(thread = %guard.lease.thread, error = %crate::private::chain(&error), "the run broke off");
-                        // Whoever claims the thread then finds out what the database knows.
-                        if let StorageError::Backend { .. } = error {
-                            give_back(&shared, &guard.lease, &name, within).await;
-                        }
-                    }
-                }
-                drop(guard);
-            }
-            .instrument(span),
-        );
+        if is_all {
+            self.room.note_clear(since, news, next_due);
+        } else {
+            self.room.note_unclear();
+        }
+        Ok(next_due.map_or(options.poll, |due| due.min(options.poll)))
     }
 
     /// Lets runs finish their step, and stops what takes too long.
-    async fn drain(mut self) {
-        for controls in self.held.lock().values() {
+    async fn drain(self) {
+        let Room {
+            shared,
+            options,
+            held,
+            ..
+        } = &*self.room;
+        let mut runs = self.room.close();
+        for controls in held.lock().values() {
             controls.drain.cancel();
         }
-        let deadline = tokio::time::Instant::now() + self.options.drain;
-        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, self.runs.join_next()).await {}
-        if self.runs.is_empty() {
+        let deadline = tokio::time::Instant::now() + options.drain;
+        while let Ok(Some(_)) = tokio::time::timeout_at(deadline, runs.join_next()).await {}
+        if runs.is_empty() {
             return;
         }
-        let left: Vec<Lease> = self.held.lock().keys().cloned().collect();
-        self.runs.shutdown().await;
+        let left: Vec<Lease> = held.lock().keys().cloned().collect();
+        runs.shutdown().await;
         for lease in left {
             tracing::warn!(thread = %lease.thread, "did not finish its step in time; another process runs it again");
             let mut commit = Commit::on(0);
             commit.then = Then::Yield;
-            let released = self.shared.store.commit(&lease, commit).await;
-            self.shared.wake();
+            let released = shared.store.commit(&lease, commit).await;
+            shared.wake();
             if let Err(error) = released {
                 tracing::warn!(thread = %lease.thread, error = %crate::private::chain(&error), "the lease could not be given back; it will expire");
             }
@@ -319,30 +255,12 @@ impl Server {
     }
 }
 
-/// Strikes a run off the lists, however it ends.
-struct Guard {
-    shared: Arc<Shared>,
-    held: Held,
-    lease: Lease,
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.held.lock().remove(&self.lease);
-        self.shared
-            .wakes
-            .leave(&self.lease.thread, self.lease.token);
-    }
-}
-
 /// Renews leases, and hears of lost ones and of cancellations from other processes.
-async fn heartbeat(
-    shared: Arc<Shared>,
-    held: Held,
-    look: Arc<Notify>,
-    lease: Duration,
-    poll: Duration,
-) {
+async fn heartbeat(room: Arc<Room>) {
+    let Room {
+        shared, held, look, ..
+    } = &*room;
+    let ServeOptions { lease, poll, .. } = room.options;
     let mut beat = tokio::time::interval((lease / 3).min(poll.max(BEAT)));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     beat.tick().await;

@@ -9,11 +9,11 @@ use crate::{
     cache::Cache,
     checkpoint::{
         Appended, Bell, CancelOutcome, CancelRequest, Channels, CheckpointRecord, Checkpointer,
-        ClaimRequest, Claimed, Commit, Copied, Created, DeleteFilter, Deleted, Entry, Forgotten,
-        HistoryFilter, JournalFilter, Keep, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
-        NewThread, PrunePlan, Pruned, Receipt, Renewed, Reopened, Retention, SignalOutcome,
-        SignalRecord, StateRows, StorageError, SurveyFilter, Surveyed, ThreadFilter, ThreadRecord,
-        Write,
+        Claim, ClaimRequest, Claimed, Commit, Copied, Created, DeleteFilter, Deleted, Entry,
+        Forgotten, HistoryFilter, JournalFilter, Keep, Lease, LeaseTerms, Loaded, NewCheckpoint,
+        NewEvent, NewSignal, NewThread, PrunePlan, Pruned, Receipt, Renewed, Reopened, Retention,
+        SignalOutcome, SignalRecord, StateRows, StorageError, SurveyFilter, Surveyed, ThreadFilter,
+        ThreadRecord, Write,
     },
     documents::DocumentStore,
     ids::{Cursor, ThreadId},
@@ -52,6 +52,19 @@ impl Checkpointer for Traced {
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "create_thread", thread = %thread.id))]
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
         self.0.create_thread(thread).await
+    }
+
+    fn creates_leased(&self) -> bool {
+        self.0.creates_leased()
+    }
+
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "create_leased", thread = %thread.id))]
+    async fn create_leased(
+        &self,
+        thread: NewThread,
+        terms: LeaseTerms<'_>,
+    ) -> Result<(Created, Option<Claim>), StorageError> {
+        self.0.create_leased(thread, terms).await
     }
 
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "signal", thread = %signal.thread, signal = signal.kind, key = signal.key))]

@@ -182,6 +182,11 @@ impl Wakes {
         self.due.subscribe()
     }
 
+    /// How often something may have become due.
+    pub fn news(&self) -> u64 {
+        *self.due.borrow()
+    }
+
     /// What whoever runs threads here is about to look for.
     pub fn take_fresh(&self) -> Fresh {
         std::mem::take(&mut *self.fresh.lock())

@@ -65,8 +65,8 @@ pub use state::{
 };
 pub use thread::{
     AGING_S, CancelOutcome, CancelRequest, Claim, ClaimRequest, Claimed, Created, Lease,
-    LeaseRecord, NewThread, Parent, Priority, Renewed, Reopened, ThreadFilter, ThreadRecord,
-    ThreadStatus, WaitKind, WaitRecord,
+    LeaseRecord, LeaseTerms, NewThread, Parent, Priority, Renewed, Reopened, ThreadFilter,
+    ThreadRecord, ThreadStatus, WaitKind, WaitRecord,
 };
 
 /// A database that keeps threads.
@@ -103,6 +103,22 @@ pub trait Checkpointer: Send + Sync + 'static {
 
     /// Creates a thread; idempotent by its id.
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError>;
+
+    /// Whether [`Checkpointer::create_leased`] gives leases. Whoever does so also says in [`Claimed::next_due`] when a claim
+    /// did not get all that is due: it is zero then, and only then.
+    fn creates_leased(&self) -> bool {
+        false
+    }
+
+    /// Creates a thread that is claimed already, in the same commit: for a process that has room to run it at once. A thread
+    /// that is there stays as it is, and is not claimed. Whoever has no such commit creates the thread due, without a claim.
+    async fn create_leased(
+        &self,
+        thread: NewThread,
+        _terms: LeaseTerms<'_>,
+    ) -> Result<(Created, Option<Claim>), StorageError> {
+        Ok((self.create_thread(thread).await?, None))
+    }
 
     /// Puts a signal into a mailbox and makes the thread due. `answers`: only if a wait with this id is open,
     /// and its time has not passed.

@@ -246,6 +246,15 @@ pub struct ClaimRequest<'a> {
     pub lease: Duration,
 }
 
+/// The lease with which a thread is created.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseTerms<'a> {
+    /// The name of the process that is to run it, for people.
+    pub owner: &'a str,
+    /// How long the lease holds without renewal.
+    pub lease: Duration,
+}
+
 /// A claimed thread.
 #[derive(Clone, Debug)]
 pub struct Claim {

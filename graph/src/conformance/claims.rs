@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::lab::{LONG, Lab, assert_fenced, checkpoint, claim_from, new_thread, signal};
 use crate::checkpoint::{
-    AGING_S, ClaimRequest, Commit, Lease, NewThread, Priority, Then, ThreadStatus, Write, WriteKind,
+    AGING_S, ClaimRequest, Commit, Created, Lease, LeaseTerms, NewThread, Priority, Then,
+    ThreadStatus, Write, WriteKind,
 };
 
 /// A lease that runs out while a test waits for it.
@@ -37,6 +38,65 @@ pub async fn a_thread_is_claimed_once(lab: &Lab) {
     assert_eq!(lab.thread("t").await, claim.thread);
     let none = claim_from(&*lab.db, "t", 0, LONG).await;
     assert!(none.claims.is_empty());
+}
+
+/// A thread that is created with a lease is claimed already; by a database that gives no such leases, it is created due.
+/// One that was there stays as it was.
+pub async fn a_thread_is_created_with_a_lease_or_due(lab: &Lab) {
+    let terms = LeaseTerms {
+        owner: "creator",
+        lease: LONG,
+    };
+    let new = new_thread("t");
+    let (created, claim) = lab
+        .db
+        .create_leased(new.clone(), terms)
+        .await
+        .expect("creates");
+    assert_eq!(created, Created::New);
+    assert_eq!(claim.is_some(), lab.db.creates_leased());
+    let lease = if let Some(claim) = claim {
+        assert_eq!(claim.takeovers, 0);
+        assert_eq!(claim.thread, lab.thread("t").await);
+        let given = claim.thread.lease.as_ref().expect("a lease");
+        assert_eq!(
+            (given.owner.as_str(), given.token),
+            ("creator", claim.lease.token)
+        );
+        let loaded = claim.loaded.as_deref().expect("nothing is to be loaded");
+        let read = lab.load(&claim.lease).await;
+        assert_eq!(
+            (&loaded.thread, &loaded.state, loaded.mail),
+            (&read.thread, &read.state, read.mail)
+        );
+        assert!(lab.idle("t").await, "it is not due");
+        claim.lease
+    } else {
+        lab.claim("t").await.lease
+    };
+    let again = lab.db.create_leased(new, terms).await.expect("answers");
+    assert!(matches!(again, (Created::Existing, None)), "{again:?}");
+    let step = Commit {
+        checkpoint: Some(checkpoint(0)),
+        then: Then::Yield,
+        ..Commit::on(0)
+    };
+    assert!(lab.commit(&lease, step).await.released);
+    let next = lab.claim("t").await;
+    assert!(next.lease.token > lease.token, "tokens grow");
+    assert_eq!(next.takeovers, 0);
+    // A lease that nobody keeps is taken over like any other.
+    let short = LeaseTerms {
+        lease: Duration::ZERO,
+        ..terms
+    };
+    let new = new_thread("left");
+    let (_, left) = lab.db.create_leased(new, short).await.expect("creates");
+    let taken = lab.claim("left").await;
+    assert_eq!(taken.takeovers, u32::from(left.is_some()));
+    if let Some(left) = left {
+        assert_fenced(lab.db.commit(&left.lease, Commit::on(0)).await, &left.lease);
+    }
 }
 
 /// What a claim brings is what loading reads, whatever the thread has by then (the lab compares).

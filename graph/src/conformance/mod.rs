@@ -72,6 +72,7 @@ macro_rules! checkpointer_conformance {
             signals::a_request_to_cancel_reaches_the_thread_once,
             signals::a_request_to_cancel_is_forgotten_when_the_thread_ends,
             claims::a_thread_is_claimed_once,
+            claims::a_thread_is_created_with_a_lease_or_due,
             claims::a_claim_brings_nothing_but_what_loading_reads,
             claims::two_claimers_never_get_one_thread,
             claims::tokens_grow_with_every_claim,

@@ -1,13 +1,14 @@
 //! Messages between processes, as notifications of the server: never in the transaction of a commit, and on connections of
 //! their own, so that neither waits for the other.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::{BoxStream, StreamExt, unfold};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use sqlx::{
-    PgPool,
+    Connection, PgConnection, PgPool,
     postgres::{PgListener, PgPoolOptions},
 };
 use tokio::sync::OnceCell;
@@ -17,11 +18,11 @@ use crate::{
     stored::Fault,
 };
 
-/// How long connecting may take.
+/// How long connecting and sending may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A connection that had nothing to send for so long is closed.
-const IDLE: Duration = Duration::from_mins(1);
+/// How long a connection that was used before may take to send.
+const PROMPTLY: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct PostgresBell {
@@ -32,8 +33,9 @@ pub(super) struct PostgresBell {
 
 #[derive(Debug)]
 struct Sending {
-    pool: PgPool,
     channel: String,
+    /// The connection of the last message. Whoever sends takes it out, so that one that failed or hangs is not used again.
+    connection: Mutex<Option<PgConnection>>,
 }
 
 impl PostgresBell {
@@ -53,11 +55,22 @@ impl PostgresBell {
                     .await?;
                 let hash = Sha256::digest(schema.unwrap_or_default());
                 Ok(Sending {
-                    pool: self.connection(),
                     channel: format!("graph_{}", hex::encode(&hash[..8])),
+                    connection: Mutex::default(),
                 })
             })
             .await
+    }
+
+    /// A connection for sending.
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let options = self.pool.connect_options();
+        let mut connection = PgConnection::connect_with(&options).await?;
+        // What is told is in the database already: it need not wait for a disk.
+        sqlx::raw_sql("set synchronous_commit = off")
+            .execute(&mut connection)
+            .await?;
+        Ok(connection)
     }
 
     /// A pool of one connection, which is opened when it is needed.
@@ -65,18 +78,21 @@ impl PostgresBell {
         PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(PATIENCE)
-            .idle_timeout(IDLE)
-            .after_connect(|connection, _| {
-                // What is told is in the database already: it need not wait for a disk.
-                Box::pin(async move {
-                    sqlx::raw_sql("set synchronous_commit = off")
-                        .execute(connection)
-                        .await?;
-                    Ok(())
-                })
-            })
             .connect_lazy_with(self.pool.connect_options().as_ref().clone())
     }
+}
+
+async fn notify(
+    connection: &mut PgConnection,
+    channel: &str,
+    message: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("select pg_notify($1, $2)")
+        .bind(channel)
+        .bind(message)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 #[async_trait]
@@ -84,12 +100,26 @@ impl Bell for PostgresBell {
     async fn ring(&self, message: &str) -> Result<(), StorageError> {
         let run = async {
             let sending = self.sending().await?;
-            sqlx::query("select pg_notify($1, $2)")
-                .bind(&sending.channel)
-                .bind(message)
-                .execute(&sending.pool)
-                .await?;
+            let kept = sending.connection.lock().take();
+            // One that was not used for a while may have been closed by the server, or by somebody between. That shows when it
+            // is used; then another one is opened.
+            if let Some(mut connection) = kept
+                && let send = notify(&mut connection, &sending.channel, message)
+                && let Ok(Ok(())) = tokio::time::timeout(PROMPTLY, send).await
+            {
+                *sending.connection.lock() = Some(connection);
+                return Ok(());
+            }
+            let mut connection = self.connect().await?;
+            notify(&mut connection, &sending.channel, message).await?;
+            *sending.connection.lock() = Some(connection);
             Ok(())
+        };
+        let run = async {
+            match tokio::time::timeout(PATIENCE, run).await {
+                Ok(result) => result,
+                Err(_) => Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()).into()),
+            }
         };
         run.await
             .map_err(|fault: Fault| fault.during("telling other processes"))

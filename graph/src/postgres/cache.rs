@@ -7,6 +7,7 @@ use serde_json::Value;
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
+use super::limits::Limits;
 use crate::{
     cache::{Cache, CacheEntry, CacheLimits, CacheSpace, SWEEP_ROWS, Sweeps},
     checkpoint::StorageError,
@@ -15,6 +16,7 @@ use crate::{
 
 pub(super) struct PostgresCache {
     pub pool: PgPool,
+    pub limits: Limits,
     pub sweeps: Sweeps,
 }
 
@@ -121,7 +123,8 @@ impl Cache for PostgresCache {
         space: &CacheSpace,
         keys: &[String],
     ) -> Result<Vec<Option<Value>>, StorageError> {
-        self.read(space, keys)
+        self.limits
+            .long(self.read(space, keys))
             .await
             .map_err(|fault| fault.during(&format!("reading the cache of {space}")))
     }
@@ -132,7 +135,8 @@ impl Cache for PostgresCache {
         entries: Vec<CacheEntry>,
         limits: CacheLimits,
     ) -> Result<(), StorageError> {
-        self.write(space, &entries, limits)
+        self.limits
+            .long(self.write(space, &entries, limits))
             .await
             .map_err(|fault| fault.during(&format!("writing to the cache of {space}")))
     }
@@ -145,7 +149,9 @@ impl Cache for PostgresCache {
                 .await?;
             Ok(gone.rows_affected())
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during(&format!("clearing the cache of {space}")))
     }
 }

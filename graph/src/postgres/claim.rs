@@ -20,10 +20,7 @@ use crate::{
     stored::{self, Fault, int, micros, number},
 };
 
-/// The most that priorities can move a thread in the queue, in seconds.
-const LONGEST_AGING_S: i64 = 3 * AGING_S;
-
-/// After something was due, when to look again.
+/// When to look again for what is due but locked.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub(super) async fn claim(
@@ -31,22 +28,33 @@ pub(super) async fn claim(
     request: &ClaimRequest<'_>,
 ) -> Result<Claimed, Fault> {
     let graphs: Vec<_> = request.graphs.iter().map(|graph| text(graph)).collect();
-    // One row at least, for the clock and the next due time. A thread that somebody else has locked at the moment is left
-    // for the next look. The lease of a thread that has one has expired: its run died.
+    // The first of each priority make up the head of the queue, in the order of the time since when they are due, to which
+    // each lower priority adds. One row is answered at least, for the clock and the next due time. A thread that somebody else
+    // has locked at the moment is left for the next look, and the one behind it comes instead: hence some more candidates than
+    // are wanted, which are locked one after the other until there are enough. The lease of a thread that has one has expired:
+    // its run died.
     let found = sqlx::query(select_threads!(
-        "with due as ( \
-             select thread, urgency as place from graph_thread \
-             where urgency <= now() + $5 * interval '1 second' and due_at <= now() and graph = any ($1) \
-             order by urgency, thread limit $2 for no key update skip locked \
+        "with head as ( \
+             select q.thread, q.due_at + p.rank * $5 * interval '1 second' as place \
+             from unnest('{0,1,2,3}'::smallint[]) as p (rank) cross join lateral ( \
+                 select thread, due_at from graph_thread \
+                 where priority = p.rank and due_at <= now() and graph = any ($1) order by due_at limit $2 + 64 \
+             ) q order by 2, 1 limit $2 + 64 \
+         ), due as ( \
+             select t.thread, h.place from head h cross join lateral ( \
+                 select thread from graph_thread where thread = h.thread and due_at <= now() for no key update skip locked \
+             ) t limit $2 \
          ), claimed as ( \
              update graph_thread t set token = nextval('graph_token'), takeovers = t.takeovers + (t.owner is not null)::int, \
                  owner = $3, status = 1, due_at = now() + $4 * interval '1 microsecond', updated_at = now() \
              from due where t.thread = due.thread returning t.*, due.place \
          ) ",
-        ", case when t.thread is null then ( \
-             select (extract(epoch from min(n.due_at) - now()) * 1000000)::bigint from ( \
-                 select due_at from graph_thread where urgency > now() and due_at > now() and graph = any ($1) \
-                 order by urgency limit 200) n \
+        ", case when (select count(*) from head) > (select count(*) from due) then 0 else ( \
+             select (extract(epoch from min(n.due_at) - now()) * 1000000)::bigint \
+             from unnest('{0,1,2,3}'::smallint[]) as p (rank) cross join lateral ( \
+                 select due_at from graph_thread where priority = p.rank and due_at > now() and graph = any ($1) \
+                 order by due_at limit 1 \
+             ) n \
          ) end, t.last_signal, t.unread, t.thread is not null and exists ( \
              select 1 from graph_write w where w.thread = t.thread and w.checkpoint = t.checkpoint \
          ) from (select 1) one left join claimed t on true order by t.place, t.thread"
@@ -55,7 +63,7 @@ pub(super) async fn claim(
     .bind(stored::rows(request.limit))
     .bind(text(request.owner))
     .bind(micros(request.lease))
-    .bind(LONGEST_AGING_S)
+    .bind(AGING_S)
     .fetch_all(db)
     .await?;
     let first = found.first().ok_or_else(|| StorageError::Corrupt {
@@ -92,11 +100,11 @@ pub(super) async fn claim(
             unreadable,
         });
     }
-    let next_due = match next_due {
-        Some(next) => Some(Duration::from_micros(number(next))),
-        // Where something was due there may be more to come soon, and looking for it is not for busy times.
-        None => (!claims.is_empty()).then_some(LOOK_AGAIN),
-    };
+    let next_due = next_due.map(|next| match next {
+        // Somebody else is busy with it at the moment.
+        0 if claims.len() < request.limit => LOOK_AGAIN,
+        next => Duration::from_micros(number(next)),
+    });
     Ok(Claimed {
         claims,
         next_due,

@@ -10,6 +10,7 @@ use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, postgres::PgRow};
 
 use super::{
     DEADLOCK_ATTEMPTS, is_transient,
+    limits::Limits,
     rows::string,
     values::{Jsonb, Time, nul, text},
 };
@@ -24,6 +25,7 @@ use crate::{
 
 pub(super) struct PostgresDocuments {
     pub pool: PgPool,
+    pub limits: Limits,
 }
 
 #[async_trait]
@@ -40,7 +42,7 @@ impl DocumentStore for PostgresDocuments {
                 apply(&mut db, &writes).await?;
                 Ok(db.commit().await?)
             };
-            match run.await {
+            match self.limits.long(run).await {
                 // Another batch with the same documents.
                 Err(Fault::Database(error))
                     if attempt < DEADLOCK_ATTEMPTS && is_transient(&error) =>
@@ -67,7 +69,9 @@ impl DocumentStore for PostgresDocuments {
             let mut db = self.pool.acquire().await?;
             get(&mut db, keys, refresh).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("reading documents"))
     }
 
@@ -95,7 +99,9 @@ impl DocumentStore for PostgresDocuments {
             }
             Ok(found)
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("searching documents"))
     }
 
@@ -105,7 +111,9 @@ impl DocumentStore for PostgresDocuments {
             let mut db = self.pool.acquire().await?;
             namespaces(&mut db, filter).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("listing namespaces"))
     }
 
@@ -123,7 +131,9 @@ impl DocumentStore for PostgresDocuments {
             .await?;
             Ok(gone.rows_affected())
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("sweeping documents"))
     }
 }

@@ -8,11 +8,15 @@ use std::{ops::ControlFlow, time::Instant};
 
 use parking_lot::Mutex;
 use sqlx::{
-    Connection, PgConnection, PgPool,
+    AssertSqlSafe, PgConnection, PgPool,
     postgres::{PgDatabaseError, PgSeverity},
 };
 
-use super::TRUSTED_IDLE;
+use super::{
+    TRUSTED_IDLE,
+    limits::{Limits, is_well},
+};
+use crate::stored::Fault;
 
 /// The most connections that are kept while nobody uses them.
 const KEPT: usize = 4;
@@ -24,13 +28,17 @@ const SETTINGS: &str = "set plan_cache_mode = force_generic_plan; set jit = off;
 #[derive(Debug)]
 pub(super) struct Hands {
     pool: PgPool,
+    pub limits: Limits,
+    settings: String,
     idle: Mutex<Vec<(PgConnection, Instant)>>,
 }
 
 impl Hands {
-    pub fn new(pool: PgPool) -> Self {
+    pub fn new(pool: PgPool, limits: Limits) -> Self {
         Self {
             pool,
+            limits,
+            settings: format!("{SETTINGS}; set statement_timeout = {}", limits.statement()),
             idle: Mutex::default(),
         }
     }
@@ -40,11 +48,13 @@ impl Hands {
         while let ControlFlow::Continue(kept) = self.pop() {
             let Some((mut connection, since)) = kept else {
                 let mut connection = self.pool.acquire().await?.detach();
-                sqlx::raw_sql(SETTINGS).execute(&mut connection).await?;
+                sqlx::raw_sql(AssertSqlSafe(self.settings.as_str()))
+                    .execute(&mut connection)
+                    .await?;
                 return Ok(connection);
             };
             // The server may have been restarted meanwhile.
-            if since.elapsed() < TRUSTED_IDLE || connection.ping().await.is_ok() {
+            if since.elapsed() < TRUSTED_IDLE || is_well(&mut connection).await {
                 return Ok(connection);
             }
         }
@@ -66,6 +76,14 @@ impl Hands {
         let mut idle = self.idle.lock();
         if idle.len() < KEPT && !self.pool.is_closed() {
             idle.push((connection, Instant::now()));
+        }
+    }
+
+    /// The same, with what became of its use.
+    pub fn give_with<T>(&self, connection: PgConnection, result: &Result<T, Fault>) {
+        match result {
+            Err(Fault::Database(error)) => self.give_after(connection, error),
+            _ => self.give(connection),
         }
     }
 

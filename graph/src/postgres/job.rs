@@ -1,16 +1,17 @@
 //! What waits to be written, in the form in which the database takes it. Values become text here, in their caller's task, so
 //! that a value that cannot be stored is its caller's trouble alone.
 
+use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use super::values::{Jsonb, Time, text};
 use crate::{
     checkpoint::{
-        Commit, Created, Lease, NewEvent, NewSignal, NewThread, Receipt, SignalOutcome,
-        StorageError, Then, Write,
+        Claim, Commit, Created, Lease, LeaseRecord, LeaseTerms, Loaded, NewEvent, NewSignal,
+        NewThread, Receipt, SignalOutcome, StorageError, Then, ThreadRecord, ThreadStatus, Write,
     },
     ids::ThreadId,
-    stored::{digest, int, key_digest, micros_after, source_text, status_code, time},
+    stored::{digest, int, key_digest, micros, micros_after, source_text, status_code, time},
 };
 
 /// Something to be written, whole or not at all.
@@ -24,8 +25,59 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) enum Answer {
     Committed(Receipt),
-    Created(Created),
+    /// With the lease, if it was created with one.
+    Created(Created, Option<Leased>),
     Signalled(SignalOutcome),
+}
+
+/// The lease with which a thread was created.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leased {
+    pub token: u64,
+    /// When, by the database's clock.
+    pub now: Timestamp,
+}
+
+impl Leased {
+    /// The claim of a thread that has just been created.
+    pub fn claim(self, new: NewThread, terms: LeaseTerms<'_>) -> Claim {
+        let Self { token, now } = self;
+        let lease = Lease {
+            thread: new.id.clone(),
+            token,
+        };
+        let held = SignedDuration::try_from(terms.lease).unwrap_or(SignedDuration::MAX);
+        let thread = ThreadRecord {
+            id: new.id,
+            graph: new.graph,
+            parent: new.parent,
+            priority: new.priority,
+            status: ThreadStatus::Running,
+            branch: 0,
+            checkpoint: 0,
+            step: 0,
+            input: new.input,
+            waits: Vec::new(),
+            wake_at: None,
+            error: None,
+            output: None,
+            cancel: None,
+            lease: Some(LeaseRecord {
+                owner: terms.owner.to_owned(),
+                token,
+                expires_at: now.checked_add(held).unwrap_or(Timestamp::MAX),
+            }),
+            created_at: now,
+            updated_at: now,
+        };
+        Claim {
+            lease,
+            takeovers: 0,
+            loaded: Some(Box::new(Loaded::fresh(&thread, 0, now))),
+            unreadable: None,
+            thread,
+        }
+    }
 }
 
 impl Job {
@@ -145,6 +197,8 @@ pub(super) struct StartRow {
     pub parent_name: Option<String>,
     pub priority: i16,
     pub input: Jsonb,
+    /// The lease with which it is to be created: whose, and for how many microseconds.
+    pub terms: Option<(String, i64)>,
 }
 
 pub(super) struct SignalRow {
@@ -344,6 +398,38 @@ impl More {
         Ok(more)
     }
 
+    /// Whether the commit has, beside its checkpoint, no more than signals that it consumes, events, and perhaps the thread's
+    /// end: what most supersteps have.
+    pub fn is_light(&self) -> bool {
+        let Self {
+            base: _,
+            clear: false,
+            forget,
+            writes,
+            consumed: _,
+            events: _,
+            children,
+            signals,
+            cancels,
+            waits,
+            then: 0 | 3,
+            mail_seen: _,
+            wake_at: _,
+            status: _,
+            error: _,
+            output: _,
+        } = self
+        else {
+            return false;
+        };
+        forget.is_empty()
+            && writes.is_empty()
+            && children.is_empty()
+            && signals.is_empty()
+            && cancels.is_empty()
+            && waits.as_ref().is_none_or(|waits| waits.as_text() == "[]")
+    }
+
     fn bytes(&self) -> usize {
         let writes = self.writes.iter().map(|row| row.value.len() + 64);
         let events = self.events.iter().map(|row| row.payload.len() + 64);
@@ -381,6 +467,12 @@ impl EventRow {
 }
 
 impl StartRow {
+    pub fn leased(new: &NewThread, terms: LeaseTerms<'_>) -> Result<Self, StorageError> {
+        let mut row = Self::of(new)?;
+        row.terms = Some((owned(terms.owner), micros(terms.lease)));
+        Ok(row)
+    }
+
     pub fn of(new: &NewThread) -> Result<Self, StorageError> {
         Ok(Self {
             thread: new.id.clone(),
@@ -390,7 +482,16 @@ impl StartRow {
             parent_name: new.parent.as_ref().map(|p| owned(&p.name)),
             priority: new.priority.rank().into(),
             input: Jsonb::of(&new.input)?,
+            terms: None,
         })
+    }
+
+    pub fn owner(&self) -> Option<&str> {
+        self.terms.as_ref().map(|(owner, _)| owner.as_str())
+    }
+
+    pub fn lease(&self) -> Option<i64> {
+        self.terms.as_ref().map(|(_, lease)| *lease)
     }
 
     fn bytes(&self) -> usize {

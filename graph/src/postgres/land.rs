@@ -1,12 +1,14 @@
-//! The statements that write jobs: one for a checkpoint alone, one for any number of them, and one for everything.
+//! The statements that write jobs: one for a checkpoint alone, one for any number of them, one for everything, and (in
+//! [`pace`]) one for what most supersteps, starts and ends have.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use super::{
     DEADLOCK_ATTEMPTS, is_transient,
     job::{Answer, CommitJob, Head, Job, More, SignalRow, StartRow, narrow},
+    pace,
     rows::{optional, wide},
     threads,
     values::{Jsonb, Time, plain, text},
@@ -37,7 +39,7 @@ pub(super) async fn land(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers
 
 async fn once(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fault> {
     match jobs {
-        [Job::Start(row)] => Ok(vec![Ok(Answer::Created(threads::create(db, row).await?))]),
+        [Job::Start(row)] => Ok(vec![Ok(threads::create(db, row).await?)]),
         [Job::Signal(signal)] => {
             let outcome = threads::signal(db, signal).await?;
             Ok(vec![Ok(Answer::Signalled(outcome))])
@@ -45,7 +47,13 @@ async fn once(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fault> {
         [Job::Commit(commit)] if commit.more.is_none() => step(db, commit).await,
         _ => match bare(jobs) {
             Some(steps) => step_all(db, &steps).await,
-            None => everything(db, jobs).await,
+            None => match pace::light(jobs) {
+                Some(light) => match light.land(db).await? {
+                    Some(answers) => Ok(answers),
+                    None => everything(db, jobs).await,
+                },
+                None => everything(db, jobs).await,
+            },
         },
     }
 }
@@ -62,7 +70,7 @@ fn bare<'a>(jobs: &[&'a Job]) -> Option<Vec<(&'a CommitJob, &'a Head)>> {
         .collect()
 }
 
-fn receipt(checkpoint: u64, mail: i64, cancel: Option<String>, now: Time) -> Receipt {
+pub(super) fn receipt(checkpoint: u64, mail: i64, cancel: Option<String>, now: Time) -> Receipt {
     Receipt {
         checkpoint: Some(checkpoint),
         released: false,
@@ -194,7 +202,7 @@ pub(super) async fn refusal(
 }
 
 /// A group of columns, as the database takes it: nothing when there is no row.
-fn group<T>(column: Vec<T>) -> Option<Vec<T>> {
+pub(super) fn group<T>(column: Vec<T>) -> Option<Vec<T>> {
     (!column.is_empty()).then_some(column)
 }
 
@@ -212,19 +220,19 @@ struct Columns<'a> {
 
 /// Events, numbered within their streams.
 #[derive(Default)]
-struct Events<'a> {
-    streams: Vec<&'a str>,
-    counts: Vec<i32>,
+pub(super) struct Events<'a> {
+    pub streams: Vec<&'a str>,
+    pub counts: Vec<i32>,
     /// The stream's place from 1.
-    stream: Vec<i32>,
-    nth: Vec<i32>,
-    name: Vec<&'a str>,
-    payload: Vec<&'a Jsonb>,
-    thread: Vec<Option<&'a str>>,
+    pub stream: Vec<i32>,
+    pub nth: Vec<i32>,
+    pub name: Vec<&'a str>,
+    pub payload: Vec<&'a Jsonb>,
+    pub thread: Vec<Option<&'a str>>,
 }
 
 impl<'a> Events<'a> {
-    fn of(more: &[(i32, &'a More)]) -> Self {
+    pub fn of(more: &[(i32, &'a More)]) -> Self {
         let events = || more.iter().flat_map(|(_, more)| &more.events);
         let mut places: BTreeMap<&str, i32> =
             events().map(|event| (event.stream.as_str(), 0)).collect();
@@ -371,7 +379,7 @@ fn cancels<'a>(more: &[(i32, &'a More)]) -> impl Iterator<Item = &'a (String, St
     more.iter().flat_map(|(_, more)| &more.cancels)
 }
 
-fn count(list: &[i64]) -> i32 {
+pub(super) fn count(list: &[i64]) -> i32 {
     i32::try_from(list.len()).unwrap_or(i32::MAX)
 }
 
@@ -380,11 +388,11 @@ macro_rules! land_after {
     ($first:literal) => {
         concat!(
             $first,
-            "select at, made, mail, cancelled, ended, released, ended_mail, ended_cancelled, started, sent, \
-     graph_expired($40, $46) \
+            "select at, made, mail, cancelled, ended, released, ended_mail, ended_cancelled, started, tokens, sent, \
+     graph_expired($42, $48) \
      from graph_land($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
      $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, \
-     graph_open_waits($40, $46), $47, $48, $49, $50, $51, $52, $53, $54, $55, $56)"
+     $46, $47, graph_open_waits($42, $48), $49, $50, $51, $52, $53, $54, $55, $56, $57, $58)"
         )
     };
 }
@@ -394,7 +402,7 @@ const EVERYTHING: &str = land_after!("");
 const EVERYTHING_AND_FORGET: &str = land_after!(
     "with f as ( \
          delete from graph_write w \
-         using unnest($57::text[], $58::bigint[], $59::integer[], $60::uuid[]) as f (id, token, base, digest), graph_thread t \
+         using unnest($59::text[], $60::bigint[], $61::integer[], $62::uuid[]) as f (id, token, base, digest), graph_thread t \
          where t.id = f.id and t.token = f.token and t.owner is not null \
              and w.thread = t.thread and w.checkpoint = f.base and w.digest = f.digest \
      ) "
@@ -455,6 +463,8 @@ async fn everything(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fau
         .bind(columns.starts(|row| row.parent_name.as_deref()))
         .bind(columns.starts(|row| row.priority))
         .bind(columns.starts(|row| &row.input))
+        .bind(columns.starts(StartRow::owner))
+        .bind(columns.starts(StartRow::lease))
         // s_
         .bind(group(signals.iter().map(|(op, _, _)| *op).collect()))
         .bind(columns.signals(|row| row.thread.as_str()))
@@ -495,7 +505,7 @@ async fn everything(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fau
     answers(jobs, &columns, &row)
 }
 
-fn list<T>(row: &PgRow, index: usize) -> Result<Vec<T>, sqlx::Error>
+pub(super) fn list<T>(row: &PgRow, index: usize) -> Result<Vec<T>, sqlx::Error>
 where
     for<'r> Option<Vec<T>>: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
@@ -528,8 +538,8 @@ fn answers(jobs: &[&Job], columns: &Columns<'_>, row: &PgRow) -> Result<Answers,
         receipt.mail = number(mail);
         receipt.cancel = cancel.map(plain);
     }
-    let mut outcomes: Vec<i32> = list(row, 9)?;
-    let late: Vec<bool> = list(row, 10)?;
+    let mut outcomes: Vec<i32> = list(row, 10)?;
+    let late: Vec<bool> = list(row, 11)?;
     for (outcome, _) in outcomes.iter_mut().zip(late).filter(|(_, late)| *late) {
         if *outcome == NO_WAIT {
             *outcome = EXPIRED;
@@ -546,18 +556,30 @@ fn answers(jobs: &[&Job], columns: &Columns<'_>, row: &PgRow) -> Result<Answers,
             receipt.undelivered.push(signal.receiver.clone());
         }
     }
-    let started: HashSet<String> = list(row, 8)?.into_iter().collect();
+    let started = started(row, 8)?;
     let (mut receipts, mut outside) = (receipts.into_iter(), outside.into_iter());
     jobs.iter()
         .map(|job| {
             Ok(Ok(match job {
                 Job::Commit(_) => Answer::Committed(receipts.next().ok_or_else(short)?),
-                Job::Start(row) if started.contains(&row.id) => Answer::Created(Created::New),
-                Job::Start(_) => Answer::Created(Created::Existing),
+                Job::Start(row) => start_answer(row, &started, now),
                 Job::Signal(_) => Answer::Signalled(outcome_of(outside.next().ok_or_else(short)?)?),
             }))
         })
         .collect()
+}
+
+/// The new threads among those that were to be created, with their tokens: two columns.
+pub(super) fn started(row: &PgRow, index: usize) -> Result<HashMap<String, i64>, sqlx::Error> {
+    let (ids, tokens): (Vec<String>, Vec<i64>) = (list(row, index)?, list(row, index + 1)?);
+    Ok(ids.into_iter().zip(tokens).collect())
+}
+
+pub(super) fn start_answer(row: &StartRow, started: &HashMap<String, i64>, now: Time) -> Answer {
+    match started.get(&row.id) {
+        Some(token) => threads::created(row, *token, now),
+        None => Answer::Created(Created::Existing, None),
+    }
 }
 
 /// By its place from 1.

@@ -13,6 +13,8 @@ mod history;
 mod job;
 mod journal;
 mod land;
+mod limits;
+mod pace;
 mod retention;
 mod rows;
 mod sharing;
@@ -32,10 +34,11 @@ use tracing::Instrument;
 use crate::{
     cache::{Cache, Sweeps},
     checkpoint::{
-        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
-        Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease, Loaded,
-        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
-        SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter, ThreadRecord, Write,
+        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim,
+        ClaimRequest, Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease,
+        LeaseTerms, Loaded, NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed,
+        Reopened, Retention, SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter,
+        ThreadRecord, Write,
     },
     documents::DocumentStore,
     ids::{Cursor, ThreadId},
@@ -44,6 +47,7 @@ use crate::{
 
 use hands::Hands;
 use job::{Answer, CommitJob, Job, SignalJob, StartRow};
+use limits::{Limits, is_well};
 use sharing::Sharing;
 
 /// How many connections [`PostgresCheckpointer::connect`] opens at most.
@@ -70,6 +74,7 @@ pub struct PostgresCheckpointer {
     bell: Arc<bell::PostgresBell>,
     hands: Arc<Hands>,
     sharing: Arc<Sharing>,
+    limits: Limits,
 }
 
 impl PostgresCheckpointer {
@@ -91,9 +96,11 @@ impl PostgresCheckpointer {
                     if about.idle_for < TRUSTED_IDLE {
                         return Ok(true);
                     }
-                    Ok(sqlx::Connection::ping(connection).await.is_ok())
+                    Ok(is_well(connection).await)
                 })
             })
+            // The pool asks as well, but without end.
+            .after_release(|connection, _| Box::pin(async move { Ok(is_well(connection).await) }))
             .after_connect(|connection, _| {
                 // Everything that is read has an index; a plan that was made while a table was small must not outlive its
                 // growth. And no statement here is worth compiling.
@@ -115,8 +122,21 @@ impl PostgresCheckpointer {
     /// costs a round trip for each request.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
-        let hands = Arc::new(Hands::new(pool.clone()));
+        Self::with(pool, Limits::new(limits::SHORT))
+    }
+
+    /// How long the database may take to answer what a run waits for (a claim, a renewal, a commit, a start, a signal) before
+    /// the connection is given up: 30 seconds, if nothing else is said. Everything else may take ten times as long, and bringing
+    /// the schema up to date 120 times. A commit that was not answered is looked for and, if it has not landed, made again.
+    #[must_use]
+    pub fn answer_within(self, limit: Duration) -> Self {
+        Self::with(self.pool, Limits::new(limit))
+    }
+
+    fn with(pool: PgPool, limits: Limits) -> Self {
+        let hands = Arc::new(Hands::new(pool.clone(), limits));
         Self {
+            limits,
             bell: Arc::new(bell::PostgresBell::new(pool.clone())),
             pool,
             sharing: Arc::new(Sharing::new(hands.clone())),
@@ -144,12 +164,22 @@ impl PostgresCheckpointer {
             ..Migrator::DEFAULT
         };
         let mut connection = self.pool.acquire().await?;
+        let limit: String = sqlx::query_scalar("show statement_timeout")
+            .fetch_one(&mut *connection)
+            .await?;
+        sqlx::raw_sql("set statement_timeout = 0")
+            .execute(&mut *connection)
+            .await?;
         let result = migrator.run_direct(None, &mut *connection, false).await;
         if let Err(error) = result {
             // A failed migration leaves the connection with the lock that keeps other migrators out.
             connection.close().await?;
             return Err(migration_fault(error));
         }
+        sqlx::query("select set_config('statement_timeout', $1, false)")
+            .bind(limit)
+            .execute(&mut *connection)
+            .await?;
         let durable: String = sqlx::query_scalar("show synchronous_commit")
             .fetch_one(&mut *connection)
             .await?;
@@ -207,6 +237,7 @@ impl Checkpointer for PostgresCheckpointer {
     fn cache(&self) -> Option<Arc<dyn Cache>> {
         Some(Arc::new(cache::PostgresCache {
             pool: self.pool.clone(),
+            limits: self.limits,
             sweeps: Sweeps::default(),
         }))
     }
@@ -214,11 +245,13 @@ impl Checkpointer for PostgresCheckpointer {
     fn documents(&self) -> Option<Arc<dyn DocumentStore>> {
         Some(Arc::new(documents::PostgresDocuments {
             pool: self.pool.clone(),
+            limits: self.limits,
         }))
     }
 
     async fn migrate(&self) -> Result<(), StorageError> {
-        self.run_migrations()
+        self.limits
+            .longest(self.run_migrations())
             .await
             .map_err(|fault| fault.during("bringing the schema up to date"))
     }
@@ -230,7 +263,26 @@ impl Checkpointer for PostgresCheckpointer {
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
         let job = Job::Start(StartRow::of(&thread)?);
         match self.sharing.write(job).await? {
-            Answer::Created(created) => Ok(created),
+            Answer::Created(created, _) => Ok(created),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    fn creates_leased(&self) -> bool {
+        true
+    }
+
+    async fn create_leased(
+        &self,
+        thread: NewThread,
+        terms: LeaseTerms<'_>,
+    ) -> Result<(Created, Option<Claim>), StorageError> {
+        let job = Job::Start(StartRow::leased(&thread, terms)?);
+        match self.sharing.write(job).await? {
+            Answer::Created(created, leased) => {
+                let claim = leased.map(|leased| leased.claim(thread, terms));
+                Ok((created, claim))
+            }
             other => Err(other.unexpected()),
         }
     }
@@ -254,7 +306,9 @@ impl Checkpointer for PostgresCheckpointer {
             db.commit().await?;
             Ok(outcome)
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during(&format!("cancelling thread {}", request.thread)))
     }
 
@@ -265,7 +319,9 @@ impl Checkpointer for PostgresCheckpointer {
             db.commit().await?;
             Ok(outcome)
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during(&format!("reopening thread {thread}")))
     }
 
@@ -285,7 +341,9 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.pool.acquire().await?;
             threads::list(&mut db, filter).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("listing threads"))
     }
 
@@ -303,7 +361,9 @@ impl Checkpointer for PostgresCheckpointer {
             }
             Ok(key.is_some())
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during(&format!("deleting thread {thread}")))
     }
 
@@ -311,13 +371,12 @@ impl Checkpointer for PostgresCheckpointer {
         let run = async {
             let mut db = self.hands.take().await?;
             let claimed = claim::claim(&mut db, &request).await;
-            match &claimed {
-                Err(Fault::Database(error)) => self.hands.give_after(db, error),
-                _ => self.hands.give(db),
-            }
+            self.hands.give_with(db, &claimed);
             claimed
         };
-        run.await
+        self.limits
+            .short(run)
+            .await
             .map_err(|fault: Fault| fault.during("claiming threads"))
     }
 
@@ -336,7 +395,9 @@ impl Checkpointer for PostgresCheckpointer {
                 }
             }
         };
-        run.await
+        self.limits
+            .short(run)
+            .await
             .map_err(|fault: Fault| fault.during("renewing leases"))
     }
 
@@ -345,16 +406,22 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.pool.acquire().await?;
             claim::break_leases(&mut db, owner).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("breaking leases"))
     }
 
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
-            claim::load(&mut db, lease).await
+            let mut db = self.hands.take().await?;
+            let loaded = claim::load(&mut db, lease).await;
+            self.hands.give_with(db, &loaded);
+            loaded
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during(&format!("loading thread {}", lease.thread)))
     }
 
@@ -363,7 +430,9 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.read().await?;
             claim::pending_writes(&mut db, thread).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault| fault.during(&format!("reading what thread {thread} is doing")))
     }
 
@@ -376,7 +445,7 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.pool.acquire().await?;
             threads::mailbox(&mut db, thread, after).await
         };
-        run.await.map_err(|fault: Fault| {
+        self.limits.long(run).await.map_err(|fault: Fault| {
             fault.during(&format!("reading the mailbox of thread {thread}"))
         })
     }
@@ -398,7 +467,9 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.read().await?;
             history::list(&mut db, thread, filter).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault| fault.during(&format!("listing the history of thread {thread}")))
     }
 
@@ -411,7 +482,9 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.read().await?;
             history::state_at(&mut db, thread, checkpoint).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault| fault.during(&format!("reading the state of thread {thread}")))
     }
 
@@ -426,7 +499,9 @@ impl Checkpointer for PostgresCheckpointer {
             db.commit().await?;
             Ok(forked)
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during(&format!("forking thread {thread}")))
     }
 
@@ -437,7 +512,7 @@ impl Checkpointer for PostgresCheckpointer {
             db.commit().await?;
             Ok(())
         };
-        run.await.map_err(|fault: Fault| {
+        self.limits.long(run).await.map_err(|fault: Fault| {
             fault.during(&format!(
                 "making branch {branch} the head of thread {thread}"
             ))
@@ -449,7 +524,9 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.read().await?;
             history::branches(&mut db, thread).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault| fault.during(&format!("listing the branches of thread {thread}")))
     }
 
@@ -463,7 +540,9 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.pool.acquire().await?;
             journal::read(&mut db, filter, after, limit).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("reading the journal"))
     }
 
@@ -472,7 +551,9 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.pool.acquire().await?;
             journal::end(&mut db).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("looking for the end of the journal"))
     }
 
@@ -481,7 +562,7 @@ impl Checkpointer for PostgresCheckpointer {
             let mut db = self.pool.acquire().await?;
             journal::append(&mut db, id, &event).await
         };
-        run.await.map_err(|fault: Fault| {
+        self.limits.long(run).await.map_err(|fault: Fault| {
             fault.during(&format!("appending to the stream {}", event.stream))
         })
     }

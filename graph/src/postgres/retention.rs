@@ -41,7 +41,9 @@ impl Retention for PostgresCheckpointer {
             let bases = bare_bases(&mut db, &found, before).await?;
             Ok(PrunePlan { before, bases })
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during(&format!("planning to prune thread {thread}")))
     }
 
@@ -64,7 +66,9 @@ impl Retention for PostgresCheckpointer {
             db.commit().await?;
             Ok(Pruned::Done { removed, more })
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during(&format!("pruning thread {thread}")))
     }
 
@@ -79,7 +83,7 @@ impl Retention for PostgresCheckpointer {
                 db.commit().await?;
                 Ok(copied)
             };
-            match run.await {
+            match self.limits.long(run).await {
                 // Somebody else made the copy meanwhile.
                 Err(Fault::Database(error))
                     if attempt < DEADLOCK_ATTEMPTS && is_transient(&error) =>
@@ -112,7 +116,9 @@ impl Retention for PostgresCheckpointer {
                 threads,
             })
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("deleting threads"))
     }
 
@@ -144,7 +150,9 @@ impl Retention for PostgresCheckpointer {
                 more: keys >= BATCH as u64,
             })
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("forgetting keys of signals"))
     }
 
@@ -153,7 +161,9 @@ impl Retention for PostgresCheckpointer {
             let mut db = self.pool.acquire().await?;
             survey(&mut db, filter).await
         };
-        run.await
+        self.limits
+            .long(run)
+            .await
             .map_err(|fault: Fault| fault.during("looking for threads to sweep"))
     }
 }

@@ -20,6 +20,7 @@ use super::{
     hands::{Hands, is_refusal},
     job::{Answer, Job},
     land::{Answers, REFUSED, land, refusal},
+    limits::is_given_up,
 };
 use crate::{checkpoint::StorageError, stored::Fault};
 
@@ -207,7 +208,9 @@ async fn write(hands: &Hands, mut batch: Vec<Waiting>) {
                     let _ = waiting.answer.send(answer);
                 }
             }
-            Err(Fault::Database(error)) if batch.len() > 1 && is_refusal(&error) => {
+            Err(Fault::Database(error))
+                if batch.len() > 1 && is_refusal(&error) && !is_given_up(&error) =>
+            {
                 let Some(good) = good_ones(&error, &batch) else {
                     // One of them is at fault.
                     for waiting in batch {
@@ -274,6 +277,10 @@ fn good_places(error: &sqlx::Error) -> Option<Vec<usize>> {
 }
 
 async fn together(hands: &Hands, jobs: &[&Job]) -> Result<Answers, Fault> {
+    hands.limits.short(land_all(hands, jobs)).await
+}
+
+async fn land_all(hands: &Hands, jobs: &[&Job]) -> Result<Answers, Fault> {
     let mut db = hands.take().await?;
     match land(&mut db, jobs).await {
         Err(Fault::Database(error)) => {

@@ -3,9 +3,9 @@
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row};
 
 use super::{
-    job::{SignalJob, StartRow},
+    job::{Answer, Leased, SignalJob, StartRow},
     rows::{self, Thread, select_threads, status_of_thread},
-    values::text,
+    values::{Time, text},
 };
 use crate::{
     checkpoint::{
@@ -16,10 +16,12 @@ use crate::{
     stored::{Fault, THREADS_LIMIT, int, number, status_code, status_from},
 };
 
-pub(super) async fn create(db: &mut PgConnection, new: &StartRow) -> Result<Created, Fault> {
+pub(super) async fn create(db: &mut PgConnection, new: &StartRow) -> Result<Answer, Fault> {
     let made = sqlx::query(
-        "insert into graph_thread (id, graph, parent, parent_name, priority, due_at, input) \
-         values ($1, $2, $3, $4, $5, now(), $6) on conflict (id) do nothing",
+        "insert into graph_thread (id, graph, parent, parent_name, priority, input, owner, status, token, due_at) \
+         values ($1, $2, $3, $4, $5, $6, $7, case when $7 is null then 0 else 1 end, \
+             case when $7 is null then 0 else nextval('graph_token') end, now() + coalesce($8, 0) * interval '1 microsecond') \
+         on conflict (id) do nothing returning token, now()",
     )
     .bind(&new.id)
     .bind(&new.graph)
@@ -27,14 +29,23 @@ pub(super) async fn create(db: &mut PgConnection, new: &StartRow) -> Result<Crea
     .bind(&new.parent_name)
     .bind(new.priority)
     .bind(&new.input)
-    .execute(db)
-    .await?
-    .rows_affected();
-    Ok(if made == 0 {
-        Created::Existing
-    } else {
-        Created::New
+    .bind(new.owner())
+    .bind(new.lease())
+    .fetch_optional(db)
+    .await?;
+    Ok(match made {
+        None => Answer::Created(Created::Existing, None),
+        Some(row) => created(new, row.try_get(0)?, row.try_get(1)?),
     })
+}
+
+/// What became of a thread that is new.
+pub(super) fn created(new: &StartRow, token: i64, now: Time) -> Answer {
+    let leased = new.terms.as_ref().map(|_| Leased {
+        token: number(token),
+        now: now.0,
+    });
+    Answer::Created(Created::New, leased)
 }
 
 /// A thread with all that is known about it.

@@ -28,7 +28,8 @@ use crate::{
     ids::ThreadId,
     nest::Pasts,
     observer::Point,
-    waits::is_reply,
+    room::Seat,
+    waits::{is_input, is_reply},
 };
 
 /// The unconsumed signals that the run knows of.
@@ -107,6 +108,8 @@ pub(crate) struct Controls {
     pub leaving: Arc<AtomicBool>,
     /// The lease, or what the thread is asked to do, may have changed: find out.
     pub look: Arc<Notify>,
+    /// The place that the run takes.
+    pub seat: Seat,
 }
 
 impl Controls {
@@ -332,6 +335,13 @@ impl RunShared {
             due.insert(None);
         }
         let ends = matches!(commit.then, Then::End { .. });
+        let sets_timer = matches!(
+            commit.then,
+            Then::Wait {
+                wake_at: Some(_),
+                ..
+            }
+        );
         if commit.then == Then::Yield {
             due.insert(Some(self.graph.to_string()));
         }
@@ -374,12 +384,18 @@ impl RunShared {
                 for request in cancels {
                     wakes.cancel(&request.thread, &request.reason);
                 }
+                if ends && self.may_begin_again(receipt.mail) {
+                    due.insert(Some(self.graph.to_string()));
+                }
                 for graph in due {
                     wakes.due(graph.as_deref());
                 }
-                if ends {
-                    // A further input may be waiting; and there is room again.
+                if sets_timer {
+                    // Whoever runs threads here knew of earlier ones only.
                     wakes.look_for_due();
+                }
+                if receipt.released {
+                    self.controls.seat.leave();
                 }
                 if receipt.released || receipt.checkpoint.is_some() {
                     wakes.moved(&self.thread);
@@ -394,6 +410,12 @@ impl RunShared {
                 Err(Broken)
             }
         }
+    }
+
+    /// Whether the thread, which has ended, may have a further input: a signal that has not been read may be one.
+    fn may_begin_again(&self, mail: u64) -> bool {
+        let mailbox = self.mailbox.lock();
+        mail > mailbox.seen || mailbox.any(|signal| is_input(&signal.kind))
     }
 
     /// Reads signals that arrived since the mailbox was read.

@@ -301,3 +301,93 @@ async fn steps_that_share_a_transaction_are_not_stuck_when_its_connection_is_cut
     println!("{cuts} connections with shared transactions were cut");
     assert!(cuts > 16, "{cuts} cuts");
 }
+
+/// How long the database may take to answer, in the tests below.
+const LIMIT: Duration = Duration::from_millis(200);
+
+/// What runs wait for.
+const AWAITED: [&str; 5] = [
+    "creating a thread with a lease",
+    "signalling a thread",
+    "claiming threads",
+    "renewing a lease",
+    "committing a step",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_hangs_is_given_up_and_leaves_the_old_or_the_new_state() {
+    let mut stage = Stage::make().await;
+    let awaited: Vec<_> = OPERATIONS
+        .iter()
+        .filter(|operation| AWAITED.contains(&operation.name))
+        .collect();
+    assert_eq!(awaited.len(), AWAITED.len());
+    let good = storage::connect(stage.schema.url.clone()).await;
+    for operation in awaited {
+        let name = operation.name;
+        stage.side.restore().await;
+        let first = outcome(operation, &good, &mut stage).await;
+        let second = outcome(operation, &good, &mut stage).await;
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            let at = format!("{name}, nothing goes through {direction:?}");
+            let hasty = stage.connect().await.answer_within(LIMIT);
+            let mut failed = false;
+            // What hangs may be another connection, on which nothing is asked at the moment.
+            for _ in 0..20 {
+                stage.side.restore().await;
+                let before = stage.side.dump().await;
+                stage.proxy.hang_before(direction, 1);
+                let answer = run(operation, &hasty, &stage.world).await;
+                stage.proxy.relent();
+                stage.proxy.settled(&mut stage.side.connection).await;
+                let after = stage.side.dump().await;
+                let landed = has_landed(&at, &before, &after, &first.shape);
+                let again = outcome(operation, &good, &mut stage).await;
+                again.is_as(
+                    &format!("{at}: the same again"),
+                    if landed { &second } else { &first },
+                );
+                match answer {
+                    Ok(_) => assert!(landed, "{at}: it said that it was done"),
+                    Err(StorageError::Backend { .. }) => failed = true,
+                    Err(other) => panic!("{at}: {other:?}"),
+                }
+                if failed {
+                    break;
+                }
+            }
+            assert!(failed, "{at}: it was answered all the same");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_waits_too_long_for_somebody_else_is_given_up_by_the_server() {
+    let schema = Schema::make().await;
+    let patient = storage::connect(schema.url.clone()).await;
+    let leases = leased(&patient).await;
+    let hasty = patient.clone().answer_within(LIMIT);
+    let mut side = Postgres::look(&schema.url).await;
+    let hold = "begin; select 1 from graph_thread where id = 't03' for update";
+    sqlx::raw_sql(hold)
+        .execute(&mut side.connection)
+        .await
+        .expect("locks");
+    let answer = within_patience(
+        "a commit of a locked thread",
+        hasty.commit(&leases[3], step(0)),
+    )
+    .await;
+    assert!(
+        matches!(answer, Err(StorageError::Backend { .. })),
+        "{answer:?}"
+    );
+    sqlx::raw_sql("commit")
+        .execute(&mut side.connection)
+        .await
+        .expect("lets go");
+    patient
+        .commit(&leases[3], step(0))
+        .await
+        .expect("it had not landed, and lands now");
+}

@@ -37,7 +37,7 @@ impl Dump {
         }
         let shape = |row: &Map<String, Value>| -> Map<String, Value> {
             let mask = |(name, value): (&String, &Value)| {
-                let is_time = name == "at" || name.ends_with("_at") || name == "urgency";
+                let is_time = name == "at" || name.ends_with("_at");
                 let value = match value {
                     Value::Null => Value::Null,
                     _ if is_time => Value::from("a time"),

@@ -8,8 +8,8 @@ use graph::{
     Source, StorageError, ThreadStatus, WaitInfo, WaitKind,
     cache::{CacheEntry, CacheLimits, CacheSpace},
     checkpoint::{
-        CancelRequest, Checkpointer, ClaimRequest, Commit, Lease, NewCheckpoint, NewEvent,
-        NewSignal, NewThread, Pruned, Receipt, Then, Write, WriteKind,
+        CancelRequest, Checkpointer, ClaimRequest, Commit, Lease, LeaseTerms, NewCheckpoint,
+        NewEvent, NewSignal, NewThread, Pruned, Receipt, Then, Write, WriteKind,
     },
     documents::DocumentWrite,
 };
@@ -331,6 +331,14 @@ macro_rules! commit {
 pub const OPERATIONS: &[Operation] = &[
     operation!("creating a thread", |db, world| {
         Ok(format!("{:?}", db.create_thread(thread("new")).await?))
+    }),
+    operation!("creating a thread with a lease", |db, world| {
+        let terms = LeaseTerms {
+            owner: "creator",
+            lease: HOUR,
+        };
+        let (created, claim) = db.create_leased(thread("new"), terms).await?;
+        Ok(format!("{created:?} {}", claim.is_some()))
     }),
     operation!("signalling a thread", |db, world| {
         Ok(format!("{:?}", db.signal(signal("asks", "s"), None).await?))

@@ -1,7 +1,14 @@
 //! A proxy before a PostgreSQL server, on loopback. It counts the messages of the protocol, and cuts a connection before the
-//! n-th of one direction: what came before it was delivered, it and what comes after it is lost.
+//! n-th of one direction: what came before it was delivered, it and what comes after it is lost. Or it lets the connection hang
+//! there: nothing is delivered any more, in either direction, and nobody is told.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use sqlx::PgConnection;
@@ -27,6 +34,13 @@ pub enum Direction {
 struct Plan {
     direction: Direction,
     left: u64,
+    hang: bool,
+}
+
+enum Fate {
+    Passes,
+    Cut,
+    Hangs,
 }
 
 #[derive(Default)]
@@ -87,13 +101,23 @@ impl Proxy {
 
     /// From now on `n - 1` messages of a direction go through, over all connections; before the next one, its connection is cut.
     pub fn cut_before(&self, direction: Direction, n: u64) {
+        self.plan(direction, n, false);
+    }
+
+    /// The same, but the connection hangs from then on, until the client closes it.
+    pub fn hang_before(&self, direction: Direction, n: u64) {
+        self.plan(direction, n, true);
+    }
+
+    fn plan(&self, direction: Direction, n: u64, hang: bool) {
         self.state.lock().plan = Some(Plan {
             direction,
             left: n - 1,
+            hang,
         });
     }
 
-    /// Cuts nothing any more. Returns whether a connection was cut.
+    /// Cuts nothing any more. Returns whether a connection was cut, or hangs.
     pub fn relent(&self) -> bool {
         self.state.lock().plan.take().is_none()
     }
@@ -162,6 +186,7 @@ async fn carry(
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let process = Arc::new(Mutex::new(None));
+    let hangs = Arc::new(AtomicBool::new(false));
     let pump = |direction, from, to| {
         let pump = Pump {
             direction,
@@ -171,6 +196,7 @@ async fn carry(
             typed: direction == Direction::ToClient,
             state: state.clone(),
             process: process.clone(),
+            hangs: hangs.clone(),
         };
         pump.run(cut.clone())
     };
@@ -190,6 +216,8 @@ struct Pump {
     typed: bool,
     state: Arc<Mutex<State>>,
     process: Arc<Mutex<Option<i32>>>,
+    /// Nothing is delivered any more.
+    hangs: Arc<AtomicBool>,
 }
 
 impl Pump {
@@ -201,8 +229,10 @@ impl Pump {
             while let Some(length) = self.message(&bytes[sent..]) {
                 let message = &bytes[sent..sent + length];
                 self.note_process(message);
-                if !self.may_pass() {
-                    return;
+                match self.fate() {
+                    Fate::Passes => {}
+                    Fate::Cut => return,
+                    Fate::Hangs => return self.swallow(cut).await,
                 }
                 self.typed = true;
                 if self.to.write_all(message).await.is_err() {
@@ -239,20 +269,44 @@ impl Pump {
         }
     }
 
-    fn may_pass(&self) -> bool {
+    /// Reads what is sent, until nobody sends any more. The server is not told that the client has gone before it has.
+    async fn swallow(&mut self, cut: CancellationToken) {
+        let mut bytes = Vec::new();
+        loop {
+            bytes.clear();
+            let read = tokio::select! {
+                read = self.from.read_buf(&mut bytes) => read,
+                () = cut.cancelled() => return,
+            };
+            if !matches!(read, Ok(1..)) {
+                return;
+            }
+        }
+    }
+
+    fn fate(&self) -> Fate {
+        if self.hangs.load(Ordering::SeqCst) {
+            return Fate::Hangs;
+        }
         let mut state = self.state.lock();
         match &mut state.plan {
             Some(plan) if plan.direction == self.direction => {
-                if plan.left == 0 {
-                    state.plan = None;
-                    // Known as cut before anybody can ask: the rest of the connection ends a little later.
-                    state.gone.extend(*self.process.lock());
-                    return false;
+                if plan.left > 0 {
+                    plan.left -= 1;
+                    return Fate::Passes;
                 }
-                plan.left -= 1;
-                true
+                let hang = plan.hang;
+                state.plan = None;
+                // Known as cut before anybody can ask: the rest of the connection ends a little later.
+                state.gone.extend(*self.process.lock());
+                if hang {
+                    self.hangs.store(true, Ordering::SeqCst);
+                    Fate::Hangs
+                } else {
+                    Fate::Cut
+                }
             }
-            _ => true,
+            _ => Fate::Passes,
         }
     }
 }

@@ -22,6 +22,7 @@ mod looking;
 mod preempted;
 mod retention;
 mod sharing;
+mod starts;
 #[path = "../storage/mod.rs"]
 mod storage;
 mod streams;

@@ -13,10 +13,10 @@ use async_trait::async_trait;
 use graph::{
     Cache, Cursor, DocumentStore, Entry, JournalFilter, ThreadId, ThreadInfo,
     checkpoint::{
-        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, ClaimRequest,
-        Claimed, Commit, Created, HistoryFilter, Lease, Loaded, NewCheckpoint, NewEvent, NewSignal,
-        NewThread, Receipt, Renewed, Reopened, Retention, SignalOutcome, SignalRecord, StateRows,
-        StorageError, Then, ThreadFilter, Write,
+        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim,
+        ClaimRequest, Claimed, Commit, Created, HistoryFilter, Lease, LeaseTerms, Loaded,
+        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
+        SignalOutcome, SignalRecord, StateRows, StorageError, Then, ThreadFilter, Write,
     },
 };
 use tokio::sync::Notify;
@@ -29,6 +29,8 @@ pub enum Fault {
     Before,
     /// It is carried out; the answer is lost.
     After,
+    /// It is carried out, and never answered.
+    Mute,
 }
 
 /// Says which requests fail, by their number, from 1.
@@ -41,6 +43,9 @@ pub struct Faulty {
     commit_fails: Plan,
     appends: AtomicU64,
     append_fails: Plan,
+    creations: AtomicU64,
+    creation_fails: Plan,
+    claims: AtomicU64,
     /// So many times, a run cannot even load its thread.
     failing_loads: AtomicU64,
     /// When a thread has ended, its run hears of that only after two renewals have found the lease gone.
@@ -63,6 +68,9 @@ impl Faulty {
             commit_fails: Box::new(fails),
             appends: AtomicU64::new(0),
             append_fails: Box::new(|_| None),
+            creations: AtomicU64::new(0),
+            creation_fails: Box::new(|_| None),
+            claims: AtomicU64::new(0),
             failing_loads: AtomicU64::new(0),
             late_ends: false,
             not_held: Notify::new(),
@@ -133,6 +141,26 @@ impl Faulty {
         }
     }
 
+    /// Threads are created, with a lease or without.
+    pub fn creations(
+        inner: Arc<dyn Checkpointer>,
+        fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            creation_fails: Box::new(fails),
+            ..Self::commits(inner, |_| None)
+        }
+    }
+
+    /// How many claims there were.
+    pub fn claims_seen(&self) -> u64 {
+        self.claims.load(Ordering::SeqCst)
+    }
+
+    fn creation_fault(&self) -> Option<Fault> {
+        (self.creation_fails)(self.creations.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
     /// How many commits there were.
     pub fn seen(&self) -> u64 {
         self.commits.load(Ordering::SeqCst)
@@ -149,6 +177,10 @@ async fn through<T>(
         Some(Fault::Before) => {}
         Some(Fault::After) => {
             request.await?;
+        }
+        Some(Fault::Mute) => {
+            request.await?;
+            std::future::pending::<()>().await;
         }
     }
     Err(StorageError::Backend {
@@ -196,7 +228,21 @@ impl Checkpointer for Faulty {
         self.inner.migrate().await
     }
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
-        self.alive(self.inner.create_thread(thread)).await
+        let fault = self.creation_fault();
+        self.alive(through(fault, self.inner.create_thread(thread)))
+            .await
+    }
+    fn creates_leased(&self) -> bool {
+        self.inner.creates_leased()
+    }
+    async fn create_leased(
+        &self,
+        thread: NewThread,
+        terms: LeaseTerms<'_>,
+    ) -> Result<(Created, Option<Claim>), StorageError> {
+        let fault = self.creation_fault();
+        self.alive(through(fault, self.inner.create_leased(thread, terms)))
+            .await
     }
     async fn signal(
         &self,
@@ -221,6 +267,7 @@ impl Checkpointer for Faulty {
         self.inner.delete_thread(thread).await
     }
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
+        self.claims.fetch_add(1, Ordering::SeqCst);
         let mut claimed = self.alive(self.inner.claim(request)).await?;
         if self.failing_loads_left() > 0 {
             // What a claim brings along need not be loaded.

@@ -1,0 +1,83 @@
+//! How long the database may take to answer.
+//!
+//! A connection can hang without breaking: a router forgets it, a machine stops. Then nobody says anything any more, and whoever
+//! waits for an answer would wait for ever. So every request has an end of its own here. The server is given a shorter time for
+//! its statements (see [`Limits::statement`]), so that what is merely slow ends with an error that says that nothing was done.
+
+use std::{io, time::Duration};
+
+use sqlx::{PgConnection, postgres::PgDatabaseError};
+
+use crate::stored::Fault;
+
+/// How long what runs wait for may take.
+pub(super) const SHORT: Duration = Duration::from_secs(30);
+
+/// How much longer everything else may take: lists, histories, sweeps.
+const LONG: u32 = 10;
+
+/// How much longer changes of the schema may take.
+const LONGEST: u32 = 120;
+
+/// How long a connection that is given back may take to say that it is well.
+const WELL: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    short: Duration,
+}
+
+impl Limits {
+    pub fn new(short: Duration) -> Self {
+        Self {
+            short: short.max(Duration::from_millis(10)),
+        }
+    }
+
+    /// What runs wait for: claims, renewals, commits, starts, signals.
+    pub async fn short<T>(self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        within(self.short, work).await
+    }
+
+    /// All else.
+    pub async fn long<T>(self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        within(self.short * LONG, work).await
+    }
+
+    /// Changes of the schema.
+    pub async fn longest<T>(
+        self,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        within(self.short * LONGEST, work).await
+    }
+
+    /// What the server is told about statements of the first kind, in milliseconds.
+    pub fn statement(self) -> u128 {
+        (self.short * 4 / 5).as_millis().max(1)
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        let text = format!("no answer within {limit:?}");
+        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, text)).into())
+    })
+}
+
+/// Whether the connection answers. One that hangs must not keep its place in a pool.
+pub(super) async fn is_well(connection: &mut PgConnection) -> bool {
+    let ping = sqlx::Connection::ping(connection);
+    matches!(tokio::time::timeout(WELL, ping).await, Ok(Ok(())))
+}
+
+/// Whether the server gave a statement up because it took too long (or somebody asked it to).
+pub(super) fn is_given_up(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| error.code() == "57014")
+}

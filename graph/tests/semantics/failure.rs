@@ -398,12 +398,12 @@ promise! {
 
 promise! {
     async fn a_task_without_signs_of_life_fails_and_one_with_them_does_not(lab) {
-        let options = || NodeOptions::default().idle_timeout(Duration::from_millis(60));
+        let options = || NodeOptions::default().idle_timeout(Duration::from_secs(1));
         let engine = lab.notes(
             notes("g")
                 .node_with("alive", options(), |_, ctx: Context| async move {
-                    for _ in 0..10 {
-                        takes(15).await;
+                    for _ in 0..15 {
+                        takes(100).await;
                         ctx.heartbeat();
                     }
                     Ok(log("alive"))
@@ -413,7 +413,7 @@ promise! {
         ).await;
         let failed = start_and_run(&engine).await;
         assert_eq!(state(&engine).await.log, ["alive"]);
-        assert!(failed.error.expect("says why").contains("no sign of life for 60ms"));
+        assert!(failed.error.expect("says why").contains("no sign of life for 1s"));
     }
 }
 

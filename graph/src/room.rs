@@ -410,12 +410,10 @@ async fn look_for(room: Arc<Room>, thread: ThreadId, graph: String) {
         tracing::warn!(%thread, "a thread was created whose creator did not hear of it; it goes on");
         let mut commit = Commit::on(0);
         commit.then = Then::Yield;
-        match store.commit(&lease, commit).await {
-            Err(StorageError::Backend { .. }) => {}
-            _ => {
-                room.shared.wakes.due(Some(&graph));
-                return;
-            }
+        let given_back = store.commit(&lease, commit).await;
+        if !matches!(given_back, Err(StorageError::Backend { .. })) {
+            room.shared.wakes.due(Some(&graph));
+            return;
         }
     }
 }

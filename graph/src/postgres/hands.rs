@@ -1,6 +1,6 @@
-//! Connections that are kept for the statements of the hot path: claims and commits.
+//! Connections that are kept for the statements of the hot path: commits, claims, and what a run reads when it begins.
 //!
-//! They are taken out of the pool for good, so that nobody waits for one and each keeps its prepared statements, and they are
+//! They are taken out of the pool for good, so that each keeps its prepared statements and no commit waits for one, and they are
 //! set to plan each statement once: planning takes longer than all else of a small commit. Everything that is looked for has
 //! an index, so the planner is told to use it: a plan that was made while a table was small must not outlive its growth.
 
@@ -12,14 +12,20 @@ use sqlx::{
     postgres::{PgDatabaseError, PgSeverity},
 };
 
+use tokio::sync::Semaphore;
+
 use super::{
     TRUSTED_IDLE,
     limits::{Limits, is_well},
 };
 use crate::stored::Fault;
 
+/// How many others than the writers of shared transactions have a connection at a time. Opening one takes as long as dozens of
+/// statements, so that it is better to wait for another's.
+const OTHERS: usize = 4;
+
 /// The most connections that are kept while nobody uses them.
-const KEPT: usize = 4;
+const KEPT: usize = super::sharing::WRITERS + OTHERS;
 
 const SETTINGS: &str = "set plan_cache_mode = force_generic_plan; set jit = off; set enable_seqscan = off; \
     set enable_bitmapscan = off; set enable_hashjoin = off; set enable_mergejoin = off";
@@ -31,6 +37,7 @@ pub(super) struct Hands {
     pub limits: Limits,
     settings: String,
     idle: Mutex<Vec<(PgConnection, Instant)>>,
+    others: Semaphore,
 }
 
 impl Hands {
@@ -40,7 +47,24 @@ impl Hands {
             limits,
             settings: format!("{SETTINGS}; set statement_timeout = {}", limits.statement()),
             idle: Mutex::default(),
+            others: Semaphore::new(OTHERS),
         }
+    }
+
+    /// Does some work that is no shared transaction, when a connection is free for it.
+    pub async fn lend<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        // Never closed.
+        let _turn = self.others.acquire().await;
+        let mut connection = self.take().await?;
+        let result = work(&mut connection).await;
+        match &result {
+            Err(Fault::Database(error)) => self.give_after(connection, error),
+            _ => self.give(connection),
+        }
+        result
     }
 
     /// A connection for one use. Whoever does not give it back, because it is broken or its caller went away, closes it.
@@ -76,14 +100,6 @@ impl Hands {
         let mut idle = self.idle.lock();
         if idle.len() < KEPT && !self.pool.is_closed() {
             idle.push((connection, Instant::now()));
-        }
-    }
-
-    /// The same, with what became of its use.
-    pub fn give_with<T>(&self, connection: PgConnection, result: &Result<T, Fault>) {
-        match result {
-            Err(Fault::Database(error)) => self.give_after(connection, error),
-            _ => self.give(connection),
         }
     }
 

@@ -368,12 +368,7 @@ impl Checkpointer for PostgresCheckpointer {
     }
 
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
-        let run = async {
-            let mut db = self.hands.take().await?;
-            let claimed = claim::claim(&mut db, &request).await;
-            self.hands.give_with(db, &claimed);
-            claimed
-        };
+        let run = self.hands.lend(async |db| claim::claim(db, &request).await);
         self.limits
             .short(run)
             .await
@@ -413,12 +408,7 @@ impl Checkpointer for PostgresCheckpointer {
     }
 
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
-        let run = async {
-            let mut db = self.hands.take().await?;
-            let loaded = claim::load(&mut db, lease).await;
-            self.hands.give_with(db, &loaded);
-            loaded
-        };
+        let run = self.hands.lend(async |db| claim::load(db, lease).await);
         self.limits
             .long(run)
             .await

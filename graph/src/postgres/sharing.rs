@@ -25,7 +25,7 @@ use super::{
 use crate::{checkpoint::StorageError, stored::Fault};
 
 /// How many shared transactions are under way at the same time: while one waits for the disk, the next ones are prepared.
-const WRITERS: usize = 2;
+pub(super) const WRITERS: usize = 2;
 
 /// The most jobs in one transaction.
 const MOST: usize = 256;

@@ -21,8 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long an idle connection is trusted to be alive.
 const TRUSTED_IDLE: Duration = Duration::from_millis(200);
 
-/// Two processes that open one SQLite file at the same moment meet in the migrations; the later one tries again.
-const MIGRATION_TRIES: u32 = 20;
+/// Processes that open one SQLite file at the same moment meet twice: where it becomes a file with a write-ahead log, for
+/// which SQLite asks no busy handler, and in the migrations. The later one tries again.
+const OPENING_TRIES: u32 = 40;
+const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 
 /// Where the database is. Printing it never shows a password.
 #[derive(Clone, PartialEq, Eq)]
@@ -146,10 +148,10 @@ impl Store {
                     });
                 }
                 Err(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..))
-                    if matches!(self.db, Db::Sqlite(_)) && tries < MIGRATION_TRIES =>
+                    if matches!(self.db, Db::Sqlite(_)) && tries < OPENING_TRIES =>
                 {
                     tries += 1;
-                    tokio::time::sleep(Duration::from_millis(25)).await;
+                    tokio::time::sleep(BETWEEN_TRIES).await;
                 }
                 Err(source) => {
                     return Err(Error::Migrate {
@@ -203,7 +205,7 @@ async fn open_sqlite(path: &std::path::Path, location: &Location) -> Result<Sqli
         .journal_mode(SqliteJournalMode::Wal)
         .busy_timeout(PATIENCE)
         .foreign_keys(true);
-    SqlitePoolOptions::new()
+    let pool = SqlitePoolOptions::new()
         .max_connections(8)
         .acquire_timeout(PATIENCE)
         // When the disk is full SQLite takes a transaction back by itself; the driver goes on counting it, and the
@@ -211,13 +213,33 @@ async fn open_sqlite(path: &std::path::Path, location: &Location) -> Result<Sqli
         .before_acquire(|connection, _| {
             let usable = !connection.is_in_transaction();
             Box::pin(async move { Ok(usable) })
-        })
-        .connect_with(options)
-        .await
-        .map_err(|source| Error::Open {
-            location: location.to_string(),
-            source,
-        })
+        });
+    let mut tries = 1;
+    loop {
+        match pool.clone().connect_with(options.clone()).await {
+            Ok(pool) => return Ok(pool),
+            Err(error) if tries < OPENING_TRIES && is_busy(&error) => {
+                tries += 1;
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            Err(source) => {
+                return Err(Error::Open {
+                    location: location.to_string(),
+                    source,
+                });
+            }
+        }
+    }
+}
+
+/// Whether somebody else holds the file: the primary result codes SQLITE_BUSY and SQLITE_LOCKED, which are the low byte of
+/// the extended ones.
+fn is_busy(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .and_then(|code| code.parse::<i32>().ok())
+        .is_some_and(|code| matches!(code & 0xff, 5 | 6))
 }
 
 async fn open_postgres(url: &str, location: &Location) -> Result<PgPool> {

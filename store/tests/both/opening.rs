@@ -79,7 +79,7 @@ async fn many_open_at_the_same_moment(world: &World) {
         }
     };
     let mut tasks = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..8 {
         let location = location.clone();
         tasks.push(tokio::spawn(async move {
             let store = Store::open(&location).await.unwrap();

@@ -34,6 +34,10 @@ drop function graph_land(text[], text[], bigint[], integer[], integer[], integer
 --
 -- A lease that is not good, or a checkpoint that does not stand on the tip, refuses the whole call (GR001, with the places
 -- of the commits that are good): the caller leaves the bad ones out and calls again.
+--
+-- Each statement is planned once and for all, maybe when a table is nearly empty, and must not go through all of it when it has
+-- grown. So who is looked for always leads: `= any (array[x])` can be looked up in an index, but not merged or hashed; where a
+-- partial index could be walked from end to end, a lateral subquery with `offset 0` is what the planner does not take apart.
 create function graph_land(
     lock_ text[],
     c_id text[], c_token bigint[], c_parent integer[], c_branch integer[], c_step integer[], c_source text[],
@@ -87,7 +91,7 @@ begin
                 updated_at = now()
             from unnest(c_id, c_token, c_parent, c_branch, c_step, c_source, c_plan, c_appends, c_changes, c_snapshot)
                 with ordinality as b (id, token, parent, branch, step, source, plan, appends, changes, snapshot, op)
-            where t.id = b.id and t.token = b.token and t.owner is not null
+            where t.id = any (array[b.id]) and t.token = b.token and t.owner is not null
                 and (b.branch is null or (t.branch = b.branch and t.checkpoint = b.parent))
             returning b.*, t.thread, t.checkpoint, t.last_signal, t.cancel
         ), i as (
@@ -107,7 +111,7 @@ begin
 
     if true = any (x_clear) then
         delete from graph_write w using unnest(x_op, x_base, x_clear) as x (op, base, clear)
-            where x.clear and w.thread = threads[x.op] and w.checkpoint = x.base;
+            where x.clear and w.thread = any (array[threads[x.op]]) and w.checkpoint = any (array[x.base]);
     end if;
     if w_op is not null then
         insert into graph_write (thread, checkpoint, digest, task, kind, name, round, value)
@@ -120,9 +124,12 @@ begin
 
     if u_op is not null then
         with gone as (
-            update graph_signal s set payload = null from unnest(u_op, u_number) as u (op, number)
-                where s.thread = threads[u.op] and s.number = u.number and s.payload is not null
-                returning u.op, s.revives
+            update graph_signal s set payload = null from (
+                select u.op, k.place from unnest(u_op, u_number) as u (op, number) cross join lateral (
+                    select g.ctid as place from graph_signal g
+                    where g.thread = threads[u.op] and g.number = u.number and g.payload is not null offset 0
+                ) k
+            ) u where s.ctid = u.place returning u.op, s.revives
         )
         select array_agg(op), array_agg(revives) into used_op, used_revives from gone;
         -- What follows counts on all of them having been there, and on none that revives; both are rarely wrong.
@@ -134,7 +141,7 @@ begin
                         union all
                         select op, -1, revives::integer from unnest(used_op, used_revives) as x (op, revives)
                     ) counts group by op
-                ) r where t.thread = threads[r.op];
+                ) r where t.thread = any (array[threads[r.op]]);
         end if;
     end if;
 
@@ -159,13 +166,14 @@ begin
             select s.*, t.thread, t.last_signal, t.unread,
                 case
                     when t.thread is null then 4
-                    when exists (select 1 from graph_signal g where g.thread = t.thread and g.digest = s.digest) then 1
+                    when exists (
+                        select 1 from graph_signal g where g.thread = t.thread and g.digest = s.digest offset 0) then 1
                     when s.wait is not null
                         and not coalesce(t.waits @> jsonb_build_array(jsonb_build_object('id', s.wait)), false) then 2
                     else 0 end as outcome
                 from unnest(s_op, s_thread, s_digest, s_kind, s_key, s_payload, s_revives, s_wait) with ordinality
                     as s (op, id, digest, kind, key, payload, revives, wait, ord)
-                left join graph_thread t on t.id = s.id
+                left join graph_thread t on t.id = any (array[s.id])
         ), firsts as (
             select *, row_number() over (partition by thread, digest, outcome order by ord) as nth from given
         ), placed as (
@@ -188,7 +196,7 @@ begin
                 from (
                     select thread, count(*)::integer as all_, (count(*) filter (where revives))::integer as revivals
                     from arrived group by thread
-                ) a where t.thread = a.thread
+                ) a where t.thread = any (array[a.thread])
         )
         select array_agg(verdict order by ord) into sent from told;
     end if;
@@ -200,7 +208,7 @@ begin
                 select distinct on (k.thread) k.thread, k.reason
                 from unnest(k_thread, k_reason) with ordinality as k (thread, reason, ord) order by k.thread, k.ord
             ) r
-            where t.id = r.thread and t.status < 3 and t.cancel is null;
+            where t.id = any (array[r.thread]) and t.status < 3 and t.cancel is null;
     end if;
 
     if g_name is not null then
@@ -237,16 +245,16 @@ begin
                 cancel = case when x.then_ = 3 then null else t.cancel end
             from unnest(x_op, x_then, x_used, x_waits, x_mail_seen, x_wake_at, x_status, x_error, x_output)
                 as x (op, then_, used, waits, mail_seen, wake_at, status, error, output)
-            join graph_thread r on r.thread = threads[x.op]
+            join graph_thread r on r.thread = any (array[threads[x.op]])
             cross join lateral (
                 select case x.then_
                     when 0 then false
                     when 2 then r.cancel is null and not (r.last_signal > x.mail_seen and exists (
                         select 1 from graph_signal g
-                        where g.thread = r.thread and g.payload is not null and g.number > x.mail_seen))
+                        where g.thread = r.thread and g.payload is not null and g.number > x.mail_seen offset 0))
                     else true end as released
             ) j
-            where t.thread = r.thread
+            where t.thread = any (array[r.thread])
             returning x.op, j.released, t.last_signal, t.cancel
         )
         select array_agg(op), array_agg(released), array_agg(last_signal), array_agg(cancel)

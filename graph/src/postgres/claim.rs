@@ -47,7 +47,7 @@ pub(super) async fn claim(
          ), claimed as ( \
              update graph_thread t set token = nextval('graph_token'), takeovers = t.takeovers + (t.owner is not null)::int, \
                  owner = $3, status = 1, due_at = now() + $4 * interval '1 microsecond', updated_at = now() \
-             from due where t.thread = due.thread returning t.*, due.place \
+             from due where t.thread = any (array[due.thread]) returning t.*, due.place \
          ) ",
         ", case when (select count(*) from head) > (select count(*) from due) then 0 else ( \
              select (extract(epoch from min(n.due_at) - now()) * 1000000)::bigint \
@@ -56,7 +56,7 @@ pub(super) async fn claim(
                  order by due_at limit 1 \
              ) n \
          ) end, t.last_signal, t.unread, t.thread is not null and exists ( \
-             select 1 from graph_write w where w.thread = t.thread and w.checkpoint = t.checkpoint \
+             select 1 from graph_write w where w.thread = t.thread and w.checkpoint = t.checkpoint offset 0 \
          ) from (select 1) one left join claimed t on true order by t.place, t.thread"
     ))
     .bind(graphs)
@@ -178,7 +178,7 @@ pub(super) async fn load(db: &mut PgConnection, lease: &Lease) -> Result<Loaded,
     };
     let row = sqlx::query(select_threads!(
         ", t.last_signal, t.unread, \
-             exists (select 1 from graph_write w where w.thread = t.thread and w.checkpoint = t.checkpoint) \
+             exists (select 1 from graph_write w where w.thread = t.thread and w.checkpoint = t.checkpoint offset 0) \
          from graph_thread t where t.id = $1 and t.token = $2"
     ))
     .bind(text(lease.thread.as_str()))

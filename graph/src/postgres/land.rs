@@ -145,7 +145,7 @@ async fn step_all(db: &mut PgConnection, steps: &[(&CommitJob, &Head)]) -> Resul
              from unnest($1::text[], $2::bigint[], $3::int[], $4::int[], $5::int[], $6::text[], $7::text[], $8::jsonb[], \
                  $9::jsonb[], $10::jsonb[]) with ordinality \
                  as b (id, token, parent, branch, step, source, plan, appends, changes, snapshot, ord) \
-             where t.id = b.id and t.token = b.token and t.owner is not null \
+             where t.id = any (array[b.id]) and t.token = b.token and t.owner is not null \
                  and t.branch = b.branch and t.checkpoint = b.parent \
              returning b.*, t.thread, t.checkpoint, t.last_signal, t.cancel \
          ), i as ( \

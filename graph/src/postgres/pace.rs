@@ -35,7 +35,7 @@ const PACE: &str = "with u as ( \
          from unnest($1::text[], $2::bigint[], $3::int[], $4::int[], $5::int[], $6::text[], $7::jsonb[], $8::jsonb[], \
              $9::jsonb[], $10::int[], $11::bool[], $12::smallint[], $13::text[], $14::jsonb[]) with ordinality \
              as b (id, token, parent, branch, step, plan, appends, changes, snapshot, used, waits, status, error, output, ord) \
-         where t.id = b.id and t.token = b.token and t.owner is not null \
+         where t.id = any (array[b.id]) and t.token = b.token and t.owner is not null \
              and t.branch = b.branch and t.checkpoint = b.parent \
          returning b.ord, b.parent, b.branch, b.step, b.plan, b.appends, b.changes, b.snapshot, \
              t.thread, t.checkpoint, t.last_signal, t.cancel \
@@ -48,8 +48,11 @@ const PACE: &str = "with u as ( \
          select thread, checkpoint, parent, branch, step, plan::json, appends, changes, snapshot from u \
      ), gone as ( \
          update graph_signal s set payload = null from ( \
-             select own.threads[x.op] as thread, x.number from own, unnest($15::int[], $16::bigint[]) as x (op, number) offset 0 \
-         ) x where s.thread = x.thread and s.number = x.number and s.payload is not null returning s.revives \
+             select k.place from own, unnest($15::int[], $16::bigint[]) as x (op, number) cross join lateral ( \
+                 select g.ctid as place from graph_signal g \
+                 where g.thread = own.threads[x.op] and g.number = x.number and g.payload is not null offset 0 \
+             ) k \
+         ) x where s.ctid = x.place returning s.revives \
      ), born as ( \
          insert into graph_thread (id, graph, parent, parent_name, priority, input, owner, status, token, due_at) \
          select n.id, n.graph, n.parent, n.parent_name, n.priority, n.input, n.owner, \

@@ -177,8 +177,10 @@ pub(super) async fn mailbox(
 ) -> Result<(Vec<SignalRecord>, u64), Fault> {
     let found = sqlx::query(
         "select t.last_signal, s.number, s.kind, s.key, s.payload from graph_thread t \
-         left join graph_signal s on s.thread = t.thread and s.payload is not null and s.number > $2 \
-         where t.id = $1 order by s.number",
+         left join lateral ( \
+             select number, kind, key, payload from graph_signal \
+             where thread = t.thread and payload is not null and number > $2 offset 0 \
+         ) s on true where t.id = $1 order by s.number",
     )
     .bind(text(thread.as_str()))
     .bind(int(after))

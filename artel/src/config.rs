@@ -153,6 +153,10 @@ pub struct Config {
     pub age_key_file: Option<PathBuf>,
     /// Coding workers at a time.
     pub max_workers: usize,
+    /// Cores that they may use together; none for what the machine has.
+    pub worker_cpus: Option<f64>,
+    /// Memory that they may use together, in MiB; none for what the machine has.
+    pub worker_memory_mb: Option<u64>,
     /// Where workers run: the runtime of the Docker engine; none for a sandbox on this machine.
     pub docker_runtime: Option<String>,
     /// The Docker engine for workers.
@@ -301,6 +305,16 @@ impl Config {
                     "SPAWNER_MAX_WORKERS",
                     "a number from 1 to 64 is expected",
                     |text| text.parse().ok().filter(|n| (1..=64).contains(n)),
+                )?,
+                worker_cpus: reader.parse_opt(
+                    "SPAWNER_CPUS",
+                    "a number of cores from 0.1 to 4096 is expected",
+                    |text| text.parse().ok().filter(|n| (0.1..=4096.0).contains(n)),
+                )?,
+                worker_memory_mb: reader.parse_opt(
+                    "SPAWNER_MEMORY_MB",
+                    "a number of MiB from 64 to 67108864 is expected",
+                    |text| text.parse().ok().filter(|n| (64..=67_108_864).contains(n)),
                 )?,
                 docker_runtime: reader.parse(
                     "SPAWNER_RUNTIME",

@@ -149,6 +149,16 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
                 "Coding workers at a time on this machine.",
             ),
             setting(
+                "SPAWNER_CPUS",
+                "",
+                "Cores that their limits may come to together; a task that needs more waits for another spawner. Empty: four times the cores of this machine, because workers mostly wait for their models.",
+            ),
+            setting(
+                "SPAWNER_MEMORY_MB",
+                "",
+                "Memory that their limits may come to together, in MiB. Empty: the memory of this machine.",
+            ),
+            setting(
                 "SPAWNER_RUNTIME",
                 "bubblewrap",
                 "Where they run: `bubblewrap` (a sandbox on this machine), or in Docker with the runtime `sysbox-runc` (docs/sysbox.md), `runc`, `runsc` or `kata`.",

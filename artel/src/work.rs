@@ -88,6 +88,8 @@ pub struct Workers {
     pub tokens: Arc<dyn GitTokens>,
     /// At a time.
     pub max: usize,
+    /// What they may use together.
+    pub capacity: spawner::Capacity,
 }
 
 /// The credentials that the configuration has for repositories elsewhere.
@@ -102,6 +104,11 @@ pub fn git_tokens(config: &Config) -> Arc<dyn GitTokens> {
     }
 }
 
+/// What all workers of this machine may use together.
+pub fn capacity(config: &Config) -> spawner::Capacity {
+    spawner::Capacity::detect(config.worker_cpus, config.worker_memory_mb)
+}
+
 impl Workers {
     /// Those of a program that has everything.
     async fn of(app: &App, transport: Arc<dyn Transport>) -> anyhow::Result<Self> {
@@ -113,6 +120,7 @@ impl Workers {
             models: app.worker_models.clone(),
             tokens: git_tokens(&app.config),
             max: app.config.max_workers,
+            capacity: capacity(&app.config),
         })
     }
 }
@@ -298,6 +306,7 @@ impl Work {
         );
         options.tokens = workers.tokens;
         options.max_workers = workers.max;
+        options.capacity = workers.capacity;
         options.name = name;
         options.continue_trace = telemetry::set_parent;
         let spawner = Spawner::new(options)?;

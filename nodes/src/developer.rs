@@ -19,12 +19,13 @@ use crate::{
 const MAX_TAKEN: usize = 50;
 
 /// Failures that another worker of the same installation meets as well, so that its admins are asked at once.
-const INSTALLATION: [&str; 6] = [
+const INSTALLATION: [&str; 7] = [
     "access_denied",
     "agent_missing",
     "model_unavailable",
     "no_model",
     "not_on_tape",
+    "too_large",
     "unsupported",
 ];
 

@@ -1,6 +1,6 @@
 //! Orders to spawners, and the sign of life of a spawner.
 
-use crate::VERSION;
+use crate::{Size, VERSION};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,12 @@ pub struct Heartbeat {
     pub capacity: u32,
     /// How many it runs.
     pub running: u32,
+    /// What all its workers together may use; none from a spawner that does not say.
+    #[serde(default)]
+    pub size: Option<Size>,
+    /// What those that run may use.
+    #[serde(default)]
+    pub used: Option<Size>,
     /// Versions of what it uses: `artel`, `sandbox`, `git`, ….
     #[serde(default)]
     pub versions: BTreeMap<String, String>,

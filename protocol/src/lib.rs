@@ -18,6 +18,7 @@ pub mod names;
 pub mod redis;
 mod request;
 mod result;
+mod room;
 pub mod schemas;
 pub mod suite;
 mod transport;
@@ -31,6 +32,7 @@ pub use request::{
     Agent, Limits, Network, Repository, SealedSecret, Source, SpawnRequest, TaskBrief,
 };
 pub use result::{Check, CheckStatus, Failure, ResultStatus, Usage, WorkerResult};
+pub use room::{Room, Rooms, Size};
 pub use transport::{
     ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
 };

@@ -15,11 +15,13 @@ mod feeds;
 mod folder;
 
 use crate::request::check_request_id;
+use crate::room::{self, Waiting};
 use crate::transport::{
     ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
 };
 use crate::{
-    Control, Heartbeat, SpawnRequest, WorkerEvent, WorkerResult, chain, decode, encode, names,
+    Control, Heartbeat, Room, Rooms, Size, SpawnRequest, WorkerEvent, WorkerResult, chain, decode,
+    encode, names,
 };
 use async_trait::async_trait;
 use feeds::Feeds;
@@ -30,6 +32,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
+
+/// How long whoever waits for a job goes without looking again.
+const POLL: Duration = Duration::from_secs(1);
 
 /// What can be chosen about a [`LocalTransport`].
 #[derive(Clone, Debug)]
@@ -89,7 +94,15 @@ struct Entry<T> {
     id: String,
     message: T,
     deliveries: u32,
+    /// When it came, or when this program began.
+    since: Instant,
     hold: Option<Hold>,
+}
+
+impl<T> Entry<T> {
+    fn is_free(&self, now: Instant) -> bool {
+        self.hold.as_ref().is_none_or(|hold| hold.until <= now)
+    }
 }
 
 struct Hold {
@@ -115,6 +128,7 @@ impl<T> Queue<T> {
                 id,
                 message,
                 deliveries,
+                since: Instant::now(),
                 hold: None,
             },
         );
@@ -130,7 +144,7 @@ impl<T> Queue<T> {
     fn free(&self, now: Instant) -> Option<u64> {
         self.entries
             .iter()
-            .find(|(_, entry)| entry.hold.as_ref().is_none_or(|hold| hold.until <= now))
+            .find(|(_, entry)| entry.is_free(now))
             .map(|(order, _)| *order)
     }
 
@@ -162,6 +176,28 @@ impl<T> Queue<T> {
         if let Some(entry) = self.entries.remove(&order) {
             self.orders.remove(&entry.id);
         }
+    }
+}
+
+impl Queue<SpawnRequest> {
+    /// The next job for this room.
+    fn fitting(&self, now: Instant, room: &Room) -> Option<u64> {
+        let mut held: HashMap<&str, usize> = HashMap::new();
+        let mut waiting = Vec::new();
+        for (place, entry) in &self.entries {
+            let project = entry.message.project_id.as_str();
+            if entry.is_free(now) {
+                waiting.push(Waiting {
+                    place: *place,
+                    project,
+                    size: Size::of(&entry.message.limits),
+                    age: now.duration_since(entry.since),
+                });
+            } else {
+                *held.entry(project).or_default() += 1;
+            }
+        }
+        room::choose(waiting, &held, room)
     }
 }
 
@@ -292,13 +328,19 @@ impl Transport for LocalTransport {
         Ok(Published::New)
     }
 
-    async fn next_job(&self, wait: Duration) -> Result<Option<JobDelivery>, TransportError> {
+    async fn next_job_for(
+        &self,
+        rooms: &Rooms,
+        wait: Duration,
+    ) -> Result<Option<JobDelivery>, TransportError> {
         let deadline = Instant::now() + wait;
         let mut bell = self.bell.subscribe();
+        let mut rooms = rooms.clone();
         loop {
+            let room = rooms.borrow_and_update().clone();
             let expiry = {
                 let mut state = self.state.lock().await;
-                if let Some(order) = state.jobs.free(Instant::now()) {
+                if let Some(order) = state.jobs.fitting(Instant::now(), &room) {
                     let entry = &state.jobs.entries[&order];
                     let deliveries = entry.deliveries.saturating_add(1);
                     let text = encode(&entry.message, decode::MAX_REQUEST_BYTES)?;
@@ -324,9 +366,16 @@ impl Transport for LocalTransport {
                         }));
                     }
                 }
-                state.jobs.next_expiry()
+                // What waits grows older, until place is kept for it or its grace is over.
+                let again = Instant::now() + POLL;
+                let expiry = state.jobs.next_expiry();
+                Some(expiry.map_or(again, |expiry| expiry.min(again)))
             };
-            if !Self::wait(&mut bell, expiry, deadline).await {
+            let goes_on = tokio::select! {
+                goes_on = Self::wait(&mut bell, expiry, deadline) => goes_on,
+                () = room::changed(&mut rooms) => true,
+            };
+            if !goes_on {
                 return Ok(None);
             }
         }

@@ -1,9 +1,12 @@
 //! How messages travel between the crew and the spawners: durable first, announced second.
 
-use crate::{Control, DecodeError, Heartbeat, SpawnRequest, WorkerEvent, WorkerResult};
+use crate::{
+    Control, DecodeError, Heartbeat, Room, Rooms, SpawnRequest, WorkerEvent, WorkerResult,
+};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What publishing did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +99,22 @@ pub trait Transport: Send + Sync + 'static {
     /// Makes a job durable, then announces it. Publishing the same `request_id` again does nothing.
     async fn publish_job(&self, request: &SpawnRequest) -> Result<Published, TransportError>;
 
-    /// The next job, oldest first; none when nothing came within `wait`.
-    async fn next_job(&self, wait: Duration) -> Result<Option<JobDelivery>, TransportError>;
+    /// The next job for whoever has room for everything: of the project of which the fewest jobs are held, and of its jobs the
+    /// oldest one. None when nothing came within `wait`.
+    async fn next_job(&self, wait: Duration) -> Result<Option<JobDelivery>, TransportError> {
+        // The sender stays, or the room could not be waited on.
+        let (_room, rooms) = watch::channel(Room::unlimited());
+        self.next_job_for(&rooms, wait).await
+    }
+
+    /// As [`Transport::next_job`], for whoever has the room that `rooms` says, now and while this waits. What does not fit stays
+    /// where it is, for this one later or for another one now. A job that fits no spawner is handed out when the room's grace is
+    /// over, so that somebody can say so.
+    async fn next_job_for(
+        &self,
+        rooms: &Rooms,
+        wait: Duration,
+    ) -> Result<Option<JobDelivery>, TransportError>;
 
     /// Says that the job is still being worked on, so that nobody else gets it. Spawners call it
     /// every few seconds. [`TransportError::NotHeld`] means that it is somebody else's now.

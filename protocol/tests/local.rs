@@ -24,8 +24,12 @@ impl Local {
 
 #[async_trait]
 impl Harness for Local {
-    async fn open(&self) -> Arc<dyn Transport> {
-        Arc::new(LocalTransport::with(self.options()).await.unwrap())
+    async fn open_for(&self, lease: Duration) -> Arc<dyn Transport> {
+        let options = Options {
+            lease,
+            ..self.options()
+        };
+        Arc::new(LocalTransport::with(options).await.unwrap())
     }
 
     fn lease(&self) -> Duration {

@@ -3,7 +3,7 @@
 
 use protocol::{
     Agent, Check, CheckStatus, Control, ControlMessage, DecodeError, EventKind, Failure, Heartbeat,
-    Limits, Network, Repository, ResultStatus, SealedSecret, Source, SpawnRequest, TaskBrief,
+    Limits, Network, Repository, ResultStatus, SealedSecret, Size, Source, SpawnRequest, TaskBrief,
     Usage, VERSION, WorkerEvent, WorkerResult, decode,
 };
 use serde_json::{Value, json};
@@ -178,6 +178,8 @@ fn examples_are_written_and_read_as_they_stand() {
         spawner: "local".into(),
         capacity: 4,
         running: 1,
+        size: Some(Size::new(8.0, 16_384)),
+        used: Some(Size::new(2.0, 2048)),
         versions: [("artel".to_owned(), "0.1.0".to_owned())].into(),
         at: "2026-01-02T03:04:11Z".parse().unwrap(),
     };

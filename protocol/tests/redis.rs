@@ -31,8 +31,12 @@ impl Remote {
 
 #[async_trait]
 impl Harness for Remote {
-    async fn open(&self) -> Arc<dyn Transport> {
-        Arc::new(RedisTransport::with(self.options()).await.unwrap())
+    async fn open_for(&self, lease: Duration) -> Arc<dyn Transport> {
+        let options = Options {
+            lease,
+            ..self.options()
+        };
+        Arc::new(RedisTransport::with(options).await.unwrap())
     }
 
     fn lease(&self) -> Duration {

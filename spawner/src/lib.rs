@@ -17,6 +17,7 @@
 
 mod attempt;
 mod broker;
+mod capacity;
 mod collect;
 pub mod docker;
 mod events;
@@ -32,6 +33,7 @@ mod tokens;
 mod trouble;
 mod workspace;
 
+pub use capacity::Capacity;
 pub use service::{Handle, Spawner};
 pub use tokens::{GitToken, GitTokens, HostToken, NoTokens, TokenError};
 pub use trouble::kind;
@@ -69,6 +71,8 @@ pub struct Options {
     pub git_patience: Duration,
     /// Workers at a time.
     pub max_workers: usize,
+    /// What they may use together, and what becomes of jobs that do not fit.
+    pub capacity: Capacity,
     /// Name of this spawner in events and heartbeats.
     pub name: String,
     /// Makes a worker's span a child of its request's trace context; see [`Continue`].
@@ -79,7 +83,7 @@ pub struct Options {
 pub type Continue = fn(&tracing::Span, &str) -> bool;
 
 impl Options {
-    /// The usual choices: four workers at a time, no credentials for repositories elsewhere, named `local`, traces not
+    /// The usual choices: four workers at a time, whatever they may use, no credentials for repositories elsewhere, named `local`, traces not
     /// continued.
     pub fn new(
         home: impl Into<PathBuf>,
@@ -95,6 +99,7 @@ impl Options {
             tokens: Arc::new(NoTokens),
             git_patience: Duration::from_mins(1),
             max_workers: 4,
+            capacity: Capacity::unlimited(),
             name: "local".to_owned(),
             continue_trace: |_, _| false,
         }

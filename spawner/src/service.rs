@@ -2,6 +2,7 @@
 //! and never forgets one.
 
 use crate::attempt::Attempt;
+use crate::capacity::{self, Load};
 use crate::events::Events;
 use crate::places::{self, Places};
 use crate::runtime::Identity;
@@ -11,7 +12,7 @@ use crate::{Error, Options, reconcile};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use protocol::{
-    Control, Heartbeat, JobDelivery, ResultStatus, SpawnRequest, TransportError, VERSION,
+    Control, Heartbeat, JobDelivery, ResultStatus, Size, SpawnRequest, TransportError, VERSION,
     WorkerResult,
 };
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,8 @@ use tracing::Instrument as _;
 const MAX_DELIVERIES: u32 = 20;
 /// How long one wait for a job is.
 const POLL: Duration = Duration::from_secs(5);
+/// How often it is looked what other spawners have.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// How often a running job is renewed and its cancellation looked up.
 const RENEW: Duration = Duration::from_secs(2);
 /// How long a former attempt in the same workspace may take to end.
@@ -53,7 +56,7 @@ pub struct Handle(Arc<Shared>);
 
 struct Shared {
     options: Options,
-    room: Arc<Semaphore>,
+    load: Arc<Load>,
     drain: CancellationToken,
     /// Stops of the attempts that run, by request.
     running: Mutex<HashMap<String, Stop>>,
@@ -96,11 +99,11 @@ impl Spawner {
             path: workspaces.clone(),
             source,
         })?;
-        let room = Arc::new(Semaphore::new(options.max_workers));
+        let load = Arc::new(Load::new(options.max_workers, &options.capacity));
         Ok(Self {
             shared: Arc::new(Shared {
                 options,
-                room,
+                load,
                 drain: CancellationToken::new(),
                 running: Mutex::default(),
                 desks: Mutex::default(),
@@ -138,20 +141,21 @@ impl Spawner {
                 reconcile::forever(&shared.options, is_running).await;
             }
         }));
+        tokio::spawn(over.clone().run_until_cancelled_owned({
+            let shared = Arc::clone(&shared);
+            async move { shared.look_around().await }
+        }));
+        let rooms = shared.load.rooms();
         loop {
-            let permit = tokio::select! {
-                () = shutdown.cancelled() => break,
-                () = shared.drain.cancelled() => break,
-                permit = Arc::clone(&shared.room).acquire_owned() => permit,
-            };
-            let Ok(permit) = permit else { break };
             let delivery = tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = shared.drain.cancelled() => break,
-                delivery = transport.next_job(POLL) => delivery,
+                delivery = transport.next_job_for(&rooms, POLL) => delivery,
             };
             match delivery {
                 Ok(Some(delivery)) => {
+                    // Before the next job is looked for.
+                    let load = shared.load.begin(delivery.size());
                     let shared = Arc::clone(&shared);
                     let shutdown = shutdown.clone();
                     let request = &delivery.request;
@@ -169,7 +173,7 @@ impl Spawner {
                     tasks.spawn(
                         async move {
                             shared.handle(delivery, &shutdown).await;
-                            drop(permit);
+                            drop(load);
                         }
                         .instrument(span),
                     );
@@ -227,6 +231,8 @@ impl Shared {
                 spawner: self.options.name.clone(),
                 capacity: count(self.options.max_workers),
                 running: count(lock(&self.running).len()),
+                size: Some(self.options.capacity.size),
+                used: Some(self.load.used()),
                 versions: [
                     ("artel".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
                     ("sandbox".to_owned(), self.options.runtime.describe()),
@@ -238,6 +244,47 @@ impl Shared {
                 tracing::warn!(%error, "no heartbeat sent");
             }
         }
+    }
+
+    /// From when a job may have waited for long enough on: keeps in mind what other spawners have, so that a job that fits none
+    /// is found out.
+    async fn look_around(&self) {
+        let capacity = &self.options.capacity;
+        tokio::time::sleep(capacity.grace).await;
+        loop {
+            match self.options.transport.spawners().await {
+                Ok(alive) => {
+                    let others = capacity::others(&alive, &self.options.name);
+                    self.load.may_refuse(others, capacity.grace);
+                }
+                Err(error) => tracing::warn!(%error, "other spawners are not known"),
+            }
+            tokio::time::sleep(LOOK_AROUND).await;
+        }
+    }
+
+    /// What a job is told that fits neither here nor anywhere else; none when it fits, or when somebody has come who can carry it.
+    async fn too_large(&self, request: &SpawnRequest) -> Result<Option<Trouble>, TransportError> {
+        let (needs, here) = (Size::of(&request.limits), self.options.capacity.size);
+        if needs.fits(here) {
+            return Ok(None);
+        }
+        let alive = self.options.transport.spawners().await?;
+        let others = capacity::others(&alive, &self.options.name);
+        if others.iter().any(|other| needs.fits(*other)) {
+            // Handed to us all the same: it is offered again, and they take it.
+            self.load.may_refuse(others, self.options.capacity.grace);
+            return Err(TransportError::Remote {
+                place: "the jobs".to_owned(),
+                reason: "another spawner is large enough".to_owned(),
+            });
+        }
+        Ok(Some(Trouble::failed(
+            kind::TOO_LARGE,
+            format!(
+                "The task may use {needs}, and no spawner that lives has so much (this one has {here}); an admin has to raise SPAWNER_CPUS and SPAWNER_MEMORY_MB of one, or to start a larger one, or the project's limits have to be lowered."
+            ),
+        )))
     }
 
     /// Brings one job to its end: a result and an acknowledgement, or an offer to the next one.
@@ -309,7 +356,14 @@ impl Shared {
                 )
                 .status(ResultStatus::Lost),
             ),
-            Ok((false, false)) => None,
+            Ok((false, false)) => match self.too_large(request).await {
+                Ok(trouble) => trouble,
+                Err(error) => {
+                    tracing::info!(%error, "job {id} does not fit here; it is offered again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    return Settled::Later;
+                }
+            },
         };
         if let Some(trouble) = trouble {
             let poison = (trouble.kind == kind::LOST).then(|| trouble.message.clone());

@@ -58,6 +58,8 @@ pub mod kind {
     pub const SUPERSEDED: &str = "superseded";
     /// The request asks for something that this spawner does not have.
     pub const UNSUPPORTED: &str = "unsupported";
+    /// The task may use more than any spawner that lives has.
+    pub const TOO_LARGE: &str = "too_large";
     /// The sandbox could not be started or watched.
     pub const SANDBOX_FAILED: &str = "sandbox_failed";
     /// The worker, or the spawner with it, was lost again and again.

@@ -11,7 +11,7 @@ use crate::config::{self, Mode};
 use crate::health::Needs;
 use crate::home::neighbours::Part;
 use crate::home::{Held, Home};
-use crate::work::{Work, Workers, git_tokens, runtime};
+use crate::work::{Work, Workers, capacity, git_tokens, runtime};
 
 use super::Context;
 
@@ -176,6 +176,7 @@ pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
         models: minds.for_workers()?,
         tokens: git_tokens(config),
         max: config.max_workers,
+        capacity: capacity(config),
     })?;
     let needs = Needs {
         home,

@@ -59,6 +59,8 @@ fn what_is_wrong_is_said_with_its_place_and_without_secrets() {
             "artel.toml, line 2: \"spawner_max_wokers\"",
         ),
         ("SPAWNER_MAX_WORKERS = 1", "small letters"),
+        ("spawner_cpus = \"all\"", "a number of cores"),
+        ("spawner_memory_mb = 1", "a number of MiB"),
         ("spawner_runtime = \"docker\"", "`sysbox-runc`"),
         (
             "artel_mode = \"embedded\"\nspawner_max_workers = 0",

@@ -3,7 +3,8 @@
 //! Jobs and results are entries of streams, held by whoever took them until they are settled or their hold runs out
 //! ([`queue`]); an acknowledged entry is deleted and nothing else ever trims a stream. Pub/sub only announces ([`hub`]): who
 //! missed an announcement finds the entry within a second. Beside the names of [`crate::names`] there are, per queue, the keys
-//! `{stream}:known:{request}`, which make publishing idempotent.
+//! `{stream}:known:{request}`, which make publishing idempotent, and, for the jobs, the hash
+//! `{stream}:about` with project and size of each entry, so that looking for the next job reads no message.
 //!
 //! How durable a message is, is the server's setting: `appendonly yes` with `appendfsync always` survives a power cut.
 
@@ -13,12 +14,13 @@ mod link;
 mod queue;
 
 use crate::request::check_request_id;
+use crate::room;
 use crate::transport::{
     ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
 };
 use crate::{
-    Control, ControlMessage, Heartbeat, SpawnRequest, WorkerEvent, WorkerResult, chain, decode,
-    encode, names,
+    Control, ControlMessage, Heartbeat, Rooms, SpawnRequest, WorkerEvent, WorkerResult, chain,
+    decode, encode, names,
 };
 use address::Address;
 use async_trait::async_trait;
@@ -299,13 +301,19 @@ impl Transport for RedisTransport {
         Ok(published)
     }
 
-    async fn next_job(&self, wait: Duration) -> Result<Option<JobDelivery>, TransportError> {
+    async fn next_job_for(
+        &self,
+        rooms: &Rooms,
+        wait: Duration,
+    ) -> Result<Option<JobDelivery>, TransportError> {
         let shared = &self.shared;
         let deadline = Instant::now() + wait;
         let mut bell = shared.hub.jobs();
+        let mut rooms = rooms.clone();
         loop {
             bell.mark_unchanged();
-            if let Some(handed) = shared.jobs.take(&shared.link).await? {
+            let room = rooms.borrow_and_update().clone();
+            if let Some(handed) = shared.jobs.take_for(&shared.link, &room).await? {
                 match decode::request(&handed.data) {
                     Ok(request) => {
                         return Ok(Some(JobDelivery {
@@ -324,7 +332,10 @@ impl Transport for RedisTransport {
             if left.is_zero() {
                 return Ok(None);
             }
-            hub::wait(&mut bell, left.min(POLL).min(shared.options.lease)).await;
+            tokio::select! {
+                () = hub::wait(&mut bell, left.min(POLL).min(shared.options.lease)) => {}
+                () = room::changed(&mut rooms) => {}
+            }
         }
     }
 

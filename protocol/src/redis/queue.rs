@@ -9,10 +9,12 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::link::{Link, Live};
-use crate::{Published, TransportError, names};
+use crate::{Published, Room, TransportError, names};
 
 /// How long a consumer that holds nothing is remembered after it was last heard of.
 const FORGET_CONSUMERS: Duration = Duration::from_hours(24);
+/// Most entries that are looked at for the next job; a script can handle no more at a time.
+const MOST_LOOKED_AT: usize = 4096;
 
 /// Appends an entry, unless one with this id was there within the last day.
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
@@ -52,6 +54,13 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Hands out the next job for a room: what [`crate::room::choose`] says, in one step on the server.
+///
+/// What is new is first put into the pending list, held by nobody, so that every job can be looked at and any of them be taken;
+/// the number of its deliveries stays 0. Project and size of each are kept in a hash. What cannot be read fits everywhere, and is
+/// found out by whoever gets it.
+static TAKE_FOR: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take_for.lua")));
+
 /// What each of the next three begins with: whether the entry is still held under this receipt.
 const HELD: &str = r"
         local held = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
@@ -64,6 +73,7 @@ static SETTLE: LazyLock<Script> = LazyLock::new(|| {
         r"{HELD}
         redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
         redis.call('XDEL', KEYS[1], ARGV[2])
+        redis.call('HDEL', KEYS[3], ARGV[2])
         redis.call('EXPIRE', KEYS[2], ARGV[5])
         return 1"
     ))
@@ -150,6 +160,11 @@ impl Queue {
     /// The key under which a request is known to this queue, for a day after it was settled.
     pub fn known(&self, request_id: &str) -> String {
         format!("{{{}}}:known:{request_id}", self.stream)
+    }
+
+    /// The hash of what is known of the entries.
+    fn about(&self) -> String {
+        format!("{{{}}}:about", self.stream)
     }
 
     /// Makes stream and group if they are not there, and forgets consumers that are gone for good.
@@ -242,6 +257,55 @@ impl Queue {
             .await
     }
 
+    /// The next entry for this room, if there is one.
+    pub async fn take_for(
+        &self,
+        link: &Link,
+        room: &Room,
+    ) -> Result<Option<Handed>, TransportError> {
+        let found: Option<(String, Vec<u8>, u32)> = link
+            .run(|mut live| async move {
+                match self.try_take_for(&mut live, room).await {
+                    // Redis has lost its data since we began.
+                    Err(error) if error.code() == Some("NOGROUP") => {
+                        self.make(&mut live).await?;
+                        self.try_take_for(&mut live, room).await
+                    }
+                    taken => taken,
+                }
+            })
+            .await?;
+        Ok(found.map(|(entry, data, deliveries)| Handed {
+            entry,
+            consumer: self.consumer.clone(),
+            data,
+            deliveries,
+        }))
+    }
+
+    async fn try_take_for(
+        &self,
+        live: &mut Live,
+        room: &Room,
+    ) -> RedisResult<Option<(String, Vec<u8>, u32)>> {
+        let mut take = TAKE_FOR.key(self.stream);
+        take.key(self.about())
+            .arg(self.group)
+            .arg(&self.consumer)
+            .arg(millis(self.lease))
+            .arg(self.capacity.min(MOST_LOOKED_AT))
+            .arg(millis(room.patience))
+            // Not a number: it waits on.
+            .arg(
+                room.grace
+                    .map_or_else(String::new, |grace| millis(grace).to_string()),
+            );
+        for size in [room.free, room.whole].iter().chain(&room.others) {
+            take.arg(size.cpu_milli).arg(size.memory_mb);
+        }
+        take.invoke_async(live).await
+    }
+
     pub async fn renew(&self, link: &Link, receipt: &str) -> Result<(), TransportError> {
         self.held(link, &RENEW, receipt, 0).await
     }
@@ -275,6 +339,7 @@ impl Queue {
                 script
                     .key(self.stream)
                     .key(self.known(request_id))
+                    .key(self.about())
                     .arg(self.group)
                     .arg(entry)
                     .arg(consumer)

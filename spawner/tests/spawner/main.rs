@@ -2,6 +2,7 @@
 //! compiled a second time, in `tests/containers`.
 
 mod broker;
+mod capacity;
 mod crash;
 mod githost;
 mod hostile;

@@ -1,0 +1,114 @@
+-- KEYS: stream, hash of what is known of its entries
+-- ARGV: group, consumer, lease, most entries, patience, grace (empty: none), then pairs of processors and memory: free, whole,
+-- and one for every other spawner
+local stream, known, group = KEYS[1], KEYS[2], ARGV[1]
+local lease, patience, grace = tonumber(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[6])
+
+local function about(entry)
+    local data
+    for i = 1, #entry[2], 2 do
+        if entry[2][i] == 'data' then data = entry[2][i + 1] end
+    end
+    local project, cpu, memory = '', 0, 0
+    local read, job = pcall(cjson.decode, data or '')
+    if read and type(job) == 'table' and type(job.limits) == 'table' and type(job.project_id) == 'string' then
+        project = job.project_id
+        cpu = math.ceil((tonumber(job.limits.cpu) or 0) * 1000)
+        memory = tonumber(job.limits.memory_mb) or 0
+    end
+    local text = string.format('%.0f %.0f ', cpu, memory) .. project
+    redis.call('HSET', known, entry[1], text)
+    return text
+end
+
+local function fits(job, i)
+    return job.cpu <= tonumber(ARGV[i]) and job.memory <= tonumber(ARGV[i + 1])
+end
+
+repeat
+    local page = redis.call('XREADGROUP', 'GROUP', group, 'nobody', 'COUNT', 64, 'STREAMS', stream, '>')
+    local new = page and page[1][2] or {}
+    for _, entry in ipairs(new) do
+        redis.call('XCLAIM', stream, group, 'nobody', 0, entry[1], 'IDLE', lease + 1, 'RETRYCOUNT', 0, 'JUSTID')
+        about(entry)
+    end
+until #new < 64
+
+local pending = redis.call('XPENDING', stream, group, '-', '+', ARGV[4])
+if #pending == 0 then return false end
+local ids = {}
+for i, entry in ipairs(pending) do ids[i] = entry[1] end
+local texts = redis.call('HMGET', known, unpack(ids))
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local held, waiting = {}, {}
+for place, entry in ipairs(pending) do
+    local id, text = entry[1], texts[place]
+    if not text then
+        local found = redis.call('XRANGE', stream, id, id)[1]
+        if found then
+            text = about(found)
+        else
+            redis.call('XACK', stream, group, id)
+        end
+    end
+    if text then
+        local cpu, memory, project = string.match(text, '^(%S+) (%S+) (.*)$')
+        if entry[3] < lease then
+            held[project] = (held[project] or 0) + 1
+        else
+            waiting[#waiting + 1] = {
+                id = id,
+                place = place,
+                project = project,
+                cpu = tonumber(cpu),
+                memory = tonumber(memory),
+                age = now - tonumber(string.match(id, '^%d+')),
+            }
+        end
+    end
+end
+
+local chosen
+for _, job in ipairs(waiting) do
+    if grace and job.age >= grace and not fits(job, 9) then
+        local hope = false
+        for i = 11, #ARGV, 2 do hope = hope or fits(job, i) end
+        if not hope then
+            chosen = job
+            break
+        end
+    end
+end
+if not chosen then
+    table.sort(waiting, function(a, b)
+        local one, other = held[a.project] or 0, held[b.project] or 0
+        if one ~= other then return one < other end
+        return a.place < b.place
+    end)
+    for _, job in ipairs(waiting) do
+        if fits(job, 9) then
+            if fits(job, 7) then
+                chosen = job
+                break
+            end
+            -- It was passed over for too long: what is free is kept for it.
+            if job.age >= patience then break end
+        end
+    end
+end
+if not chosen then return false end
+
+local taken = redis.call('XCLAIM', stream, group, ARGV[2], 0, chosen.id)[1]
+if not taken then
+    -- Somebody has deleted it by hand.
+    redis.call('XACK', stream, group, chosen.id)
+    redis.call('HDEL', known, chosen.id)
+    return false
+end
+local data = ''
+for i = 1, #taken[2], 2 do
+    if taken[2][i] == 'data' then data = taken[2][i + 1] end
+end
+return {chosen.id, data, redis.call('XPENDING', stream, group, chosen.id, chosen.id, 1)[1][4]}

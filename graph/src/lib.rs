@@ -80,6 +80,7 @@
 // The code written by the derive says `::graph`, also inside of this crate.
 extern crate self as graph;
 
+mod brisk;
 mod builder;
 pub mod cache;
 pub mod checkpoint;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    brisk::Brisk,
     command::{END, START},
     shape::{EdgeKind, Shape, ShapeEdge, ShapeNode},
     state::State,
@@ -203,6 +204,7 @@ impl<S: State> GraphBuilder<S> {
                     name: name.as_str().into(),
                     run,
                     options,
+                    brisk: Brisk::default(),
                     edges: edges.remove(&name).unwrap_or_default(),
                     joins: (0..joins.len())
                         .filter(|index| joins[*index].sources.contains(&name))

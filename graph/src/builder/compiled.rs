@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 use crate::{
+    brisk::Brisk,
     command::{Goto, Outcome},
     context::Context,
     error::NodeError,
@@ -29,6 +30,7 @@ pub(crate) struct Node<S: State> {
     pub name: Arc<str>,
     pub run: NodeFunction<S>,
     pub options: NodeOptions,
+    pub brisk: Brisk,
     /// Where static edges lead (but [`END`](crate::END)).
     pub edges: Vec<String>,
     /// The joins that wait for this node, by their place in [`Compiled::joins`].

@@ -1,6 +1,11 @@
 //! The tasks of one superstep: what is remembered of them, waking them, running them, and keeping what they did.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -300,17 +305,36 @@ impl<S: State> Run<S> {
         }
         let slots = Arc::new(tokio::sync::Semaphore::new(self.graph.parallel));
         let mut running = JoinSet::new();
+        let mut overdue: Option<tokio::time::Instant> = None;
         for index in ready {
             let job = self.job(&tasks[index], undone == 1);
-            let slots = slots.clone();
+            let (slots, node) = (slots.clone(), tasks[index].node.clone());
+            let is_brisk = !is_deep && node.brisk.expected();
             let task = async move {
                 // Tasks take their turn in order; the semaphore is never closed.
                 let _slot = slots.acquire_owned().await;
-                (index, job.run().await)
-            };
-            running.spawn(task.in_current_span());
+                let begun = Instant::now();
+                let ended = job.run().await;
+                node.brisk.note(begun.elapsed());
+                (index, ended)
+            }
+            .in_current_span();
+            if !is_brisk {
+                running.spawn(task);
+                continue;
+            }
+            let mut task = Box::pin(task);
+            match poll_fn(|context| Poll::Ready(task.as_mut().poll(context))).await {
+                Poll::Ready((index, ended)) => {
+                    Self::settle(&mut tasks[index], ended)?;
+                    overdue.get_or_insert_with(|| tokio::time::Instant::now() + OUTLIVES);
+                }
+                // Whoever polls it next is whom it wakes.
+                Poll::Pending => {
+                    running.spawn(task);
+                }
+            }
         }
-        let mut overdue: Option<tokio::time::Instant> = None;
         while !running.is_empty() {
             tokio::select! {
                 joined = running.join_next() => match joined {

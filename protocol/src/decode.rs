@@ -1,7 +1,12 @@
 //! Bytes to messages: sizes are bounded, versions are checked before anything else is looked at,
 //! and an error names the field.
 
-use crate::{ControlMessage, Heartbeat, SpawnRequest, VERSION, WorkerEvent, WorkerResult};
+use crate::{
+    ControlMessage, Failure, Heartbeat, ResultStatus, SpawnRequest, Usage, VERSION, WorkerEvent,
+    WorkerResult,
+};
+use jiff::Timestamp;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -13,6 +18,11 @@ pub const MAX_RESULT_BYTES: usize = 1024 * 1024;
 pub const MAX_EVENT_BYTES: usize = 64 * 1024;
 /// Largest order or heartbeat that is read, in bytes.
 pub const MAX_CONTROL_BYTES: usize = 8 * 1024;
+
+/// The kind of the failure that answers a request that cannot be read.
+pub const BAD_REQUEST: &str = "bad_request";
+/// So much of such a request is shown in its answer, in bytes.
+const SHOWN_BYTES: usize = 1024;
 
 /// Why bytes are not a message.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +98,58 @@ pub fn request(bytes: &[u8]) -> Result<SpawnRequest, DecodeError> {
     let request: SpawnRequest = typed(value)?;
     request.validate()?;
     Ok(request)
+}
+
+/// The answer to a request that cannot be read, so that nobody waits for it; none when it does not even say which one it is.
+/// `reason` is what [`request`] said.
+pub fn refusal(bytes: &[u8], reason: &str) -> Option<WorkerResult> {
+    /// Whom the answer is for. Everything else is passed over without being kept.
+    #[derive(Deserialize)]
+    struct Whom {
+        request_id: String,
+        #[serde(default)]
+        task_id: String,
+        #[serde(default)]
+        attempt: u32,
+        #[serde(default)]
+        fencing_token: u64,
+        #[serde(default)]
+        repository: Option<Where>,
+    }
+    #[derive(Deserialize)]
+    struct Where {
+        #[serde(default)]
+        branch: String,
+    }
+    let whom: Whom = serde_json::from_slice(bytes).ok()?;
+    let now = Timestamp::now();
+    let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]);
+    let result = WorkerResult {
+        version: VERSION,
+        request_id: whom.request_id,
+        task_id: whom.task_id,
+        attempt: whom.attempt,
+        fencing_token: whom.fencing_token,
+        status: ResultStatus::Failed,
+        branch: whom
+            .repository
+            .map(|place| place.branch)
+            .unwrap_or_default(),
+        head_sha: None,
+        summary_markdown: String::new(),
+        checks: Vec::new(),
+        usage: Usage::default(),
+        failure: Some(Failure {
+            kind: BAD_REQUEST.to_owned(),
+            message: format!(
+                "No spawner can read this request: {reason}. It is kept in worker:dead; an admin has to bring crew and spawners to one version, or to mend what sent it."
+            ),
+            evidence: format!("{} bytes, which begin with: {shown}", bytes.len()),
+        }),
+        started_at: now,
+        finished_at: now,
+    };
+    result.validate().is_ok().then_some(result)
 }
 
 /// Reads a result and checks it.

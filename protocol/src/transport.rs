@@ -126,6 +126,13 @@ pub trait Transport: Send + Sync + 'static {
     /// Gives the job back, to be handed out again.
     async fn release_job(&self, receipt: &str) -> Result<(), TransportError>;
 
+    /// A process that took jobs or results under this name is dead: what it held is handed out again at once, not only when the
+    /// hold has run out. Returns how much that was. Only for whoever is sure of the death; a transport that knows no processes
+    /// has nothing to do.
+    async fn abandon(&self, _holder: &str) -> Result<u32, TransportError> {
+        Ok(0)
+    }
+
     /// The job is poison: keeps its body with the reason, and never hands it out again.
     async fn dead_letter(&self, receipt: &str, reason: &str) -> Result<(), TransportError>;
 

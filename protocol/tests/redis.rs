@@ -136,6 +136,110 @@ async fn a_message_that_cannot_be_read_becomes_a_dead_letter_with_its_body() {
 }
 
 #[tokio::test]
+async fn a_request_that_nobody_can_read_is_answered_with_what_is_wrong_and_who_can_mend_it() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    let mut look = remote.0.look();
+    let with = |id: &str, edit: &dyn Fn(&mut serde_json::Value)| {
+        let mut request = serde_json::to_value(suite::request(id)).unwrap();
+        edit(&mut request);
+        request.to_string()
+    };
+    let huge = "x".repeat(10 << 20);
+    let bodies = [
+        (
+            "of-another-version",
+            "version 9",
+            with("of-another-version", &|r| r["version"] = 9.into()),
+        ),
+        (
+            "without-a-field",
+            "`agent`",
+            with("without-a-field", &|r| {
+                r.as_object_mut().unwrap().remove("agent");
+            }),
+        ),
+        (
+            "of-10-mb",
+            "at most 1048576",
+            with("of-10-mb", &|r| {
+                r["task"]["body_markdown"] = huge.as_str().into();
+            }),
+        ),
+    ];
+    for (id, words, body) in &bodies {
+        redis::cmd("XADD")
+            .arg(names::JOBS)
+            .arg("*")
+            .arg("data")
+            .arg(body)
+            .query::<()>(&mut look)
+            .unwrap();
+        assert!(bus.next_job(Duration::ZERO).await.unwrap().is_none());
+        let result = bus.next_result(SOON).await.unwrap().unwrap();
+        bus.ack_result(&result.receipt).await.unwrap();
+        let result = result.result;
+        assert_eq!(result.request_id, *id);
+        assert_eq!((result.attempt, result.fencing_token), (1, 7));
+        assert_eq!(result.status, protocol::ResultStatus::Failed);
+        let failure = result.failure.unwrap();
+        assert_eq!(failure.kind, "bad_request");
+        assert!(failure.message.contains(words), "{failure:#?}");
+        assert!(failure.message.contains("an admin has to"), "{failure:#?}");
+        assert!(failure.evidence.contains(&format!("{} bytes", body.len())));
+        assert!(failure.evidence.len() < 2048);
+    }
+    let letters = bus.dead_letters(10).await.unwrap();
+    assert_eq!(letters.len(), 3);
+    assert!(letters.iter().all(|(_, body)| body.len() <= 1 << 20));
+    let left: u64 = redis::cmd("XLEN")
+        .arg(names::JOBS)
+        .query(&mut look)
+        .unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn what_a_dead_process_held_is_handed_out_again_at_once_and_nobody_elses_is() {
+    let remote = Remote::new().await;
+    let open = |holder: &str| {
+        let options = Options {
+            lease: Duration::from_mins(10),
+            holder: Some(holder.to_owned()),
+            ..remote.options()
+        };
+        async { RedisTransport::with(options).await.unwrap() }
+    };
+    let (dead, alive, next) = (open("a/1").await, open("b").await, open("c").await);
+    for n in 0..250 {
+        let id = format!("job-{n}");
+        dead.publish_job(&suite::request(&id)).await.unwrap();
+        let holder = if n == 100 { &alive } else { &dead };
+        holder.next_job(SOON).await.unwrap().unwrap();
+    }
+    dead.publish_result(&suite::result("x", "x")).await.unwrap();
+    dead.next_result(SOON).await.unwrap().unwrap();
+    assert!(next.next_job(Duration::ZERO).await.unwrap().is_none());
+    assert_eq!(next.abandon("nobody").await.unwrap(), 0);
+    assert_eq!(next.abandon("a/1").await.unwrap(), 250);
+    assert_eq!(
+        next.abandon("a/1").await.unwrap(),
+        0,
+        "it holds nothing now"
+    );
+    assert_eq!(next.abandon("nobody").await.unwrap(), 0);
+    for n in (0..250).filter(|n| *n != 100) {
+        let job = next.next_job(Duration::ZERO).await.unwrap().unwrap();
+        assert_eq!(job.request.request_id, format!("job-{n}"));
+        assert_eq!(job.deliveries, 2);
+        next.ack_job(&job.receipt).await.unwrap();
+    }
+    assert!(next.next_job(Duration::ZERO).await.unwrap().is_none());
+    let result = next.next_result(Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!(result.result.request_id, "x");
+}
+
+#[tokio::test]
 async fn an_expired_hold_is_found_behind_a_page_of_others() {
     let remote = Remote::new().await;
     let holder = remote.open().await;

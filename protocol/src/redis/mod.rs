@@ -72,6 +72,9 @@ pub struct Options {
     pub events: usize,
     /// How long a command is tried again while Redis cannot be reached.
     pub patience: Duration,
+    /// The name under which what this process takes is held; no other process may ever have it. Whoever finds that the process
+    /// died gives it to [`Transport::abandon`]. If absent, one that nobody else knows.
+    pub holder: Option<String>,
 }
 
 impl Options {
@@ -83,6 +86,7 @@ impl Options {
             lease: Duration::from_mins(1),
             events: 256,
             patience: Duration::from_secs(15),
+            holder: None,
         }
     }
 }
@@ -110,8 +114,12 @@ impl RedisTransport {
     pub async fn with(options: Options) -> Result<Self, TransportError> {
         let address = Arc::new(Address::parse(&options.url)?);
         let link = Link::new(address.clone(), options.patience);
-        // Consumers are told apart by this name; what a dead one held is taken over when its hold runs out.
-        let consumer = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
+        // Consumers are told apart by this name; what a dead one held is taken over when its hold runs out, or before, by whoever
+        // knows that it died. A receipt has it between slashes.
+        let consumer = match &options.holder {
+            Some(holder) => holder.replace('/', "_"),
+            None => format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple()),
+        };
         let queue =
             |stream, group| Queue::new(stream, group, &consumer, options.capacity, options.lease);
         let shared = Shared {
@@ -176,6 +184,8 @@ impl Shared {
     }
 
     async fn keep_letter(&self, body: &[u8], reason: &str) -> Result<(), TransportError> {
+        // What is no message at all may be of any size; letters are many and stay.
+        let body = &body[..body.len().min(decode::MAX_REQUEST_BYTES)];
         self.link
             .ask(
                 redis::cmd("XADD")
@@ -323,7 +333,12 @@ impl Transport for RedisTransport {
                         }));
                     }
                     Err(error) => {
-                        shared.bury(&shared.jobs, &handed, &chain(&error)).await?;
+                        let reason = chain(&error);
+                        // Before it is put aside, so that a crash in between tells it twice and not never.
+                        if let Some(refusal) = decode::refusal(&handed.data, &reason) {
+                            self.publish_result(&refusal).await?;
+                        }
+                        shared.bury(&shared.jobs, &handed, &reason).await?;
                         continue;
                     }
                 }
@@ -352,6 +367,17 @@ impl Transport for RedisTransport {
         shared.jobs.release(&shared.link, receipt).await?;
         let id = receipt.rsplit('/').next().unwrap_or_default();
         shared.say(names::SPAWN, id).await
+    }
+
+    async fn abandon(&self, holder: &str) -> Result<u32, TransportError> {
+        let shared = &self.shared;
+        let holder = holder.replace('/', "_");
+        let jobs = shared.jobs.abandon(&shared.link, &holder).await?;
+        let results = shared.results.abandon(&shared.link, &holder).await?;
+        if jobs > 0 {
+            shared.say(names::SPAWN, "").await?;
+        }
+        Ok(jobs + results)
     }
 
     async fn dead_letter(&self, receipt: &str, reason: &str) -> Result<(), TransportError> {

@@ -97,6 +97,24 @@ static RELEASE: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
+/// A holder is dead: what it held belongs to nobody, and the hold of it has run out. Says how much that was.
+static ABANDON: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local freed = 0
+        -- Nobody's are free already, and would be found again for ever.
+        if ARGV[2] == 'nobody' then return freed end
+        repeat
+            local page = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100, ARGV[2])
+            for _, held in ipairs(page) do
+                redis.call('XCLAIM', KEYS[1], ARGV[1], 'nobody', 0, held[1], 'IDLE', ARGV[3], 'JUSTID')
+                freed = freed + 1
+            end
+        until #page == 0
+        return freed",
+    )
+});
+
 /// Strikes consumers off that hold nothing and were not heard of for long; every start of a program makes one.
 static FORGET: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -313,6 +331,21 @@ impl Queue {
     pub async fn release(&self, link: &Link, receipt: &str) -> Result<(), TransportError> {
         let idle = millis(self.lease).saturating_add(1);
         self.held(link, &RELEASE, receipt, idle).await
+    }
+
+    /// Frees what a dead holder held; says how much that was.
+    pub async fn abandon(&self, link: &Link, holder: &str) -> Result<u32, TransportError> {
+        let idle = millis(self.lease).saturating_add(1);
+        link.run(|mut live| async move {
+            ABANDON
+                .key(self.stream)
+                .arg(self.group)
+                .arg(holder)
+                .arg(idle)
+                .invoke_async(&mut live)
+                .await
+        })
+        .await
     }
 
     /// The entry is over; its request stays known for a day.

@@ -37,10 +37,15 @@ fn failure(error: &TransportError) -> Failure {
     Failure::new("bus", text).retryable()
 }
 
-/// The transport over Redis.
-pub async fn redis(url: &SecretValue) -> Result<Arc<dyn Transport>, TransportError> {
+/// The transport over Redis. What is taken from it is held in the name of `holder`, if this is a process that its neighbours
+/// know by name.
+pub async fn redis(
+    url: &SecretValue,
+    holder: Option<&str>,
+) -> Result<Arc<dyn Transport>, TransportError> {
     let mut options = protocol::redis::Options::new(url.expose());
     options.lease = HOLD;
+    options.holder = holder.map(str::to_owned);
     Ok(Arc::new(RedisTransport::with(options).await?))
 }
 
@@ -55,11 +60,15 @@ impl Bus {
     }
 
     /// Opens the transport, once in the life of this process: over Redis, or in its folder. Whoever calls this takes part in
-    /// the work, and has the folder alone.
-    pub async fn open(&self, folder: PathBuf) -> Result<Arc<dyn Transport>, TransportError> {
+    /// the work, and has the folder alone; or is known to its neighbours by the name `holder`.
+    pub async fn open(
+        &self,
+        folder: PathBuf,
+        holder: Option<&str>,
+    ) -> Result<Arc<dyn Transport>, TransportError> {
         let open = || async {
             let transport: Arc<dyn Transport> = match &self.redis {
-                Some(url) => redis(url).await?,
+                Some(url) => redis(url, holder).await?,
                 None => Arc::new(LocalTransport::open(folder).await?),
             };
             Ok(transport)

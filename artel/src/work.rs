@@ -152,7 +152,7 @@ impl Work {
         }
         let owner = alone(&app.home);
         let mut work = Self::new(held, owner, None);
-        let transport = app.bus.open(app.home.join("bus")).await?;
+        let transport = app.bus.open(app.home.join("bus"), None).await?;
         // Whoever held leases under this name died without giving them back: the lock is ours.
         app.engine.checkpointer().break_leases(&work.owner).await?;
         app.store.break_leases().await?;
@@ -185,7 +185,8 @@ impl Work {
 
     /// What every process does that shares a database: opens the bus, looks after its neighbours and itself.
     pub async fn neighbourly(&mut self, app: &App) -> anyhow::Result<Arc<dyn Transport>> {
-        let transport = app.bus.open(app.home.join("bus")).await?;
+        let name = Some(self.owner.as_str());
+        let transport = app.bus.open(app.home.join("bus"), name).await?;
         // Whoever worked here alone is dead: we could not share the lock otherwise.
         let alone = alone(&app.home);
         app.engine.checkpointer().break_leases(&alone).await?;
@@ -204,6 +205,28 @@ impl Work {
         });
         self.household(app);
         Ok(transport)
+    }
+
+    /// What a spawner does for its neighbours, now and from time to time.
+    pub async fn watch_spawners(
+        &mut self,
+        home: &Home,
+        transport: &Arc<dyn Transport>,
+    ) -> anyhow::Result<()> {
+        take_over_jobs(home, transport).await?;
+        let (home, transport) = (home.clone(), transport.clone());
+        self.part("neighbours", |token| async move {
+            while tokio::time::timeout(PATIENCE, token.cancelled())
+                .await
+                .is_err()
+            {
+                if let Err(error) = take_over_jobs(&home, &transport).await {
+                    tracing::warn!("it cannot be seen who of the neighbours died: {error:#}");
+                }
+            }
+            Ok(())
+        });
+        Ok(())
     }
 
     /// The name under which this process has leases.
@@ -452,14 +475,42 @@ async fn bury_the_dead(app: &App) -> anyhow::Result<()> {
     for gone in tokio::task::spawn_blocking(move || home.gone()).await?? {
         let runs = app.engine.checkpointer().break_leases(&gone.name).await?;
         let leases = app.store.bury_process(&gone.name).await?;
+        let messages = match app.bus.transport() {
+            Some(transport) => transport.abandon(&gone.name).await?,
+            None => 0,
+        };
         tracing::warn!(
             process = gone.name,
             runs,
             ?leases,
+            messages,
             "{} died; what it held is free",
             gone.name
         );
         gone.forget();
+    }
+    Ok(())
+}
+
+/// The same for a process without a database: the jobs that a spawner held which died on this data folder are offered again at
+/// once, and its workers adopted, if they outlived it.
+async fn take_over_jobs(home: &Home, transport: &Arc<dyn Transport>) -> anyhow::Result<()> {
+    let home = home.clone();
+    for gone in tokio::task::spawn_blocking(move || home.gone()).await?? {
+        let messages = transport.abandon(&gone.name).await?;
+        tracing::warn!(
+            process = gone.name,
+            messages,
+            "{} died; the jobs that it held are free",
+            gone.name
+        );
+        // What others held besides jobs is found by whoever has the database.
+        if gone
+            .name
+            .starts_with(&format!("{}-", Part::Spawner.as_str()))
+        {
+            gone.forget();
+        }
     }
     Ok(())
 }

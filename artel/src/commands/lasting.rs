@@ -165,8 +165,9 @@ pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
     let Some(held) = right(context, &home, true, &stop).await? else {
         return Ok(0);
     };
-    let transport = crate::bus::redis(redis).await?;
     let mut work = Work::join(&home, held, Part::Spawner)?;
+    let transport = crate::bus::redis(redis, Some(work.owner())).await?;
+    work.watch_spawners(&home, &transport).await?;
     work.lasts();
     work.disk(&home);
     work.spawner(Workers {

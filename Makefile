@@ -12,7 +12,7 @@ demo: ## build, run the main job from the demo tape, end with a service that ans
 test: ## get what the tests need, run all of them, stop what was started
 	@scripts/test
 
-soak: ## the long forms of the tests of faults: kills, restarts, cuts, random graphs; under half an hour
+soak: ## the long forms of the tests of faults: kills, restarts, cuts, random graphs; some 40 minutes
 	@scripts/soak
 
 check: ## format, lints, dependency audit

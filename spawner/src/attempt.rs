@@ -43,6 +43,10 @@ impl Attempt<'_> {
         let started_at = Timestamp::now();
         let mut seen = Seen::default();
         let outcome = self.work(&mut seen).await;
+        // However it ended: nobody needs the way to its broker any more.
+        if let Err(error) = broker::forget_folder(&self.places.state) {
+            tracing::warn!(%error, "a broker's folder was not removed");
+        }
         let status = match &outcome {
             Ok(_) => ResultStatus::Succeeded,
             Err(trouble) => trouble.status,
@@ -96,10 +100,6 @@ impl Attempt<'_> {
         }
         judge(&self.request, said, exit.as_ref(), broker.model_trouble())?;
         drop(broker);
-        if let Err(error) = broker::forget_folder(&self.places.state) {
-            tracing::warn!(%error, "a broker's folder was not removed");
-        }
-
         self.events.phase("pushing");
         let reach = self.reach();
         let take = workspace::deliver(self.places, &self.request, &reach);
@@ -172,7 +172,8 @@ impl Attempt<'_> {
         if broker.said().is_some() {
             return Ok((broker, None));
         }
-        let worker = process::start(runtime, self.places, &self.request, &broker).await?;
+        let start = process::start(runtime, self.places, &self.request, &broker);
+        let worker = self.unless_stopped(start).await?;
         Ok((broker, Some(worker)))
     }
 
@@ -327,6 +328,14 @@ fn silent_end(
             "The agent's program could not be started in the sandbox.",
         ),
         Reason::Exited(_) | Reason::Signalled(_) | Reason::Stopped => match model {
+            _ if exit.ended.from_outside.is_some() => Trouble::failed(
+                kind::LOST,
+                format!(
+                    "The worker was ended from outside ({}); its workspace is kept, and the task can be tried again.",
+                    exit.ended.from_outside.as_deref().unwrap_or_default()
+                ),
+            )
+            .status(ResultStatus::Lost),
             Some((kind, words)) => Trouble::failed(kind, words),
             None => Trouble::failed(
                 kind::AGENT_FAILED,

@@ -73,9 +73,18 @@ pub(crate) fn failed(error: &runtime::Error) -> Trouble {
         .status(ResultStatus::Lost)
         .evidence(chain(error));
     }
+    if let runtime::Error::Docker(docker::Error::NoImage { .. }) = error {
+        return Trouble::failed(
+            kind::IMAGE_MISSING,
+            format!("The worker could not be run: {error}. An admin of the spawner's host has to bring it there, or to name another one in WORKER_IMAGE."),
+        )
+        .evidence(chain(error));
+    }
     Trouble::failed(
         kind::SANDBOX_FAILED,
-        format!("The worker could not be run: {error}."),
+        format!(
+            "The worker could not be run: {error}. An admin has to look at the spawner's host."
+        ),
     )
     .evidence(chain(error))
 }
@@ -186,6 +195,7 @@ fn unknown_agent(name: &str) -> Trouble {
             known.join(", ")
         ),
     )
+    .evidence(format!("the request asks for the adapter {name:?}"))
 }
 
 /// The explicit environment of a worker; nothing is inherited.

@@ -16,12 +16,13 @@ use protocol::{
     WorkerResult,
 };
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -60,6 +61,8 @@ struct Shared {
     drain: CancellationToken,
     /// Stops of the attempts that run, by request.
     running: Mutex<HashMap<String, Stop>>,
+    /// Newer receipts of those, by request: a hold that ran out while the transport was away, and came back to us.
+    again: Mutex<HashMap<String, String>>,
     /// Who works in a workspace.
     desks: Mutex<HashMap<PathBuf, Arc<Desk>>>,
 }
@@ -106,6 +109,7 @@ impl Spawner {
                 load,
                 drain: CancellationToken::new(),
                 running: Mutex::default(),
+                again: Mutex::default(),
                 desks: Mutex::default(),
             }),
         })
@@ -292,23 +296,42 @@ impl Shared {
         let id = delivery.request.request_id.clone();
         let transport = &self.options.transport;
         let stop = Stop::default();
-        lock(&self.running).insert(id.clone(), stop.clone());
+        match lock(&self.running).entry(id.clone()) {
+            Entry::Vacant(place) => {
+                place.insert(stop.clone());
+            }
+            // It was not renewed in time, and nobody else was faster: the attempt goes on, under the new receipt.
+            Entry::Occupied(_) => {
+                tracing::warn!(
+                    request = id,
+                    "job {id} came back to where it runs; it goes on"
+                );
+                lock(&self.again).insert(id, delivery.receipt);
+                return;
+            }
+        }
         let settled = tokio::select! {
             () = shutdown.cancelled() => Settled::Later,
             settled = self.settle(&delivery, &stop) => settled,
         };
         match settled {
-            // The result is known, or is somebody else's to find: nothing of this request is needed any more.
-            Settled::Over | Settled::Poison(_) | Settled::Lost => {
-                self.discard(&delivery.request).await;
-            }
-            Settled::Later => {}
+            // The result is known: nothing of this request is needed any more.
+            Settled::Over | Settled::Poison(_) => self.discard(&delivery.request).await,
+            Settled::Later | Settled::Lost => {}
         }
-        lock(&self.running).remove(&id);
+        let newer = {
+            let mut running = lock(&self.running);
+            running.remove(&id);
+            lock(&self.again).remove(&id)
+        };
+        let was_newer = newer.is_some();
+        let receipt = newer.unwrap_or(delivery.receipt);
         let told = match settled {
-            Settled::Over => transport.ack_job(&delivery.receipt).await,
-            Settled::Poison(reason) => transport.dead_letter(&delivery.receipt, &reason).await,
-            Settled::Later => transport.release_job(&delivery.receipt).await,
+            Settled::Over => transport.ack_job(&receipt).await,
+            Settled::Poison(reason) => transport.dead_letter(&receipt, &reason).await,
+            Settled::Later => transport.release_job(&receipt).await,
+            // It came back to us a moment too late.
+            Settled::Lost if was_newer => transport.release_job(&receipt).await,
             Settled::Lost => return,
         };
         if let Err(error) = told {
@@ -375,25 +398,48 @@ impl Shared {
         }
         let attempt = self.attempt(request, stop);
         tokio::pin!(attempt);
-        let mut renew = tokio::time::interval(RENEW);
-        let result = loop {
-            tokio::select! {
-                result = &mut attempt => break result,
-                _ = renew.tick() => {
-                    if let Err(error @ TransportError::NotHeld { .. }) = transport.renew_job(&delivery.receipt).await {
-                        tracing::warn!(%error, "job {id} is somebody else's now; the worker is ended");
-                        return Settled::Lost;
-                    }
-                    // The order may have been given while nobody listened.
-                    if matches!(transport.cancelled(id).await, Ok(true)) {
-                        stop.stop(Why::Cancelled);
-                    }
-                }
+        // Beside the attempt: a transport that is away for a while must not keep it from going on.
+        let result = tokio::select! {
+            result = &mut attempt => result,
+            () = self.keep(delivery, stop) => {
+                // Before the attempt is dropped, which has the workspace: whoever gets that next may not be robbed of its worker.
+                self.discard(request).await;
+                return Settled::Lost;
             }
         };
         match result {
             Some(result) => self.publish(&result).await,
             None => Settled::Later,
+        }
+    }
+
+    /// Holds the job, and obeys an order to cancel it; returns when it is somebody else's.
+    async fn keep(&self, delivery: &JobDelivery, stop: &Stop) {
+        let id = delivery.request.request_id.as_str();
+        let transport = &self.options.transport;
+        let mut missed = 0;
+        let mut renew = tokio::time::interval(RENEW);
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            renew.tick().await;
+            let receipt = lock(&self.again).get(id).cloned();
+            let receipt = receipt.as_ref().unwrap_or(&delivery.receipt);
+            match transport.renew_job(receipt).await {
+                Err(error @ TransportError::NotHeld { .. }) => {
+                    missed += 1;
+                    // Once is not enough: it may just be on its way back to us.
+                    if missed > 1 {
+                        tracing::warn!(%error, "job {id} is somebody else's now; the worker is ended");
+                        return;
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "job {id} cannot be renewed; trying again"),
+                Ok(()) => missed = 0,
+            }
+            // The order may have been given while nobody listened.
+            if matches!(transport.cancelled(id).await, Ok(true)) {
+                stop.stop(Why::Cancelled);
+            }
         }
     }
 

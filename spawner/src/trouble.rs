@@ -62,6 +62,8 @@ pub mod kind {
     pub const TOO_LARGE: &str = "too_large";
     /// The sandbox could not be started or watched.
     pub const SANDBOX_FAILED: &str = "sandbox_failed";
+    /// The image of workers is not there.
+    pub const IMAGE_MISSING: &str = "image_missing";
     /// The worker, or the spawner with it, was lost again and again.
     pub const LOST: &str = "lost";
 }

@@ -168,21 +168,40 @@ fn repository<'a>(
 
 async fn has_base(bare: &Path, base: &str) -> Result<(), Trouble> {
     if !bare.is_dir() {
+        let found = match std::fs::metadata(bare) {
+            Ok(_) => "there is something else of that name".to_owned(),
+            Err(error) => error.to_string(),
+        };
         return Err(Trouble::failed(
             kind::REPOSITORY_MISSING,
             format!(
                 "The repository {} is not there; an admin has to bring it back, or its owner to name another one.",
                 bare.display()
             ),
-        ));
+        )
+        .evidence(format!("{}: {found}", bare.display())));
     }
     match Git::new(bare).commit(base).await {
         Ok(Some(_)) => Ok(()),
         Ok(None) => Err(Trouble::failed(
             kind::BASE_MISSING,
-            format!("Commit {base} is not in the repository {}.", bare.display()),
-        )),
+            format!("Commit {base} is not in the repository {}; its owner has to push it, or the plan to begin from one that is there.", bare.display()),
+        )
+        .evidence(format!("git has no commit {base}; it has {}", heads(bare).await))),
         Err(error) => Err(clone_failed("reading the repository", &error)),
+    }
+}
+
+/// What a repository has instead, in some words.
+async fn heads(bare: &Path) -> String {
+    let args = [
+        "for-each-ref",
+        "--count=10",
+        "--format=%(objectname:short) %(refname:short)",
+    ];
+    match Git::new(bare).text(&args).await {
+        Ok(text) => text.trim().replace('\n', ", "),
+        Err(error) => format!("no branch that can be read: {error}"),
     }
 }
 

@@ -2,9 +2,20 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+fn process(folder: &Path) -> Child {
+    Command::new("redis-server")
+        .args("--port 0 --appendonly yes --appendfsync always --unixsocket redis.sock".split(' '))
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server can be started (Debian's package redis-server)")
+}
 
 pub struct Redis {
     process: Child,
@@ -17,22 +28,31 @@ impl Redis {
             .prefix("artel-redis-")
             .tempdir()
             .unwrap();
-        let process = Command::new("redis-server")
-            .args(
-                "--port 0 --appendonly yes --appendfsync always --unixsocket redis.sock".split(' '),
-            )
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("redis-server can be started (Debian's package redis-server)");
-        let redis = Self { process, folder };
+        let redis = Self {
+            process: process(folder.path()),
+            folder,
+        };
+        redis.ready().await;
+        redis
+    }
+
+    async fn ready(&self) {
         super::eventually("redis-server answers", Duration::from_secs(20), || async {
-            redis.answers().then_some(())
+            self.answers().then_some(())
         })
         .await;
-        redis
+    }
+
+    /// As by `kill -9`; it comes back with [`Redis::up`].
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Starts it again after [`Redis::kill`], with what it had stored.
+    pub async fn up(&mut self) {
+        self.process = process(self.folder.path());
+        self.ready().await;
     }
 
     fn socket(&self) -> PathBuf {

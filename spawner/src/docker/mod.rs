@@ -103,6 +103,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the engine itself failed, and not what it was asked for.
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Refused { source, .. } => matches!(
+                **source,
+                DockerError::DockerResponseServerError {
+                    status_code: 500..,
+                    ..
+                }
+            ),
+            _ => false,
+        }
+    }
+
     fn refused(action: &'static str) -> impl FnOnce(DockerError) -> Self {
         move |source| Self::Refused {
             action,
@@ -206,7 +220,7 @@ impl Engine {
     }
 
     async fn present(&self, name: &str) -> Result<Option<String>, Error> {
-        match self.docker.inspect_image(name).await {
+        match patiently(|| self.docker.inspect_image(name)).await {
             Ok(image) => Ok(image.id),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(Error::refused("to look at an image")(error)),
@@ -222,12 +236,13 @@ impl Engine {
                 .build()
         };
         let body = || spec.body(&self.runtime, self.processors);
-        let made = match self.docker.create_container(Some(options()), body()).await {
+        let create = || self.docker.create_container(Some(options()), body());
+        let made = match patiently(create).await {
             Err(DockerError::DockerResponseServerError {
                 status_code: 409, ..
             }) => {
                 self.remove(&spec.name).await?;
-                self.docker.create_container(Some(options()), body()).await
+                patiently(create).await
             }
             made => made,
         };
@@ -243,8 +258,8 @@ impl Engine {
             limits.clone(),
             Past::None,
         );
-        self.docker
-            .start_container(id, None)
+        // Starting what was started already is fine.
+        patiently(|| self.docker.start_container(id, None))
             .await
             .map_err(Error::refused("to start a container"))?;
         running.started();
@@ -275,7 +290,7 @@ impl Engine {
         spawner: &str,
         limits: &Limits,
     ) -> Result<Option<Running>, Error> {
-        let about = match self.docker.inspect_container(name, None).await {
+        let about = match patiently(|| self.docker.inspect_container(name, None)).await {
             Ok(about) => about,
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(Error::refused("to look at a container")(error)),
@@ -333,9 +348,7 @@ impl Engine {
             .all(true)
             .filters(&HashMap::from([("label", vec![label])]))
             .build();
-        let found = self
-            .docker
-            .list_containers(Some(options))
+        let found = patiently(|| self.docker.list_containers(Some(options.clone())))
             .await
             .map_err(Error::refused("to list containers"))?;
         Ok(found
@@ -353,7 +366,7 @@ impl Engine {
 
     /// Removes a container of ours, ending it if it runs, and confirms that it is gone. One that is not there is gone.
     pub async fn remove(&self, id: &str) -> Result<(), Error> {
-        let about = match self.docker.inspect_container(id, None).await {
+        let about = match patiently(|| self.docker.inspect_container(id, None)).await {
             Ok(about) => about,
             Err(error) if is_missing(&error) => return Ok(()),
             Err(error) => return Err(Error::refused("to look at a container")(error)),
@@ -389,6 +402,45 @@ impl Engine {
                 Err(error) => return Err(Error::refused("to remove a container")(error)),
             }
         }
+    }
+}
+
+/// Asks again while the engine gives no answer, as when it is started anew. Whatever is asked for must bear being done twice.
+async fn patiently<T, F>(ask: impl Fn() -> F) -> Result<T, DockerError>
+where
+    F: Future<Output = Result<T, DockerError>>,
+{
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(error) if is_away(&error) && tokio::time::Instant::now() < deadline => {
+                tracing::debug!(%error, "the engine gives no answer; asking again");
+                tokio::time::sleep(AGAIN).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether this says that the engine is not there, or is just coming or going.
+fn is_away(error: &DockerError) -> bool {
+    const BETWEEN: [&str; 5] = [
+        "containerd.sock",
+        "shutting down",
+        "ttrpc: closed",
+        "context canceled",
+        "Unavailable",
+    ];
+    match error {
+        DockerError::DockerResponseServerError {
+            status_code: 500..,
+            message,
+        } => BETWEEN.iter().any(|words| message.contains(words)),
+        DockerError::HyperResponseError { .. }
+        | DockerError::HyperLegacyError { .. }
+        | DockerError::IOError { .. }
+        | DockerError::RequestTimeoutError => true,
+        _ => false,
     }
 }
 

@@ -5,12 +5,12 @@ use bollard::container::LogOutput;
 use bollard::errors::Error as DockerError;
 use bollard::models::{ContainerStateStatusEnum, ContainerStatsResponse};
 use bollard::query_parameters::{
-    KillContainerOptionsBuilder, LogsOptionsBuilder, StatsOptionsBuilder,
+    EventsOptionsBuilder, KillContainerOptionsBuilder, LogsOptionsBuilder, StatsOptionsBuilder,
     WaitContainerOptionsBuilder,
 };
 use futures::StreamExt as _;
 use sandbox::{Line, Reason};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -31,6 +31,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long the last output may take after the end: the engine may have much of it to read from its disk.
 const DRAIN: Duration = Duration::from_secs(15);
 
+/// How long the engine may take to tell of an end that we know of already.
+const TOLD: Duration = Duration::from_secs(2);
+/// Most signals that are kept.
+const SIGNALS: usize = 16;
 /// How often in a row the engine has to see the limit of processes reached: a second apart.
 const PIDS_SEEN: u32 = 2;
 
@@ -60,6 +64,8 @@ pub struct Ended {
     pub peak_memory_mb: u64,
     /// Bytes read from and written to disks, as of the last look.
     pub io_bytes: (u64, u64),
+    /// Who else ended it, when neither it nor we did: somebody who has told the engine so, or the engine's own end.
+    pub from_outside: Option<String>,
 }
 
 /// What it has used so far.
@@ -198,6 +204,13 @@ impl Watch {
             self.limits.pids,
             used.clone(),
         ))]);
+        let noticed = Arc::new(Mutex::new(Noticed::default()));
+        let mut witness = AbortOnDrop(vec![tokio::spawn(witness(
+            self.docker.clone(),
+            self.id.clone(),
+            age,
+            noticed.clone(),
+        ))]);
         let mut output = AbortOnDrop(vec![tokio::spawn(listen(
             self.docker.clone(),
             self.id.clone(),
@@ -250,6 +263,10 @@ impl Watch {
             // What it said last is still on its way.
             let _ = tokio::time::timeout(DRAIN, listener).await;
         }
+        for witness in &mut witness.0 {
+            // What the engine tells of the end is told beside the end.
+            let _ = tokio::time::timeout(TOLD, witness).await;
+        }
         let used = *lock(&used);
         let overdue = wall.is_some_and(|wall| age >= wall);
         let reason = verdict.unwrap_or(match i32::try_from(exit_code).unwrap_or(-1) {
@@ -260,8 +277,15 @@ impl Watch {
             code @ 129..=192 => Reason::Signalled(code - 128),
             code => Reason::Exited(code),
         });
+        let is_ours =
+            verdict.is_some() || out_of_memory || exit_code == 0 || reason == Reason::Wall;
         Ok(Ended {
             reason,
+            from_outside: if is_ours {
+                None
+            } else {
+                lock(&noticed).outside(exit_code)
+            },
             exit_code,
             out_of_memory,
             wall_s: (age + started.elapsed()).as_secs_f64(),
@@ -406,6 +430,82 @@ impl Used {
     }
 }
 
+/// What the engine told of a container while it was watched.
+#[derive(Debug, Default)]
+struct Noticed {
+    /// Signals that were sent through the engine.
+    signals: Vec<String>,
+    /// How often the engine went away.
+    breaks: u32,
+}
+
+impl Noticed {
+    /// Who ended a container that ended with this code, if that was neither itself nor we, who have sent it nothing.
+    fn outside(&self, exit_code: i64) -> Option<String> {
+        // What ends by a signal says 128 and its number; 255 is what an engine says that does not know.
+        if !matches!(exit_code, 129..=192 | 255 | -1) {
+            return None;
+        }
+        if let Some(signal) = self.signals.last() {
+            return Some(format!(
+                "somebody else had the engine send it signal {signal}"
+            ));
+        }
+        (self.breaks > 0).then(|| "the engine went away while it ran".to_owned())
+    }
+}
+
+/// Keeps what the engine tells of a container, until its end; asks for what it missed when the engine was away.
+async fn witness(docker: Docker, id: String, age: Duration, noticed: Arc<Mutex<Noticed>>) {
+    let age = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+    let mut since = jiff::Timestamp::now()
+        .as_second()
+        .saturating_sub(age)
+        .saturating_sub(1)
+        .to_string();
+    loop {
+        let filters = HashMap::from([
+            ("type", vec!["container".to_owned()]),
+            ("container", vec![id.clone()]),
+            (
+                "event",
+                ["kill", "die", "destroy"].map(str::to_owned).into(),
+            ),
+        ]);
+        let options = EventsOptionsBuilder::default()
+            .since(&since)
+            .filters(&filters)
+            .build();
+        let events = docker.events(Some(options));
+        tokio::pin!(events);
+        while let Some(Ok(event)) = events.next().await {
+            if let Some(at) = event.time_nano {
+                // Behind this one.
+                since = nanos(at.saturating_add(1));
+            }
+            match event.action.as_deref() {
+                Some("kill") => {
+                    let attributes = event.actor.and_then(|actor| actor.attributes);
+                    let signal = attributes.and_then(|mut all| all.remove("signal"));
+                    let mut noticed = lock(&noticed);
+                    if noticed.signals.len() < SIGNALS {
+                        noticed.signals.push(signal.unwrap_or_default());
+                    }
+                }
+                Some("die" | "destroy") => return,
+                _ => {}
+            }
+        }
+        lock(&noticed).breaks += 1;
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// A moment as the engine takes it: seconds, a point, nine digits.
+fn nanos(at: i64) -> String {
+    format!("{}.{:09}", at / 1_000_000_000, at % 1_000_000_000)
+}
+
 /// Reads the output to its end, also when the engine goes away in between: then the rest is asked for by its time.
 async fn listen(
     docker: Docker,
@@ -518,5 +618,23 @@ impl Splitter {
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_from_outside_is_told_from_an_end_of_its_own() {
+        let mut noticed = Noticed::default();
+        assert_eq!(noticed.outside(137), None, "it did that itself");
+        noticed.breaks = 1;
+        assert_eq!(noticed.outside(1), None, "it did that itself");
+        let words = |noticed: &Noticed| noticed.outside(137).unwrap();
+        assert!(words(&noticed).contains("went away"));
+        noticed.signals.push("9".to_owned());
+        assert!(words(&noticed).contains("signal 9"));
+        assert_eq!(nanos(1_700_000_000_000_000_042), "1700000000.000000042");
     }
 }

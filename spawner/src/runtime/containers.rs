@@ -23,6 +23,10 @@ const PROGRAM: &str = "/usr/local/bin/artel-inside";
 const WORKER: (u32, u32) = (1000, 1000);
 /// The size of `/tmp` and of the home folder, in MiB each; they are memory.
 const TMP_MB: u64 = 128;
+/// How often a container is made anew that the engine fails to start.
+const START_TRIES: u32 = 3;
+/// The pause before that.
+const START_PAUSE: Duration = Duration::from_millis(500);
 /// What is added to a worker's wall clock before somebody else may end it.
 const LATE: Duration = Duration::from_mins(1);
 
@@ -157,6 +161,22 @@ impl Containers {
         }
     }
 
+    async fn start_once(&self, work: &Work) -> Result<Box<dyn Worker>, Error> {
+        // A tag that is moved meanwhile does not matter to a worker that has begun; the id stays.
+        let image = self.engine.image(&self.image).await?;
+        let spec = self.spec(work, image);
+        let id = self.engine.create(&spec).await?;
+        match self.engine.start(&id, &spec.limits).await {
+            Ok(running) => Ok(Contained::watch(running)),
+            Err(error) => {
+                if let Err(error) = self.engine.remove(&id).await {
+                    tracing::warn!(%error, container = id, "a container that did not start was not removed; it will be");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
     async fn of_task(&self, who: &Identity) -> Result<Vec<Found>, docker::Error> {
         let mut all = self.engine.ours(&self.spawner).await?;
         all.retain(|found| {
@@ -231,17 +251,16 @@ impl Runtime for Containers {
     }
 
     async fn start(&self, work: &Work) -> Result<Box<dyn Worker>, Error> {
-        // A tag that is moved meanwhile does not matter to a worker that has begun; the id stays.
-        let image = self.engine.image(&self.image).await?;
-        let spec = self.spec(work, image);
-        let id = self.engine.create(&spec).await?;
-        match self.engine.start(&id, &spec.limits).await {
-            Ok(running) => Ok(Contained::watch(running)),
-            Err(error) => {
-                if let Err(error) = self.engine.remove(&id).await {
-                    tracing::warn!(%error, container = id, "a container that did not start was not removed; it will be");
+        let mut tries = 1;
+        loop {
+            match self.start_once(work).await {
+                // An engine that died while it started a container may never be able to start that one: a new one, then.
+                Err(Error::Docker(error)) if error.is_failure() && tries < START_TRIES => {
+                    tracing::warn!(%error, tries, "a container did not start; trying with a new one");
+                    tries += 1;
+                    tokio::time::sleep(START_PAUSE).await;
                 }
-                Err(error.into())
+                started => return started,
             }
         }
     }
@@ -339,11 +358,17 @@ impl Worker for Contained {
             cpu_s: ended.cpu_s,
             peak_memory_mb: ended.peak_memory_mb,
             evidence: format!(
-                "container {}: exit code {}, out of memory: {}, {read} bytes read and {written} written on disks",
+                "container {}: exit code {}, out of memory: {}, {read} bytes read and {written} written on disks{}",
                 self.running.id().get(..12).unwrap_or_default(),
                 ended.exit_code,
                 if ended.out_of_memory { "yes" } else { "no" },
+                ended
+                    .from_outside
+                    .as_ref()
+                    .map(|words| format!("; {words}"))
+                    .unwrap_or_default(),
             ),
+            from_outside: ended.from_outside,
         })
     }
 }

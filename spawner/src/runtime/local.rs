@@ -144,6 +144,7 @@ impl Worker for Confined {
             cpu_s: ended.cpu_s,
             peak_memory_mb: ended.peak_memory_mb,
             evidence: String::new(),
+            from_outside: None,
         })
     }
 }

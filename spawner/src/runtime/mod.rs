@@ -155,6 +155,8 @@ pub struct Ended {
     pub peak_memory_mb: u64,
     /// What else is known of the end, in a line; may be empty.
     pub evidence: String,
+    /// Who else ended it, when neither it nor we did.
+    pub from_outside: Option<String>,
 }
 
 /// Why a runtime could not do what it should.

@@ -1,12 +1,15 @@
 //! The spawner end to end once more, with workers in containers of a real engine (`scripts/with-docker` starts one).
 
 mod adoption;
+#[path = "../spawner/bad_input.rs"]
+mod bad_input;
 #[path = "../spawner/broker.rs"]
 mod broker;
 #[path = "../spawner/hostile.rs"]
 mod hostile;
 #[path = "../spawner/limits.rs"]
 mod limits;
+mod missing;
 #[path = "../spawner/reach.rs"]
 mod reach;
 #[path = "../spawner/stage.rs"]

@@ -153,7 +153,7 @@ pub(crate) fn choose(
 /// Until the room changes; for ever when nobody is left who could change it.
 pub(crate) async fn changed(rooms: &mut Rooms) {
     if rooms.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -539,7 +539,7 @@ pub async fn a_message_that_is_wrong_is_refused(harness: &dyn Harness) {
 /// A request of this project that may use so much.
 fn sized(id: &str, project: &str, cores: f64, memory_mb: u64) -> SpawnRequest {
     let mut request = request(id);
-    request.project_id = project.to_owned();
+    project.clone_into(&mut request.project_id);
     (request.limits.cpu, request.limits.memory_mb) = (cores, memory_mb);
     request
 }

@@ -3,7 +3,7 @@
 use crate::crew::{commits, task};
 use crate::engine::Engine;
 use crate::support::eventually;
-use crate::{House, SOON, soak};
+use crate::{House, SOON};
 use std::time::Duration;
 
 const AT_A_TIME: usize = 8;
@@ -51,8 +51,7 @@ async fn fifty_jobs_at_eight_at_a_time_end_once_each_and_leave_nothing() {
     many(None, 50).await;
 }
 
-/// In the long form as many as in bubblewrap.
 #[tokio::test]
-async fn many_jobs_in_containers_at_eight_at_a_time_end_once_each_and_leave_nothing() {
-    many(Some(Engine::shared()), if soak() { 50 } else { 16 }).await;
+async fn fifty_jobs_in_containers_at_eight_at_a_time_end_once_each_and_leave_nothing() {
+    many(Some(Engine::shared()), 50).await;
 }

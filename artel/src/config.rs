@@ -157,7 +157,8 @@ pub struct Config {
     pub worker_cpus: Option<f64>,
     /// Memory that they may use together, in MiB; none for what the machine has.
     pub worker_memory_mb: Option<u64>,
-    /// Where workers run: the runtime of the Docker engine; none for a sandbox on this machine.
+    /// Where workers run: the runtime of the Docker engine; none for a sandbox on this machine. A process that is nothing but a
+    /// spawner asks [`Config::of_spawner`].
     pub docker_runtime: Option<String>,
     /// The Docker engine for workers.
     pub docker_host: String,
@@ -207,6 +208,8 @@ pub enum Need {
     Bus,
 }
 
+/// Where workers run in the full size when nobody says anything.
+const FULL_RUNTIME: &str = "sysbox-runc";
 /// Tables of `artel.toml`.
 const TABLES: &[&str] = &["models", "policy"];
 
@@ -258,15 +261,18 @@ impl Config {
             .collect();
 
         let reader = Reader { figment: &figment };
+        let mode = reader.parse(
+            "ARTEL_MODE",
+            "`embedded` or `full` is expected",
+            |text| match text {
+                "embedded" => Some(Mode::Embedded),
+                "full" => Some(Mode::Full),
+                _ => None,
+            },
+        )?;
         let config =
             Self {
-                mode: reader.parse("ARTEL_MODE", "`embedded` or `full` is expected", |text| {
-                    match text {
-                        "embedded" => Some(Mode::Embedded),
-                        "full" => Some(Mode::Full),
-                        _ => None,
-                    }
-                })?,
+                mode,
                 database_url: reader.parse_opt(
                     "DATABASE_URL",
                     "an address like postgres://user:password@host/name is expected",
@@ -316,15 +322,19 @@ impl Config {
                     "a number of MiB from 64 to 67108864 is expected",
                     |text| text.parse().ok().filter(|n| (64..=67_108_864).contains(n)),
                 )?,
-                docker_runtime: reader.parse(
-                    "SPAWNER_RUNTIME",
-                    "`bubblewrap`, `sysbox-runc`, `runc`, `runsc` or `kata` is expected",
-                    |text| match text {
-                        "bubblewrap" => Some(None),
-                        "sysbox-runc" | "runc" | "runsc" | "kata" => Some(Some(text.to_owned())),
-                        _ => None,
-                    },
-                )?,
+                docker_runtime: reader
+                    .parse_opt(
+                        "SPAWNER_RUNTIME",
+                        "`bubblewrap`, `sysbox-runc`, `runc`, `runsc` or `kata` is expected",
+                        |text| match text {
+                            "bubblewrap" => Some(None),
+                            "sysbox-runc" | "runc" | "runsc" | "kata" => {
+                                Some(Some(text.to_owned()))
+                            }
+                            _ => None,
+                        },
+                    )?
+                    .unwrap_or_else(|| (mode == Mode::Full).then(|| FULL_RUNTIME.to_owned())),
                 docker_host: reader.text("DOCKER_HOST").unwrap_or_default(),
                 worker_image: reader.text("WORKER_IMAGE").unwrap_or_default(),
                 agent: reader.parse(
@@ -424,6 +434,15 @@ impl Config {
         Ok(self.tape.is_some()
             || self.openai_base_url.is_some()
             || !self.table::<models::Config>("models")?.endpoints.is_empty())
+    }
+
+    /// The same for a process that is nothing but a spawner: it is of the full size, whatever `ARTEL_MODE` says.
+    pub fn of_spawner(&self) -> Self {
+        let mut config = self.clone();
+        if self.is_default("SPAWNER_RUNTIME") {
+            config.docker_runtime = Some(FULL_RUNTIME.to_owned());
+        }
+        config
     }
 
     /// Whether a setting has a value that nobody chose.

@@ -160,8 +160,8 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
             ),
             setting(
                 "SPAWNER_RUNTIME",
-                "bubblewrap",
-                "Where they run: `bubblewrap` (a sandbox on this machine), or in Docker with the runtime `sysbox-runc` (docs/sysbox.md), `runc`, `runsc` or `kata`.",
+                "",
+                "Where they run: `bubblewrap` (a sandbox on this machine), or in Docker with the runtime `sysbox-runc` (docs/sysbox.md), `runc`, `runsc` or `kata`. Default: `bubblewrap`; in the full size (ARTEL_MODE=full, and for `artel spawner`) `sysbox-runc`.",
             ),
             setting(
                 "DOCKER_HOST",

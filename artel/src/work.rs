@@ -459,8 +459,13 @@ pub(crate) async fn containers(config: &Config, home: &Path) -> anyhow::Result<O
         home: home.to_owned(),
     };
     let containers = Containers::connect(options).await;
-    let containers = containers
-        .with_context(|| format!("workers cannot run in Docker (SPAWNER_RUNTIME={runtime})"))?;
+    let containers = containers.with_context(|| {
+        if config.is_default("SPAWNER_RUNTIME") {
+            format!("workers cannot run in Docker with {runtime}, the default of the full size; SPAWNER_RUNTIME=bubblewrap has them run in a sandbox of this machine")
+        } else {
+            format!("workers cannot run in Docker (SPAWNER_RUNTIME={runtime})")
+        }
+    })?;
     Ok(Some(containers))
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use support::docker;
 use support::redis::Redis;
 use support::telegram::{Seen, TOKEN, Telegram};
 use support::{Home, Running, eventually, get};
@@ -23,6 +24,8 @@ async fn servers(tape: &str) -> (Home, Redis) {
     home.on_postgres().await;
     let redis = Redis::start().await;
     home.set("REDIS_URL", &redis.url());
+    // The full size would ask for Sysbox.
+    home.set("SPAWNER_RUNTIME", "bubblewrap");
     std::fs::write(home.file("tape.yaml"), tape).unwrap();
     let tape = home.file("tape.yaml").display().to_string();
     home.set("ARTEL_TAPE", &tape);
@@ -255,6 +258,26 @@ fn button(proposal: &Seen) -> String {
 
 #[tokio::test]
 async fn separate_processes_build_the_demo_and_a_killed_one_is_replaced() {
+    demo_of_many_processes(|_| ()).await;
+}
+
+#[tokio::test]
+async fn separate_processes_build_the_demo_with_workers_in_containers() {
+    let seen = demo_of_many_processes(|home| {
+        home.set("SPAWNER_RUNTIME", "runc");
+        home.set("DOCKER_HOST", &docker::host());
+        home.set("WORKER_IMAGE", &docker::worker_image());
+        docker::Watch::start(home.path())
+    })
+    .await;
+    let seen = seen.end();
+    // Two tasks and the change, at the least.
+    assert!(seen >= 3, "{seen} containers were seen");
+}
+
+/// From a message to a service that answers, and a change in the middle of which processes are killed. Returns what `prepare`
+/// makes on the data folder before anything is started.
+async fn demo_of_many_processes<T>(prepare: impl FnOnce(&mut Home) -> T) -> T {
     // Answers take a moment, as a model's do, so that there is something to be killed in.
     let tape = DEMO.replacen("\nanswers:", "\ndelay_ms: 300\nanswers:", 1);
     assert!(tape.contains("delay_ms: 300"));
@@ -265,6 +288,7 @@ async fn separate_processes_build_the_demo_and_a_killed_one_is_replaced() {
     home.set("TELEGRAM_API_URL", &telegram.url);
     home.set("ALLOWED_USERS", &OWNER.to_string());
     home.set("ADMIN_CHAT_IDS", &OWNER.to_string());
+    let prepared = prepare(&mut home);
     let mut runner = home.start(&["runner"]);
     let mut second = home.start(&["runner"]);
     let mut scheduler = home.start(&["scheduler"]);
@@ -375,4 +399,5 @@ async fn separate_processes_build_the_demo_and_a_killed_one_is_replaced() {
         assert_eq!(process.terminate(SOON).await, 0);
     }
     home.run(&["remove", "notes", "--yes"]).await.success();
+    prepared
 }

@@ -34,6 +34,18 @@ enum Choice {
 ///
 /// Exit codes: 0 success was reported, 1 anything else was reported or could not be, 2 bad use.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args = args.into_iter().peekable();
+    match args.peek().and_then(|arg| arg.to_str()) {
+        Some("--version") => {
+            println!("artel-agent {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some("--help") => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
     let arguments = match parse(args) {
         Ok(arguments) => arguments,
         Err(message) => {

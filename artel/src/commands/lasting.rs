@@ -144,7 +144,7 @@ pub(super) async fn bot(context: &Context) -> anyhow::Result<u8> {
 
 /// `artel spawner`, and the program `spawner`: no database, no journal.
 pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
-    let config = &context.config;
+    let config = &context.config.of_spawner();
     let Some(redis) = &config.redis_url else {
         return Err(config::Error::Missing("REDIS_URL is not set".to_owned()).into());
     };

@@ -204,3 +204,19 @@ fn what_a_process_needs_is_named_all_at_once() {
     );
     assert_eq!(missing(&whole, Need::Servers), "");
 }
+
+#[test]
+fn the_full_size_runs_workers_in_sysbox_unless_another_runtime_is_chosen() {
+    let runtime = |text: &str| load(&[(".env", text)]).unwrap();
+    let small = runtime("ARTEL_MODE=embedded\n");
+    assert_eq!(small.docker_runtime, None);
+    let spawner = small.of_spawner().docker_runtime;
+    assert_eq!(spawner.as_deref(), Some("sysbox-runc"));
+    let full = runtime("ARTEL_MODE=full\n");
+    assert_eq!(full.docker_runtime.as_deref(), Some("sysbox-runc"));
+    for (chosen, expected) in [("bubblewrap", None), ("runc", Some("runc"))] {
+        let config = runtime(&format!("ARTEL_MODE=full\nSPAWNER_RUNTIME={chosen}\n"));
+        assert_eq!(config.docker_runtime.as_deref(), expected);
+        assert_eq!(config.of_spawner().docker_runtime.as_deref(), expected);
+    }
+}

@@ -1,6 +1,7 @@
 //! What end-to-end tests need: a data folder of its own, the real binary, and doubles that speak the real protocols.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod docker;
 pub mod openai;
 pub mod redis;
 #[path = "../../../bot/tests/support/telegram.rs"]

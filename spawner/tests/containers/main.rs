@@ -7,6 +7,7 @@ mod bad_input;
 mod broker;
 #[path = "../spawner/hostile.rs"]
 mod hostile;
+mod image;
 #[path = "../spawner/limits.rs"]
 mod limits;
 mod missing;

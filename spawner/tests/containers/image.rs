@@ -17,9 +17,9 @@ fn the_image_of_workers_is_built_and_has_launcher_agent_and_tools_for_a_user_wit
         .output()
         .unwrap();
     assert!(built.status.success(), "{built:?}");
-    let script = "id -u; id -g; pwd; echo $HOME; artel-agent --version; git --version; python3 --version
+    let script = "id -u; id -g; pwd; echo $HOME; /usr/local/bin/artel-agent --version; git --version; python3 --version
         touch /workspace/x /home/artel/x && echo writes; touch /usr/local/bin/x 2>/dev/null || echo refused
-        artel-inside internal launch --out 127.0.0.1:8118=/nowhere -- true && echo launched";
+        /usr/local/bin/artel-inside internal launch --out 127.0.0.1:8118=/nowhere -- true && echo launched";
     let said = docker(&[
         "run",
         "--rm",

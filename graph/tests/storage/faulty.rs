@@ -1,7 +1,6 @@
 //! A database that fails when it is told to.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,16 +10,17 @@ use std::{
 
 use async_trait::async_trait;
 use graph::{
-    Cache, Cursor, DocumentStore, Entry, JournalFilter, ThreadId, ThreadInfo,
+    ThreadId,
     checkpoint::{
-        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim,
-        ClaimRequest, Claimed, Commit, Created, HistoryFilter, Lease, LeaseTerms, Loaded,
-        NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed, Reopened, Retention,
-        SignalOutcome, SignalRecord, StateRows, StorageError, Then, ThreadFilter, Write,
+        Appended, CancelOutcome, CancelRequest, Checkpointer, Claim, ClaimRequest, Claimed, Commit,
+        Created, Lease, LeaseTerms, Loaded, NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt,
+        Renewed, SignalOutcome, StorageError, Then,
     },
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use super::delegate::{Delegate, Delegating};
 
 /// What is wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,10 @@ pub enum Fault {
 type Plan = Box<dyn Fn(u64) -> Option<Fault> + Send + Sync>;
 
 /// Hands requests on to another database, and fails some commits and appends.
-pub struct Faulty {
+pub type Faulty = Delegating<Faults>;
+
+/// What goes wrong, and how much has gone by.
+pub struct Faults {
     inner: Arc<dyn Checkpointer>,
     commits: AtomicU64,
     commit_fails: Plan,
@@ -62,6 +65,61 @@ impl Faulty {
         inner: Arc<dyn Checkpointer>,
         fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
     ) -> Self {
+        Self(Faults::failing(inner, fails))
+    }
+
+    /// The process that asks it dies at its n-th write (claims count): that one, and whatever it would write later, is never
+    /// answered.
+    pub fn mortal(inner: Arc<dyn Checkpointer>, dies_at: u64, fault: Fault) -> Self {
+        Self(Faults {
+            dies: Some((dies_at, fault)),
+            ..Faults::failing(inner, |_| None)
+        })
+    }
+
+    /// The ends of threads land at once, and are answered after two renewals have found their leases gone.
+    pub fn late_ends(inner: Arc<dyn Checkpointer>) -> Self {
+        Self(Faults {
+            late_ends: true,
+            ..Faults::failing(inner, |_| None)
+        })
+    }
+
+    /// The first so many runs cannot load their threads.
+    pub fn loads(inner: Arc<dyn Checkpointer>, fail: u64) -> Self {
+        Self(Faults {
+            failing_loads: AtomicU64::new(fail),
+            ..Faults::failing(inner, |_| None)
+        })
+    }
+
+    pub fn appends(
+        inner: Arc<dyn Checkpointer>,
+        fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Faults {
+            append_fails: Box::new(fails),
+            ..Faults::failing(inner, |_| None)
+        })
+    }
+
+    /// Threads are created, with a lease or without.
+    pub fn creations(
+        inner: Arc<dyn Checkpointer>,
+        fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Faults {
+            creation_fails: Box::new(fails),
+            ..Faults::failing(inner, |_| None)
+        })
+    }
+}
+
+impl Faults {
+    fn failing(
+        inner: Arc<dyn Checkpointer>,
+        fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             inner,
             commits: AtomicU64::new(0),
@@ -77,15 +135,6 @@ impl Faulty {
             dies: None,
             writes: AtomicU64::new(0),
             dead: CancellationToken::new(),
-        }
-    }
-
-    /// The process that asks it dies at its n-th write (claims count): that one, and whatever it would write later, is never
-    /// answered.
-    pub fn mortal(inner: Arc<dyn Checkpointer>, dies_at: u64, fault: Fault) -> Self {
-        Self {
-            dies: Some((dies_at, fault)),
-            ..Self::commits(inner, |_| None)
         }
     }
 
@@ -110,46 +159,9 @@ impl Faulty {
         std::future::pending().await
     }
 
-    /// The ends of threads land at once, and are answered after two renewals have found their leases gone.
-    pub fn late_ends(inner: Arc<dyn Checkpointer>) -> Self {
-        Self {
-            late_ends: true,
-            ..Self::commits(inner, |_| None)
-        }
-    }
-
-    /// The first so many runs cannot load their threads.
-    pub fn loads(inner: Arc<dyn Checkpointer>, fail: u64) -> Self {
-        Self {
-            failing_loads: AtomicU64::new(fail),
-            ..Self::commits(inner, |_| None)
-        }
-    }
-
     /// How many loads have still to fail.
     pub fn failing_loads_left(&self) -> u64 {
         self.failing_loads.load(Ordering::SeqCst)
-    }
-
-    pub fn appends(
-        inner: Arc<dyn Checkpointer>,
-        fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            append_fails: Box::new(fails),
-            ..Self::commits(inner, |_| None)
-        }
-    }
-
-    /// Threads are created, with a lease or without.
-    pub fn creations(
-        inner: Arc<dyn Checkpointer>,
-        fails: impl Fn(u64) -> Option<Fault> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            creation_fails: Box::new(fails),
-            ..Self::commits(inner, |_| None)
-        }
     }
 
     /// How many claims there were.
@@ -190,7 +202,10 @@ async fn through<T>(
 }
 
 #[async_trait]
-impl Checkpointer for Faulty {
+impl Delegate for Faults {
+    fn inner(&self) -> &dyn Checkpointer {
+        &*self.inner
+    }
     fn name(&self) -> &'static str {
         "faulty"
     }
@@ -209,31 +224,10 @@ impl Checkpointer for Faulty {
         }
         result
     }
-    fn retention(&self) -> &dyn Retention {
-        self.inner.retention()
-    }
-    fn cache(&self) -> Option<Arc<dyn Cache>> {
-        self.inner.cache()
-    }
-    fn documents(&self) -> Option<Arc<dyn DocumentStore>> {
-        self.inner.documents()
-    }
-    fn bell(&self) -> Option<Arc<dyn Bell>> {
-        self.inner.bell()
-    }
-    fn keeps_values(&self) -> bool {
-        self.inner.keeps_values()
-    }
-    async fn migrate(&self) -> Result<(), StorageError> {
-        self.inner.migrate().await
-    }
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
         let fault = self.creation_fault();
         self.alive(through(fault, self.inner.create_thread(thread)))
             .await
-    }
-    fn creates_leased(&self) -> bool {
-        self.inner.creates_leased()
     }
     async fn create_leased(
         &self,
@@ -253,18 +247,6 @@ impl Checkpointer for Faulty {
     }
     async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
         self.alive(self.inner.cancel(request)).await
-    }
-    async fn reopen(&self, thread: &ThreadId) -> Result<Reopened, StorageError> {
-        self.inner.reopen(thread).await
-    }
-    async fn thread(&self, thread: &ThreadId) -> Result<Option<ThreadInfo>, StorageError> {
-        self.inner.thread(thread).await
-    }
-    async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadInfo>, StorageError> {
-        self.inner.threads(filter).await
-    }
-    async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
-        self.inner.delete_thread(thread).await
     }
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
         self.claims.fetch_add(1, Ordering::SeqCst);
@@ -287,9 +269,6 @@ impl Checkpointer for Faulty {
         }
         Ok(renewed)
     }
-    async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
-        self.inner.break_leases(owner).await
-    }
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
         let failing = self
             .failing_loads
@@ -298,30 +277,6 @@ impl Checkpointer for Faulty {
             });
         let fault = failing.is_ok().then_some(Fault::Before);
         through(fault, self.inner.load(lease)).await
-    }
-    async fn pending_writes(&self, thread: &ThreadId) -> Result<Vec<Write>, StorageError> {
-        self.inner.pending_writes(thread).await
-    }
-    async fn mailbox(
-        &self,
-        thread: &ThreadId,
-        after: u64,
-    ) -> Result<(Vec<SignalRecord>, u64), StorageError> {
-        self.inner.mailbox(thread, after).await
-    }
-    async fn history(
-        &self,
-        thread: &ThreadId,
-        filter: &HistoryFilter,
-    ) -> Result<Vec<CheckpointRecord>, StorageError> {
-        self.inner.history(thread, filter).await
-    }
-    async fn state_rows(
-        &self,
-        thread: &ThreadId,
-        checkpoint: Option<u64>,
-    ) -> Result<StateRows, StorageError> {
-        self.inner.state_rows(thread, checkpoint).await
     }
     async fn fork(
         &self,
@@ -332,20 +287,6 @@ impl Checkpointer for Faulty {
     }
     async fn set_head(&self, thread: &ThreadId, branch: u32) -> Result<(), StorageError> {
         self.alive(self.inner.set_head(thread, branch)).await
-    }
-    async fn branches(&self, thread: &ThreadId) -> Result<BTreeMap<u32, u64>, StorageError> {
-        self.inner.branches(thread).await
-    }
-    async fn journal(
-        &self,
-        filter: &JournalFilter,
-        after: Cursor,
-        limit: usize,
-    ) -> Result<Vec<Entry>, StorageError> {
-        self.inner.journal(filter, after, limit).await
-    }
-    async fn journal_end(&self) -> Result<Cursor, StorageError> {
-        self.inner.journal_end().await
     }
     async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
         let fault = (self.append_fails)(self.appends.fetch_add(1, Ordering::SeqCst) + 1);

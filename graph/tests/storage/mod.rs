@@ -3,6 +3,7 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub mod delegate;
 pub mod faulty;
 
 use std::{path::PathBuf, time::Duration};

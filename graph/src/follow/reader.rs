@@ -7,7 +7,7 @@ use futures::stream::{BoxStream, StreamExt, unfold};
 use super::{
     Modes, StreamItem, StreamKind,
     bus::{First, Queued, Spot, Subscription},
-    stored::{self, Untold},
+    stored::{self, Ahead, Untold},
 };
 use crate::{
     checkpoint::{StorageError, ThreadRecord, ThreadStatus},
@@ -37,6 +37,7 @@ pub(crate) fn follow(
         told_step: from.filter(|from| *from == 0),
         told_rest: None,
         untold: VecDeque::new(),
+        ahead: Ahead::default(),
         record: None,
         ready: VecDeque::new(),
         faults: 0,
@@ -69,6 +70,8 @@ struct Reader {
     told_rest: Option<Rest>,
     /// Checkpoints of other processes that are to be told, oldest first.
     untold: VecDeque<Untold>,
+    /// What was read of them beforehand.
+    ahead: Ahead,
     /// The thread when that was found out.
     record: Option<ThreadRecord>,
     /// Items that were read back.
@@ -248,6 +251,7 @@ impl Reader {
         self.faults = 0;
         self.record = Some(record);
         self.untold = untold.into();
+        self.ahead = Ahead::default();
         Ok(!self.untold.is_empty())
     }
 
@@ -259,7 +263,14 @@ impl Reader {
         };
         let (checkpoint, parent) = (untold.checkpoint(), untold.parent());
         let step = untold.step();
-        let items = match stored::items(&self.shared, record, untold, self.modes).await {
+        let items = stored::items(
+            &self.shared,
+            record,
+            &self.untold,
+            &mut self.ahead,
+            self.modes,
+        );
+        let items = match items.await {
             Ok(items) => items,
             Err(EngineError::Storage(StorageError::UnknownCheckpoint { .. })) => {
                 // It was forgotten after it had been listed. What there is now says how much is missing.

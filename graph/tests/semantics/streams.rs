@@ -2,11 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use graph::{
     Context, END, Engine, Goto, GraphBuilder, Keep, MessageChunk, Modes, NodeError, NodeOptions,
-    RetryPolicy, START, Send, ServeOptions, StreamItem, StreamKind, TaskResult, ThreadStatus,
-    Trigger, WaitFor,
+    RetryPolicy, START, Send, ServeOptions, StorageError, StreamItem, StreamKind, TaskResult,
+    ThreadId, ThreadStatus, Trigger, WaitFor,
+    checkpoint::{Checkpointer, StateRows},
 };
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -15,6 +17,7 @@ use crate::lab::{
     Count, Notes, log, notes, options, promise, run, serve, start, start_and_run, start_as, takes,
     thread,
 };
+use crate::storage::delegate::{Delegate, Delegating};
 
 fn short(item: &StreamItem) -> String {
     let step = item.step;
@@ -497,6 +500,53 @@ promise! {
     }
 }
 
+/// Counts how often states are read.
+struct Counted {
+    inner: Arc<dyn Checkpointer>,
+    reads: Count,
+}
+
+#[async_trait]
+impl Delegate for Counted {
+    fn inner(&self) -> &dyn Checkpointer {
+        &*self.inner
+    }
+    async fn state_rows(
+        &self,
+        thread: &ThreadId,
+        checkpoint: Option<u64>,
+    ) -> Result<StateRows, StorageError> {
+        self.reads.up();
+        self.inner.state_rows(thread, checkpoint).await
+    }
+}
+
+promise! {
+    async fn a_follower_that_has_much_to_catch_up_with_reads_many_states_at_once(lab) {
+        const STEPS: usize = 400;
+        let runner = lab.notes(counting(STEPS as i64)).await;
+        start_and_run(&runner).await;
+        let reads = Count::default();
+        let store = Arc::new(Delegating(Counted { inner: lab.store.clone(), reads: reads.clone() }));
+        let graph = counting(STEPS as i64).compile().expect("compiles");
+        let reader = Engine::builder(store).graph(graph).build().await.expect("builds");
+        let told = lines(reader.follow_from("t", 0, Modes::VALUES | Modes::UPDATES)).await;
+        let mut log = Vec::new();
+        let mut expected = Vec::new();
+        for n in 0..STEPS {
+            log.push(n.to_string());
+            expected.push(format!("stored {} count [{{\"log\":[\"{n}\"],\"sum\":1}}]", n + 1));
+            expected.push(format!("stored {} values {}", n + 1, json!(log)));
+        }
+        expected.push("stored Done".to_owned());
+        assert!(told == expected, "{:?}", told.iter().zip(&expected).find(|(told, expected)| told != expected));
+        // Where states are kept as they are, each is looked up by itself.
+        if !lab.store.keeps_values() {
+            assert!(reads.get() * 10 <= STEPS, "{} requests", reads.get());
+        }
+    }
+}
+
 /// Counts to so many, a step each.
 fn counting(to: i64) -> GraphBuilder<Notes> {
     notes("g")
@@ -526,16 +576,22 @@ promise! {
 
 promise! {
     async fn a_reader_is_told_what_pruning_takes_while_it_reads(lab) {
-        let engine = lab.notes(counting(20)).await;
+        let engine = lab.notes(counting(200)).await;
         start_and_run(&engine).await;
         let mut items = engine.follow_from("t", 0, Modes::UPDATES);
-        // The list of all of them is read with the first.
+        // The list of all of them is read with the first, and what is in some of them.
         let first = some(&mut items, 1).await;
         assert_eq!(first, ["stored 1 count [{\"log\":[\"0\"],\"sum\":1}]"]);
         engine.prune("t", Keep::latest()).await.expect("prunes");
-        let rest = lines(items).await;
+        let mut rest = lines(items).await;
+        assert_eq!(rest.pop().as_deref(), Some("stored Done"));
+        let missed = rest.pop().expect("says how much is missing");
+        for (line, n) in rest.iter().zip(1..) {
+            assert_eq!(*line, format!("stored {} count [{{\"log\":[\"{n}\"],\"sum\":1}}]", n + 1));
+        }
+        assert!(rest.len() < 60, "{}", rest.len());
         // What the last step changed is not kept apart from what was before it.
-        assert_eq!(rest, ["stored missed 18", "stored Done"]);
+        assert_eq!(missed, format!("stored missed {}", 198 - rest.len()));
     }
 }
 

@@ -38,7 +38,7 @@ impl DocumentStore for PostgresDocuments {
         let mut attempt = 1;
         loop {
             let run = async {
-                let mut db = super::begin(&self.pool, "begin").await?;
+                let mut db = super::begin(&self.pool, self.limits, "begin").await?;
                 apply(&mut db, &writes).await?;
                 Ok(db.commit().await?)
             };

@@ -6,7 +6,7 @@
 
 use std::{io, time::Duration};
 
-use sqlx::{PgConnection, postgres::PgDatabaseError};
+use sqlx::{PgConnection, Row as _, postgres::PgDatabaseError};
 
 use crate::stored::Fault;
 
@@ -68,10 +68,16 @@ async fn within<T>(
     })
 }
 
-/// Whether the connection answers. One that hangs must not keep its place in a pool.
+/// Whether the connection answers, and is in no transaction that nobody here knows of. One that hangs must not keep its place
+/// in a pool.
 pub(super) async fn is_well(connection: &mut PgConnection) -> bool {
-    let ping = sqlx::Connection::ping(connection);
-    matches!(tokio::time::timeout(WELL, ping).await, Ok(Ok(())))
+    // In a transaction, time stands still since it began.
+    let fresh = sqlx::raw_sql("select pg_catalog.now() = pg_catalog.statement_timestamp()");
+    let asked = fresh.fetch_one(connection);
+    match tokio::time::timeout(WELL, asked).await {
+        Ok(Ok(row)) => row.try_get(0).unwrap_or(false),
+        _ => false,
+    }
 }
 
 /// Whether the server gave a statement up because it took too long (or somebody asked it to).

@@ -145,16 +145,17 @@ impl PostgresCheckpointer {
     }
 
     async fn begin(&self) -> Result<Transaction<'static, Postgres>, Fault> {
-        Ok(begin(&self.pool, "begin").await?)
+        begin(&self.pool, self.limits, "begin").await
     }
 
     /// A transaction in which what is read does not change.
     async fn read(&self) -> Result<Transaction<'static, Postgres>, Fault> {
         let begun = begin(
             &self.pool,
+            self.limits,
             "begin isolation level repeatable read read only",
         );
-        Ok(begun.await?)
+        begun.await
     }
 
     async fn run_migrations(&self) -> Result<(), Fault> {
@@ -195,16 +196,24 @@ impl PostgresCheckpointer {
 /// Begins a transaction, also when nobody waits for that any more: then it is rolled back.
 ///
 /// Somebody who goes away between the request to begin and its answer would leave a connection in the pool whose transaction
-/// only the server knows of: what others write over it would never be committed, and its locks would stay.
+/// only the server knows of: what others write over it would never be committed, and its locks would stay. When the server does
+/// not answer within the limit either, the connection goes back and is found to be unwell ([`is_well`]).
 async fn begin(
     pool: &PgPool,
+    limits: Limits,
     statement: &'static str,
-) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+) -> Result<Transaction<'static, Postgres>, Fault> {
     let pool = pool.clone();
-    let begun = tokio::spawn(async move { pool.begin_with(statement).await }.in_current_span());
+    let begun = tokio::spawn(
+        async move {
+            let begun = async { Ok(pool.begin_with(statement).await?) };
+            limits.long(begun).await
+        }
+        .in_current_span(),
+    );
     begun
         .await
-        .unwrap_or_else(|error| Err(sqlx::Error::Io(std::io::Error::other(error))))
+        .unwrap_or_else(|error| Err(sqlx::Error::Io(std::io::Error::other(error)).into()))
 }
 
 /// Says what to do about a failed migration.

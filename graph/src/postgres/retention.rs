@@ -78,7 +78,7 @@ impl Retention for PostgresCheckpointer {
             let run = async {
                 // What is read does not change, so nothing of the original is locked.
                 let isolated = "begin isolation level repeatable read";
-                let mut db = super::begin(&self.pool, isolated).await?;
+                let mut db = super::begin(&self.pool, self.limits, isolated).await?;
                 let copied = copy(&mut db, from, to).await?;
                 db.commit().await?;
                 Ok(copied)

@@ -3,6 +3,7 @@
 //! Each module is a kind of fault. Long forms run in `make soak`, which sets the numbers in the environment; whatever is
 //! random comes from a seed that is printed, and that can be given again.
 
+mod beginnings;
 mod connections;
 mod database;
 mod graphs;

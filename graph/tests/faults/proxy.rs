@@ -1,12 +1,13 @@
 //! A proxy before a PostgreSQL server, on loopback. It counts the messages of the protocol, and cuts a connection before the
 //! n-th of one direction: what came before it was delivered, it and what comes after it is lost. Or it lets the connection hang
-//! there: nothing is delivered any more, in either direction, and nobody is told.
+//! there: nothing is delivered any more, in either direction, and nobody is told. Or it keeps answers back for a while: those to
+//! the beginnings of transactions.
 
 use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -18,6 +19,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    sync::Notify,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -48,11 +50,18 @@ struct State {
     plan: Option<Plan>,
     /// The server's processes whose connections were cut, or have ended.
     gone: BTreeSet<i32>,
+    /// Answers to `begin` are kept back.
+    holds: bool,
+    /// How many.
+    held: usize,
+    /// How often what was kept back has been delivered.
+    resumed: u64,
 }
 
 /// Cut is what is dropped, too.
 pub struct Proxy {
     state: Arc<Mutex<State>>,
+    resumed: Arc<Notify>,
     port: u16,
     server: Server,
     stop: CancellationToken,
@@ -76,14 +85,16 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
         let proxy = Self {
             state: Arc::default(),
+            resumed: Arc::default(),
             port: listener.local_addr().expect("an address").port(),
             server: server.clone(),
             stop: CancellationToken::new(),
         };
         tokio::spawn({
             let (state, stop) = (proxy.state.clone(), proxy.stop.clone());
+            let resumed = proxy.resumed.clone();
             stop.clone()
-                .run_until_cancelled_owned(accept(listener, server, state, stop))
+                .run_until_cancelled_owned(accept(listener, server, state, resumed, stop))
         });
         proxy
     }
@@ -115,6 +126,33 @@ impl Proxy {
             left: n - 1,
             hang,
         });
+    }
+
+    /// From now on the server's answers to the beginnings of transactions, and to what comes after them on the same
+    /// connections, are kept back.
+    pub fn hold_beginnings(&self) {
+        let mut state = self.state.lock();
+        (state.holds, state.held) = (true, 0);
+    }
+
+    /// How many have been kept back.
+    pub fn held(&self) -> usize {
+        self.state.lock().held
+    }
+
+    /// Delivers what was kept back, and keeps nothing back any more.
+    pub fn resume(&self) {
+        {
+            let mut state = self.state.lock();
+            state.holds = false;
+            state.resumed += 1;
+        }
+        self.resumed.notify_waiters();
+    }
+
+    /// Keeps nothing back any more, but what was kept back stays where it is.
+    pub fn forget_held(&self) {
+        self.state.lock().holds = false;
     }
 
     /// Cuts nothing any more. Returns whether a connection was cut, or hangs.
@@ -160,6 +198,7 @@ async fn accept(
     listener: TcpListener,
     server: Server,
     state: Arc<Mutex<State>>,
+    resumed: Arc<Notify>,
     stop: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
@@ -171,7 +210,13 @@ async fn accept(
             continue;
         };
         while connections.try_join_next().is_some() {}
-        connections.spawn(carry(client, server, state.clone(), stop.child_token()));
+        connections.spawn(carry(
+            client,
+            server,
+            state.clone(),
+            resumed.clone(),
+            stop.child_token(),
+        ));
     }
 }
 
@@ -179,6 +224,7 @@ async fn carry(
     client: TcpStream,
     server: TcpStream,
     state: Arc<Mutex<State>>,
+    resumed: Arc<Notify>,
     cut: CancellationToken,
 ) {
     client.set_nodelay(true).expect("is set");
@@ -187,6 +233,7 @@ async fn carry(
     let (from_server, to_server) = server.into_split();
     let process = Arc::new(Mutex::new(None));
     let hangs = Arc::new(AtomicBool::new(false));
+    let holds = Arc::new(AtomicU64::new(0));
     let pump = |direction, from, to| {
         let pump = Pump {
             direction,
@@ -197,6 +244,8 @@ async fn carry(
             state: state.clone(),
             process: process.clone(),
             hangs: hangs.clone(),
+            holds: holds.clone(),
+            resumed: resumed.clone(),
         };
         pump.run(cut.clone())
     };
@@ -218,6 +267,9 @@ struct Pump {
     process: Arc<Mutex<Option<i32>>>,
     /// Nothing is delivered any more.
     hangs: Arc<AtomicBool>,
+    /// What the server says is kept back until what was kept back has been delivered so often.
+    holds: Arc<AtomicU64>,
+    resumed: Arc<Notify>,
 }
 
 impl Pump {
@@ -229,6 +281,13 @@ impl Pump {
             while let Some(length) = self.message(&bytes[sent..]) {
                 let message = &bytes[sent..sent + length];
                 self.note_process(message);
+                self.note_beginning(message);
+                if self.direction == Direction::ToClient {
+                    tokio::select! {
+                        () = self.let_go() => {}
+                        () = cut.cancelled() => return,
+                    }
+                }
                 match self.fate() {
                     Fate::Passes => {}
                     Fate::Cut => return,
@@ -266,6 +325,35 @@ impl Pump {
             && let Some(Ok(bytes)) = message.get(5..9).map(<[u8; 4]>::try_from)
         {
             *self.process.lock() = Some(i32::from_be_bytes(bytes));
+        }
+    }
+
+    /// A transaction is begun in a simple query.
+    fn note_beginning(&self, message: &[u8]) {
+        if self.direction == Direction::ToServer
+            && message.first() == Some(&b'Q')
+            && message
+                .get(5..)
+                .is_some_and(|text| text.starts_with(b"begin"))
+        {
+            let mut state = self.state.lock();
+            if state.holds {
+                self.holds.store(state.resumed + 1, Ordering::SeqCst);
+                state.held += 1;
+            }
+        }
+    }
+
+    /// Comes back when nothing of this connection is kept back (any more).
+    async fn let_go(&self) {
+        loop {
+            let resumed = self.resumed.notified();
+            tokio::pin!(resumed);
+            resumed.as_mut().enable();
+            if self.holds.load(Ordering::SeqCst) <= self.state.lock().resumed {
+                return;
+            }
+            resumed.await;
         }
     }
 

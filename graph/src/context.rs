@@ -362,6 +362,23 @@ impl std::fmt::Debug for Context {
     }
 }
 
+/// The id of a wait of this branch.
+pub(crate) fn wait_named(branch: u32, space: &str, hash: &str) -> String {
+    match space {
+        "wait" | "retry" => format!("{branch}{NO_QUESTION}{hash}"),
+        _ => format!("{branch}.{hash}"),
+    }
+}
+
+/// After the branch, in the ids of waits that are no questions.
+const NO_QUESTION: &str = ".w.";
+
+/// Whether an id is that of a wait that nobody can answer: for a signal, a child or a time.
+pub(crate) fn is_no_question(wait: &str) -> bool {
+    wait.split_once(NO_QUESTION)
+        .is_some_and(|(branch, _)| branch.parse::<u32>().is_ok())
+}
+
 /// The id of a wait: the same whenever the task comes to it, and in no other thread or branch.
 pub(crate) fn wait_id(
     run: &RunShared,
@@ -383,7 +400,7 @@ pub(crate) fn wait_id(
         ],
         12,
     );
-    format!("{}.{hash}", run.branch)
+    wait_named(run.branch, space, &hash)
 }
 
 /// The first bytes of a hash over parts, as hexadecimal digits.

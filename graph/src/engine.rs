@@ -13,8 +13,9 @@ use crate::{
     cache::CacheSpace,
     checkpoint::{
         CancelOutcome, CancelRequest, Checkpointer, Created, NewSignal, NewThread, Priority,
-        Reopened, SignalOutcome, ThreadRecord,
+        Reopened, SignalOutcome, ThreadRecord, WaitKind,
     },
+    context::is_no_question,
     documents::Documents,
     error::EngineError,
     host::Shared,
@@ -222,7 +223,7 @@ impl Engine {
     }
 
     /// Answers an open interrupt. A second answer, one that comes after the question's deadline, or one to a question that is
-    /// gone or of another branch, is an error.
+    /// gone or of another branch, is an error, and so is one to something else that the thread waits for.
     pub async fn answer(
         &self,
         thread: impl Into<ThreadId>,
@@ -241,7 +242,11 @@ impl Engine {
             payload: serde_json::to_value(answer)?,
             revives: false,
         };
-        let outcome = self.shared.store.signal(signal, Some(interrupt)).await?;
+        let outcome = if is_no_question(interrupt) {
+            SignalOutcome::NoSuchWait
+        } else {
+            self.shared.store.signal(signal, Some(interrupt)).await?
+        };
         let is_expired = match outcome {
             SignalOutcome::New => {
                 self.shared.wake();
@@ -268,6 +273,16 @@ impl Engine {
                 thread,
                 checkpoint,
                 interrupt,
+            });
+        }
+        let wait = record.waits.iter().find(|wait| wait.id == interrupt);
+        if let Some(wait) = wait.filter(|wait| wait.kind != WaitKind::Interrupt) {
+            return Err(EngineError::NotAQuestion {
+                thread,
+                checkpoint,
+                wait: interrupt,
+                name: wait.name.clone(),
+                kind: wait.kind,
             });
         }
         let asked = interrupt

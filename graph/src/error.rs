@@ -5,7 +5,7 @@ use std::{error::Error, fmt};
 
 use crate::{
     builder::CompileError,
-    checkpoint::{StorageError, ThreadStatus},
+    checkpoint::{StorageError, ThreadStatus, WaitKind},
     command::Handover,
     ids::ThreadId,
     private::chain,
@@ -249,6 +249,35 @@ pub struct TaskFailure {
     pub attempts: u32,
 }
 
+/// Why a parent has nothing of a child that it could read ([`ChildEnd::output_as`](crate::ChildEnd::output_as)).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChildError {
+    /// The child failed or was cancelled, so it has returned nothing.
+    #[error(
+        "child `{child}` has returned nothing: it is {}{}; look at it with `Engine::thread`", status.as_str(), error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default()
+    )]
+    NotDone {
+        /// The child.
+        child: ThreadId,
+        /// How it ended.
+        status: ThreadStatus,
+        /// Why.
+        error: Option<String>,
+    },
+    /// What it has returned is not of the type that its parent reads.
+    #[error(
+        "what child `{child}` returned is not what its parent reads, and the first end counts; retry the parent (`Engine::retry`) with a program that can read it"
+    )]
+    Unfit {
+        /// The child.
+        child: ThreadId,
+        /// What does not fit.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
 /// Why the engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -308,6 +337,22 @@ pub enum EngineError {
         checkpoint: u64,
         /// The id that was given.
         interrupt: String,
+    },
+    /// The thread waits under this id, but for something else than an answer.
+    #[error(
+        "`{wait}` of thread `{thread}`, at checkpoint {checkpoint}, is no question: under the name `{name}` the thread waits for signals, children or a time ({kind:?}); send it a signal that it waits for (`Engine::signal`), or answer one of its waits that is an interrupt"
+    )]
+    NotAQuestion {
+        /// The thread.
+        thread: ThreadId,
+        /// The checkpoint on which it stands.
+        checkpoint: u64,
+        /// The id that was given.
+        wait: String,
+        /// The name of the wait in its node.
+        name: String,
+        /// What kind of waiting it is.
+        kind: WaitKind,
     },
     /// The question was asked until a time ([`Context::interrupt_until`](crate::Context::interrupt_until)), which has passed.
     #[error(

@@ -25,11 +25,14 @@ use crate::{
     shape::Shape,
     state::{ChannelError, Extent, State, Update, rebuild, snapshot, updates_of},
     unfit::StoredState,
-    waits::is_input,
+    waits::{is_input, readable},
     wakes::Wakes,
 };
 
 /// After so many runs of a thread have died without committing anything, it fails instead of killing the next process.
+///
+/// Only leases that somebody else had to take over count: while the database is away nobody takes any, and when it is back, those
+/// whose processes live are renewed first (see [`Touch`](crate::touch::Touch)).
 const MAX_TAKEOVERS: u32 = 20;
 
 /// A graph, whatever its state.
@@ -136,7 +139,10 @@ impl<S: State> AnyGraph for Compiled<S> {
                 Ok(loaded) => (loaded, None),
                 // The next run would find the same, and the one after that.
                 Err(error) if error.is_unreadable() => {
-                    dropped = in_the_way(&engine, &claim.thread.id).await?;
+                    dropped = match error.unreadable_signal() {
+                        Some(number) => vec![number],
+                        None => in_the_way(&engine, &claim.thread.id).await?,
+                    };
                     (unread(&claim.thread), Some(error))
                 }
                 Err(error) => return Err(error),
@@ -223,6 +229,7 @@ async fn read<S: State>(engine: &Shared, claim: &mut Claim) -> Result<Loaded, St
         Some(loaded) => *loaded,
         None => engine.store.load(&claim.lease).await?,
     };
+    readable(thread, &loaded.mailbox)?;
     let state = &mut loaded.state;
     let kept = state.state.as_ref();
     if kept.is_some_and(|kept| Held::<S>::of(kept).is_none()) {

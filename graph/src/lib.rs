@@ -114,6 +114,7 @@ mod state;
 mod stored;
 mod subgraph;
 mod svg;
+mod touch;
 mod traced;
 mod unfit;
 mod waits;
@@ -137,7 +138,7 @@ pub use documents::{Document, DocumentKey, DocumentStore, Documents, Namespace};
 pub use engine::{
     Busy, CheckpointInfo, Delivered, Engine, EngineBuilder, StartOptions, Started, SubgraphInfo,
 };
-pub use error::{EngineError, NodeError, TaskFailure};
+pub use error::{ChildError, EngineError, NodeError, TaskFailure};
 pub use follow::{MessageChunk, Modes, StreamItem, StreamKind, TaskResult, Trigger};
 pub use graph_derive::State;
 pub use ids::{Cursor, IdempotencyKey, MAX_THREAD_ID_BYTES, ThreadId};

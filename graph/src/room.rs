@@ -24,6 +24,7 @@ use crate::{
     observer::Point,
     run::{Controls, give_back},
     serve::ServeOptions,
+    touch::Touch,
 };
 
 /// How often a thread whose creation was not answered is looked for.
@@ -99,6 +100,8 @@ pub(crate) struct Room {
     pub shared: Arc<Shared>,
     pub options: ServeOptions,
     pub held: Held,
+    /// Whether the database answers.
+    pub touch: Touch,
     /// Rings when a lease should be looked at.
     pub look: Arc<Notify>,
     seats: Arc<Seats>,
@@ -116,6 +119,7 @@ impl Room {
         Arc::new(Self {
             shared,
             held: Held::default(),
+            touch: Touch::new(options.lease),
             look: Arc::default(),
             seats: Arc::new(Seats {
                 state: Mutex::default(),

@@ -84,7 +84,11 @@ impl Engine {
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
             due.mark_unchanged();
-            let pause = match server.claim().await {
+            let claimed = match server.others_first(&stop).await {
+                Ok(()) => server.claim().await,
+                Err(error) => Err(error),
+            };
+            let pause = match claimed {
                 Ok(pause) => {
                     failures = 0;
                     pause
@@ -173,16 +177,51 @@ impl Server {
         }
     }
 
+    /// When the database is back after a time in which leases may have expired: lets those renew theirs who hold them.
+    async fn others_first(&self, stop: &CancellationToken) -> Result<(), StorageError> {
+        let Room {
+            shared,
+            options,
+            touch,
+            ..
+        } = &*self.room;
+        if !touch.was_long_lost() {
+            return Ok(());
+        }
+        // It changes nothing, and tells whether there is anybody.
+        shared.store.journal_end().await?;
+        let pause = beat(options) * 2;
+        tracing::info!(
+            ?pause,
+            "the database is back; others renew their leases first"
+        );
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => {}
+        }
+        if self.room.held.lock().is_empty() {
+            touch.found();
+        }
+        Ok(())
+    }
+
     /// Claims as much as there is room for. Returns how long to wait before asking again.
     async fn claim(&self) -> Result<Duration, StorageError> {
         let Room {
-            shared, options, ..
+            shared,
+            options,
+            touch,
+            ..
         } = &*self.room;
         self.room.reap();
         // In this order: what becomes due now is news.
         let (news, since) = (shared.wakes.news(), Instant::now());
         if let Some(pause) = self.room.clear_for(news) {
             return Ok(pause);
+        }
+        if touch.must_renew() {
+            // Or else it would take its own threads away from itself.
+            renew(&self.room).await?;
         }
         let fresh = shared.wakes.take_fresh();
         let mut seats = self.room.take_all();
@@ -200,6 +239,11 @@ impl Server {
                 lease: options.lease,
             })
             .await;
+        match &claimed {
+            Ok(_) => touch.found(),
+            Err(StorageError::Backend { .. }) => touch.lost(),
+            Err(_) => {}
+        }
         if claimed.as_ref().map_or(true, |it| it.claims.len() >= room) {
             // There may be more than there is room for.
             shared.wakes.pass_on(fresh);
@@ -255,47 +299,65 @@ impl Server {
     }
 }
 
-/// Renews leases, and hears of lost ones and of cancellations from other processes.
+/// How often leases are looked at.
+fn beat(options: &ServeOptions) -> Duration {
+    (options.lease / 3).min(options.poll.max(BEAT))
+}
+
+/// Renews leases again and again.
 async fn heartbeat(room: Arc<Room>) {
-    let Room {
-        shared, held, look, ..
-    } = &*room;
-    let ServeOptions { lease, poll, .. } = room.options;
-    let mut beat = tokio::time::interval((lease / 3).min(poll.max(BEAT)));
+    let mut beat = tokio::time::interval(beat(&room.options));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     beat.tick().await;
     loop {
         tokio::select! {
             _ = beat.tick() => {}
-            () = look.notified() => {}
+            () = room.look.notified() => {}
         }
-        let leases: Vec<Lease> = held.lock().keys().cloned().collect();
-        if leases.is_empty() {
-            continue;
-        }
-        let renewed = match shared.store.renew(&leases, lease).await {
-            Ok(renewed) => renewed,
-            Err(error) => {
-                tracing::warn!(error = %crate::private::chain(&error), "renewing leases failed");
-                continue;
-            }
-        };
-        let held = held.lock();
-        for renewal in renewed {
-            let found = held
-                .iter()
-                .find(|(lease, _)| lease.thread == renewal.thread && leases.contains(lease));
-            let Some((_, controls)) = found else { continue };
-            if renewal.input {
-                controls.news.notify_one();
-            }
-            if !renewal.held {
-                if !controls.leaving.load(Ordering::Acquire) {
-                    controls.lost.cancel();
-                }
-            } else if let Some(reason) = renewal.cancel {
-                controls.request_cancel(reason);
-            }
+        if let Err(error) = renew(&room).await {
+            tracing::warn!(error = %crate::private::chain(&error), "renewing leases failed");
         }
     }
+}
+
+/// Renews leases, and hears of lost ones and of cancellations from other processes.
+async fn renew(room: &Room) -> Result<(), StorageError> {
+    let Room {
+        shared,
+        held,
+        touch,
+        options,
+        ..
+    } = room;
+    let since = tokio::time::Instant::now();
+    let leases: Vec<Lease> = held.lock().keys().cloned().collect();
+    if leases.is_empty() {
+        return Ok(());
+    }
+    let renewed = match shared.store.renew(&leases, options.lease).await {
+        Ok(renewed) => renewed,
+        Err(error) => {
+            touch.lost();
+            return Err(error);
+        }
+    };
+    touch.renewed(since);
+    let held = held.lock();
+    for renewal in renewed {
+        let found = held
+            .iter()
+            .find(|(lease, _)| lease.thread == renewal.thread && leases.contains(lease));
+        let Some((_, controls)) = found else { continue };
+        if renewal.input {
+            controls.news.notify_one();
+        }
+        if !renewal.held {
+            if !controls.leaving.load(Ordering::Acquire) {
+                controls.lost.cancel();
+            }
+        } else if let Some(reason) = renewal.cancel {
+            controls.request_cancel(reason);
+        }
+    }
+    Ok(())
 }

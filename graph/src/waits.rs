@@ -1,11 +1,15 @@
 //! What a task can wait for, and what comes.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::Value;
 
 use crate::{
-    checkpoint::{SignalRecord, ThreadStatus, WaitKind, WaitRecord},
+    checkpoint::{SignalRecord, StorageError, StoredPart, ThreadStatus, WaitKind, WaitRecord},
+    error::{ChildError, NodeError},
     ids::ThreadId,
 };
 
@@ -149,6 +153,27 @@ pub struct ChildEnd {
     pub error: Option<String>,
 }
 
+impl ChildEnd {
+    /// What it returned, as a type. Of a child that is not done, or whose output does not fit, a failure for good with a
+    /// [`ChildError`] in it ([`NodeError::downcast_ref`]): another attempt would read the same.
+    pub fn output_as<T: DeserializeOwned>(&self) -> Result<T, NodeError> {
+        let child = self.thread.clone();
+        let error = if self.status == ThreadStatus::Done {
+            match T::deserialize(&self.output) {
+                Ok(output) => return Ok(output),
+                Err(source) => ChildError::Unfit { child, source },
+            }
+        } else {
+            ChildError::NotDone {
+                child,
+                status: self.status,
+                error: self.error.clone(),
+            }
+        };
+        Err(NodeError::from(error).fatal())
+    }
+}
+
 /// What ended a wait.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -192,6 +217,44 @@ pub(crate) fn arrival(wait: &WaitRecord, signal: &SignalRecord) -> Option<Value>
             .ok()
         }
     }
+}
+
+/// What is wrong with the engine's own signals among these, if something is: whoever waits for one that cannot be read would
+/// wait for ever.
+pub(crate) fn readable(thread: &ThreadId, signals: &[SignalRecord]) -> Result<(), StorageError> {
+    /// An end without its output, which is as large as the child likes.
+    #[derive(Deserialize)]
+    #[allow(dead_code, reason = "only whether it can be read is of interest")]
+    struct Bare<'a> {
+        name: &'a str,
+        thread: &'a str,
+        status: ThreadStatus,
+        output: IgnoredAny,
+        error: Option<&'a str>,
+    }
+    #[derive(Deserialize)]
+    #[allow(dead_code, reason = "only whether it can be read is of interest")]
+    struct Meant<'a> {
+        id: &'a str,
+    }
+    for signal in signals {
+        let read = match signal.kind.as_str() {
+            CHILD => Bare::deserialize(&signal.payload).map(|_| ()),
+            ANSWER | EXPIRED => Meant::deserialize(&signal.payload).map(|_| ()),
+            _ => Ok(()),
+        };
+        if let Err(error) = read {
+            return Err(StorageError::Unreadable {
+                thread: thread.clone(),
+                part: StoredPart::Signal(signal.number),
+                what: format!(
+                    "it is a `{}` and not as such a one is: {error}",
+                    signal.kind
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Whether a signal says that the time of a question is over.

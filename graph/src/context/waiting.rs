@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     checkpoint::{WaitKind, WaitRecord, WriteKind},
     error::NodeError,
-    memo::{Waiting, expired},
+    memo::{RETRY, Waiting, expired},
     plan::{child_name, given_name},
     stored::{micros_after, time},
     waits::{Arrived, RESERVED, Reply, WaitFor, arrival, timer},
@@ -224,7 +224,7 @@ impl Context {
         let space = if wait.kind == WaitKind::Interrupt {
             question_space(&wait.name)
         } else {
-            wait.name.clone()
+            wait_space(&wait.name)
         };
         let mut memo = inner.memo.lock();
         if let Some(value) = memo.get(WriteKind::Wait, &space, round) {
@@ -289,4 +289,13 @@ fn as_given(arrived: Arrived) -> Arrived {
 /// The space of the questions of this name. Interrupts and waits of one name do not meet.
 fn question_space(name: &str) -> String {
     format!("?{name}")
+}
+
+/// The space of the waits of this name: the name itself, if that is not the space of a question or the engine's own.
+fn wait_space(name: &str) -> String {
+    if name.starts_with('?') || name == RETRY {
+        // No name has a line break.
+        return format!("{name}\nwait");
+    }
+    name.to_owned()
 }

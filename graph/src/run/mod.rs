@@ -26,7 +26,7 @@ use crate::{
         Commit, KeptState, Loaded, Receipt, Source, Then, ThreadStatus, WaitRecord, Write,
         WriteKind,
     },
-    context::digest,
+    context::{digest, wait_named},
     kept::{Held, restore},
     observer::Point,
     plan::Plan,
@@ -430,7 +430,7 @@ impl<S: State> Run<S> {
             ],
             12,
         );
-        format!("{}.{hash}", self.shared.branch)
+        wait_named(self.shared.branch, space, &hash)
     }
 
     /// Commits, with whoever looks on.

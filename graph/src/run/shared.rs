@@ -29,7 +29,7 @@ use crate::{
     nest::Pasts,
     observer::Point,
     room::Seat,
-    waits::{is_input, is_reply},
+    waits::{is_input, is_reply, readable},
 };
 
 /// The unconsumed signals that the run knows of.
@@ -421,7 +421,8 @@ impl RunShared {
     /// Reads signals that arrived since the mailbox was read.
     pub async fn fetch_mail(&self) -> Result<(), Broken> {
         let seen = self.mailbox.lock().seen;
-        match self.engine.store.mailbox(&self.thread, seen).await {
+        let mail = self.engine.store.mailbox(&self.thread, seen).await;
+        match mail.and_then(|mail| readable(&self.thread, &mail.0).map(|()| mail)) {
             Ok((signals, mail)) => {
                 self.mailbox.lock().add(signals, mail);
                 Ok(())

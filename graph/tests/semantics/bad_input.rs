@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use graph::{
-    Busy, CompiledGraph, Context, END, Engine, EngineError, Graph, HistoryFilter, Keep, START,
-    StartOptions, State, StorageError, ThreadStatus,
+    Busy, CompiledGraph, Context, END, Engine, EngineError, Graph, HistoryFilter, Keep, NodeError,
+    NodeOptions, RetryPolicy, START, StartOptions, State, StorageError, ThreadStatus, WaitFor,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -356,5 +356,49 @@ promise! {
         engine.answer("t", &thread(&engine).await.waits[0].id, &2).await.expect("is taken");
         run(&engine).await;
         assert_eq!(state(&engine).await.log, ["2"]);
+    }
+}
+
+promise! {
+    async fn an_answer_to_a_wait_that_is_no_question_is_refused_and_changes_nothing(lab) {
+        let engine = lab.notes(notes("g")
+            .node("wait", |_, ctx: Context| async move {
+                let news = ctx.wait_any("news", &WaitFor::new().signal("news")).await?;
+                Ok(log(format!("{news:?}")))
+            })
+            .node("sleep", |_, ctx: Context| async move {
+                let far = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+                ctx.sleep_until("nap", far).await
+            })
+            .node_with(
+                "flaky",
+                NodeOptions::default().retry(RetryPolicy::default().first_interval(std::time::Duration::from_hours(1))),
+                |_, _| async { Err::<(), _>(NodeError::msg("later")) },
+            )
+            .edge(START, "wait").edge(START, "sleep").edge(START, "flaky")
+            .edge("wait", END).edge("sleep", END).edge("flaky", END)).await;
+        let waits = start_and_run(&engine).await.waits;
+        let mut names: Vec<&str> = waits.iter().map(|wait| wait.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["nap", "news", "retry"]);
+        for wait in &waits {
+            let error = engine.answer("t", &wait.id, "yes").await.expect_err("is refused");
+            let EngineError::NotAQuestion { thread: of, checkpoint, wait: id, name, kind } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!((of.as_str(), *checkpoint, id, name, *kind), ("t", 0, &wait.id, &wait.name, wait.kind));
+            assert!(error.to_string().contains("Engine::signal"), "{error}");
+        }
+        // One that is not there (any more) is unknown, as always.
+        let gone = format!("{}0", waits[0].id);
+        let error = engine.answer("t", &gone, "yes").await.expect_err("is refused");
+        assert!(matches!(error, EngineError::UnknownInterrupt { .. }), "{error}");
+        let error = engine.answer("nobody", &waits[0].id, "yes").await.expect_err("is refused");
+        assert!(matches!(error, EngineError::UnknownThread(_)), "{error}");
+        let (mailbox, mail) = lab.store.mailbox(&"t".into(), 0).await.expect("reads");
+        assert_eq!((mailbox.len(), mail), (0, 0), "nothing was sent");
+        engine.signal("t", "news", "1", &()).await.expect("is sent");
+        run(&engine).await;
+        assert_eq!(thread(&engine).await.waits.len(), 2, "what it waits for has come");
     }
 }

@@ -1,15 +1,15 @@
 //! Statement 13: threads that a thread started.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use graph::{
-    Arrived, ChildEnd, Context, END, Engine, NodeError, Priority, START, StartOptions,
-    ThreadFilter, ThreadStatus, WaitFor,
+    Arrived, ChildEnd, ChildError, Context, END, Engine, NodeError, NodeOptions, Priority,
+    RetryPolicy, START, StartOptions, ThreadFilter, ThreadStatus, WaitFor,
 };
 use serde_json::json;
 
 use crate::lab::{
-    Lab, Notes, NotesUpdate, log, notes, promise, run, start, state, thread, thread_as,
+    Count, Lab, Notes, NotesUpdate, log, notes, promise, run, start, state, thread, thread_as,
 };
 
 fn child(arrived: Arrived) -> ChildEnd {
@@ -228,5 +228,66 @@ promise! {
         run(&engine).await;
         assert_eq!(state(&engine).await.log, ["Cancelled cancelled by its parent `t`"]);
         assert_eq!(thread_as(&engine, "t/kid").await.status, ThreadStatus::Cancelled);
+    }
+}
+
+promise! {
+    async fn what_a_child_returned_that_its_parent_cannot_read_is_a_failure_for_good_that_says_what_to_do(lab) {
+        let runs = Count::default();
+        let engine = async |reads: fn(&ChildEnd) -> Result<String, NodeError>| {
+            let counted = runs.clone();
+            let retried = NodeOptions::default()
+                .retry(RetryPolicy::default().first_interval(Duration::from_millis(1)));
+            let parent = notes("g")
+                .node("spawn", |_, ctx: Context| async move {
+                    ctx.spawn("kid", "child", &log("kid"))?;
+                    ctx.spawn("sick", "child", &log("sick"))?;
+                    Ok(())
+                })
+                .node_with("read", retried, move |_, ctx: Context| {
+                    counted.up();
+                    async move {
+                        let sick = child(ctx.wait_any("sick", &WaitFor::new().child("sick")).await?);
+                        let error = sick.output_as::<u32>().expect_err("has returned nothing");
+                        let Some(ChildError::NotDone { child: id, status, error: why }) = error.downcast_ref() else {
+                            return Err(error);
+                        };
+                        assert_eq!((id.as_str(), *status), ("t/sick", ThreadStatus::Failed));
+                        assert!(why.as_ref().is_some_and(|why| why.contains("cannot")), "{why:?}");
+                        let end = child(ctx.wait_any("kid", &WaitFor::new().child("kid")).await?);
+                        Ok(log(reads(&end)?))
+                    }
+                })
+                .edge(START, "spawn").edge("spawn", "read").edge("read", END)
+                .compile().expect("compiles");
+            let kid = notes("child")
+                .node("work", |s: Arc<Notes>, _| async move {
+                    if s.log == ["sick"] { Err(NodeError::msg("cannot")) } else { Ok(()) }
+                })
+                .edge(START, "work").edge("work", END)
+                .output(|_: &Notes| json!({"lines": 3}))
+                .compile().expect("compiles");
+            Engine::builder(lab.store.clone()).graph(parent).graph(kid).build().await.expect("builds")
+        };
+        let old = engine(|end| Ok(end.output_as::<Vec<u32>>()?.len().to_string())).await;
+        start(&old).await;
+        run(&old).await;
+        let failed = thread(&old).await;
+        assert_eq!(failed.status, ThreadStatus::Failed);
+        let why = failed.error.expect("says why");
+        for part in ["node `read`", "child `t/kid`", "Engine::retry", "expected a sequence"] {
+            assert!(why.contains(part), "{part} in: {why}");
+        }
+        let tried = runs.get();
+        run(&old).await;
+        assert_eq!(runs.get(), tried, "for good");
+        // A program that reads what is there goes on with the end that came.
+        let new = engine(|end| {
+            let lines = end.output_as::<std::collections::BTreeMap<String, u32>>()?;
+            Ok(lines["lines"].to_string())
+        }).await;
+        new.retry("t").await.expect("has failed");
+        run(&new).await;
+        assert_eq!(state(&new).await.log, ["3"]);
     }
 }

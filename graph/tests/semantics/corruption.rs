@@ -16,8 +16,8 @@ use crate::{
 };
 
 /// A database, and a way past whoever takes care of it.
-struct Desk {
-    lab: Lab,
+pub struct Desk {
+    pub lab: Lab,
     door: Door,
 }
 
@@ -27,7 +27,7 @@ enum Door {
 }
 
 impl Desk {
-    async fn sqlite() -> Self {
+    pub async fn sqlite() -> Self {
         let (path, dir) = storage::sqlite_path();
         let store = Arc::new(storage::sqlite(path.clone()).await);
         Self {
@@ -36,7 +36,7 @@ impl Desk {
         }
     }
 
-    async fn postgres() -> Self {
+    pub async fn postgres() -> Self {
         let schema = storage::Schema::make().await;
         let store = Arc::new(storage::connect(schema.url.clone()).await);
         let door = Door::Postgres(schema.url.clone());
@@ -47,7 +47,7 @@ impl Desk {
     }
 
     /// Writes over something; what can be written there differs.
-    async fn spoil(&self, on_sqlite: &str, on_postgres: &str) {
+    pub async fn spoil(&self, on_sqlite: &str, on_postgres: &str) {
         let changed = match &self.door {
             Door::Sqlite(path) => {
                 let url = format!("sqlite://{}", path.display());
@@ -73,20 +73,21 @@ macro_rules! on_disk {
         mod $name {
             use super::*;
 
-            async fn case($desk: Desk) $body
+            async fn case($desk: crate::corruption::Desk) $body
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                case(Desk::sqlite().await).await;
+                case(crate::corruption::Desk::sqlite().await).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
-                case(Desk::postgres().await).await;
+                case(crate::corruption::Desk::postgres().await).await;
             }
         }
     };
 }
+pub(crate) use on_disk;
 
 /// Checkpoints 1 and 2; then it has done something, and waits.
 fn graph() -> GraphBuilder<Notes> {
@@ -318,4 +319,43 @@ async fn an_entry_of_the_journal_that_cannot_be_read_is_named_and_can_be_passed(
         .expect("is said");
     let rest = journal.read(&stream, at, 10).await.expect("can be read");
     assert_eq!(rest.iter().map(|it| it.number).collect::<Vec<_>>(), [3, 4]);
+}
+
+on_disk! {
+    async fn an_end_of_a_child_that_is_none_fails_its_parent_once_and_leaves_the_mailbox(desk) {
+        let parent = || notes("g")
+            .node("a", |_, ctx: Context| async move {
+                ctx.spawn("kid", "child", &())?;
+                let Arrived::Child(end) = ctx.wait_any("kid", &WaitFor::new().child("kid")).await? else {
+                    return Err(NodeError::msg("not a child"));
+                };
+                Ok(log(end.name))
+            })
+            .edge(START, "a").edge("a", END).compile().expect("compiles");
+        let child = || notes("child")
+            .node("b", |_, ctx: Context| async move {
+                let answer: String = ctx.interrupt("q", "?").await?;
+                Ok(log(answer))
+            })
+            .edge(START, "b").edge("b", END).compile().expect("compiles");
+        let both = Engine::builder(desk.lab.store.clone()).graph(parent()).graph(child()).build().await.expect("builds");
+        start_as(&both, "t").await;
+        run(&both).await;
+        let question = thread_as(&both, "t/kid").await.waits[0].id.clone();
+        both.answer("t/kid", &question, "yes").await.expect("is taken");
+        // One that does not know the parent.
+        let other = desk.lab.engine(child()).await;
+        run(&other).await;
+        assert_eq!(thread_as(&both, "t/kid").await.status, ThreadStatus::Done);
+        let bad = "update graph_signal set payload = '{\"name\": \"kid\", \"status\": 7}' where kind = 'graph.child'";
+        desk.spoil(bad, bad).await;
+        run(&both).await;
+        has_failed_once(&both, "t", StoredPart::Signal(1)).await;
+        let (mailbox, _) = desk.lab.store.mailbox(&"t".into(), 0).await.expect("reads");
+        assert!(mailbox.is_empty(), "{mailbox:?}");
+        // It can be tried again, and hold up nobody.
+        both.retry("t").await.expect("is tried");
+        run(&both).await;
+        assert_eq!(thread_as(&both, "t").await.status, ThreadStatus::Waiting);
+    }
 }

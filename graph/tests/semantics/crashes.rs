@@ -254,9 +254,18 @@ const VICTIM_DATABASE: &str = "GRAPH_TEST_VICTIM_DATABASE";
 const VICTIM_DIES_AT: &str = "GRAPH_TEST_VICTIM_DIES_AT";
 
 /// Kills its own process at a point.
-struct Executioner {
+pub struct Executioner {
     seen: AtomicU64,
     dies_at: u64,
+}
+
+impl Executioner {
+    pub fn at(dies_at: u64) -> Self {
+        Self {
+            seen: AtomicU64::new(0),
+            dies_at,
+        }
+    }
 }
 
 impl Observer for Executioner {
@@ -286,10 +295,7 @@ async fn victim() {
     let engine = Engine::builder(store)
         .graph(main.compile().expect("compiles"))
         .graph(child)
-        .observer(Arc::new(Executioner {
-            seen: AtomicU64::new(0),
-            dies_at,
-        }))
+        .observer(Arc::new(Executioner::at(dies_at)))
         .build()
         .await
         .expect("builds");
@@ -300,7 +306,7 @@ async fn victim() {
     server.drain().await;
 }
 
-fn killed_options() -> ServeOptions {
+pub fn killed_options() -> ServeOptions {
     ServeOptions {
         lease: Duration::from_millis(100),
         poll: Duration::from_millis(10),
@@ -325,7 +331,7 @@ fn kill_at(database: &str, dies_at: u64) -> bool {
 }
 
 /// A database by its path, or by its URL.
-async fn open(database: &str) -> Arc<dyn Checkpointer> {
+pub async fn open(database: &str) -> Arc<dyn Checkpointer> {
     if database.contains("://") {
         Arc::new(storage::connect(database.to_owned()).await)
     } else {
@@ -459,5 +465,53 @@ promise! {
         until_status(&engine, "t", ThreadStatus::Failed).await;
         server.drain().await;
         assert_eq!(said(&engine, "t").await.len(), 2);
+    }
+}
+
+promise! {
+    async fn a_commit_that_was_lost_is_made_again_though_its_writes_were_there_before(lab) {
+        // A parent that sleeps, with something in its memory, and a child that sleeps too.
+        let graphs = || {
+            let parent = notes("g")
+                .node("spawn", |_, ctx: Context| async move {
+                    ctx.spawn("kid", "child", &())?;
+                    Ok(log("spawned"))
+                })
+                .node("wait", |_, ctx: Context| async move {
+                    ctx.step("pay", |_| async { Ok::<_, NodeError>(7) }).await?;
+                    ctx.wait_any("kid", &WaitFor::new().child("kid")).await?;
+                    Ok(log("waited"))
+                })
+                .edge(START, "spawn").edge("spawn", "wait").edge("wait", END)
+                .compile().expect("compiles");
+            let child = notes("child")
+                .node("ask", |_, ctx: Context| async move { ctx.interrupt::<()>("q", "?").await })
+                .edge(START, "ask").edge("ask", END)
+                .compile().expect("compiles");
+            (parent, child)
+        };
+        let engine = async |store: Arc<dyn Checkpointer>| {
+            let (parent, child) = graphs();
+            Engine::builder(store).graph(parent).graph(child).build().await.expect("builds")
+        };
+        let good = engine(lab.store.clone()).await;
+        for fault in [Fault::Before, Fault::After] {
+            for lost in 1..=4 {
+                let id = format!("{fault:?}-{lost}");
+                crate::lab::start_as(&good, &id).await;
+                crate::lab::run(&good).await;
+                let store = Arc::new(Faulty::commits(lab.store.clone(), move |commit| (commit == lost).then_some(fault)));
+                let bad = engine(store.clone()).await;
+                bad.cancel(&*id, "enough").await.expect("is there");
+                // Nobody waits for a lease to expire.
+                let server = serve(&bad, ServeOptions { lease: Duration::from_mins(5), ..options() });
+                for id in [id.clone(), format!("{id}/kid")] {
+                    until_status(&good, &id, ThreadStatus::Cancelled).await;
+                    assert_eq!(said(&good, &id).await.len(), 1, "{id}");
+                }
+                server.drain().await;
+                assert!(lost > 2 || store.seen() >= lost, "{id}: {}", store.seen());
+            }
+        }
     }
 }

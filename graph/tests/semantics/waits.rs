@@ -552,3 +552,33 @@ promise! {
         assert_eq!(thread(&engine).await.status, ThreadStatus::Done);
     }
 }
+
+promise! {
+    async fn waits_with_names_like_the_engines_own_are_waits_of_their_own(lab) {
+        let graph = || notes("g")
+            .node("a", |_, ctx: Context| async move {
+                let (asked, waited, slept) = tokio::join!(
+                    ctx.interrupt::<String>("x", "?"),
+                    async { ctx.wait_any("?x", &WaitFor::new().signal("news")).await.map(signal) },
+                    async { ctx.wait_any("~retry", &WaitFor::new().signal("more")).await.map(signal) },
+                );
+                Ok(log(format!("{} {} {}", asked?, waited?.key, slept?.key)))
+            })
+            .edge(START, "a").edge("a", END);
+        let engine = lab.notes(graph()).await;
+        let waits = start_and_run(&engine).await.waits;
+        assert_eq!(waits.len(), 3);
+        let question = waits.iter().find(|wait| wait.kind == WaitKind::Interrupt).expect("is asked");
+        assert_eq!(question.name, "x");
+        // Each in another process: what came is remembered for what waited for it.
+        engine.answer("t", &question.id, "yes").await.expect("is taken");
+        run(&lab.notes(graph()).await).await;
+        assert_eq!(thread(&engine).await.waits.len(), 2);
+        engine.signal("t", "more", "2", &()).await.expect("is sent");
+        run(&lab.notes(graph()).await).await;
+        assert_eq!(thread(&engine).await.waits.len(), 1);
+        engine.signal("t", "news", "1", &()).await.expect("is sent");
+        run(&lab.notes(graph()).await).await;
+        assert_eq!(state(&engine).await.log, ["yes 1 2"]);
+    }
+}

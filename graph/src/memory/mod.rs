@@ -10,7 +10,14 @@ mod documents;
 mod retention;
 mod tables;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
@@ -39,6 +46,8 @@ pub struct MemoryCheckpointer {
     cache: MemoryCache,
     documents: MemoryDocuments,
     bell: bell::MemoryBell,
+    /// How far its clock is ahead, in microseconds.
+    ahead: Arc<AtomicI64>,
 }
 
 impl MemoryCheckpointer {
@@ -54,8 +63,26 @@ impl MemoryCheckpointer {
         Self {
             tables: Arc::new(Mutex::new(self.tables.lock().clone())),
             documents: self.documents.duplicate(),
+            ahead: Arc::new(AtomicI64::new(self.ahead.load(Ordering::SeqCst))),
             ..Self::default()
         }
+    }
+
+    /// Moves its clock forward, by which timers, deadlines and leases of threads end: for whoever does not want to wait for them.
+    /// How old checkpoints and documents are is not changed by that.
+    pub fn advance(&self, by: Duration) {
+        let by = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
+        let _ = self
+            .ahead
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |ahead| {
+                Some(ahead.saturating_add(by))
+            });
+    }
+
+    fn now(&self) -> Timestamp {
+        let now = Timestamp::now();
+        let ahead = SignedDuration::from_micros(self.ahead.load(Ordering::SeqCst));
+        now.checked_add(ahead).unwrap_or(Timestamp::MAX)
     }
 }
 
@@ -102,7 +129,7 @@ impl Checkpointer for MemoryCheckpointer {
 
     async fn create_thread(&self, thread: NewThread) -> Result<Created, StorageError> {
         let mut tables = self.tables.lock();
-        Ok(if tables.create(thread, Timestamp::now()) {
+        Ok(if tables.create(thread, self.now()) {
             Created::New
         } else {
             Created::Existing
@@ -121,7 +148,7 @@ impl Checkpointer for MemoryCheckpointer {
         if thread.keys.contains_key(&signal.key) {
             return Ok(SignalOutcome::Duplicate);
         }
-        let now = Timestamp::now();
+        let now = self.now();
         if let Some(id) = answers {
             match thread.record.waits.iter().find(|wait| wait.id == id) {
                 None => return Ok(SignalOutcome::NoSuchWait),
@@ -139,7 +166,7 @@ impl Checkpointer for MemoryCheckpointer {
     }
 
     async fn cancel(&self, request: CancelRequest) -> Result<CancelOutcome, StorageError> {
-        Ok(self.tables.lock().cancel(request, Timestamp::now()))
+        Ok(self.tables.lock().cancel(request, self.now()))
     }
 
     async fn reopen(&self, thread: &ThreadId) -> Result<Reopened, StorageError> {
@@ -154,7 +181,7 @@ impl Checkpointer for MemoryCheckpointer {
         {
             return Ok(Reopened::NotEnded(thread.record.status));
         }
-        thread.ready(Timestamp::now());
+        thread.ready(self.now());
         Ok(Reopened::Yes)
     }
 
@@ -196,7 +223,7 @@ impl Checkpointer for MemoryCheckpointer {
     }
 
     async fn claim(&self, request: ClaimRequest<'_>) -> Result<Claimed, StorageError> {
-        let now = Timestamp::now();
+        let now = self.now();
         let mut tables = self.tables.lock();
         let tables = &mut *tables;
         let mut due = Vec::new();
@@ -261,7 +288,7 @@ impl Checkpointer for MemoryCheckpointer {
         leases: &[Lease],
         duration: Duration,
     ) -> Result<Vec<Renewed>, StorageError> {
-        let now = Timestamp::now();
+        let now = self.now();
         let mut tables = self.tables.lock();
         Ok(leases
             .iter()
@@ -287,7 +314,7 @@ impl Checkpointer for MemoryCheckpointer {
     }
 
     async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
-        Ok(self.tables.lock().break_leases(owner, Timestamp::now()))
+        Ok(self.tables.lock().break_leases(owner, self.now()))
     }
 
     async fn load(&self, lease: &Lease) -> Result<Loaded, StorageError> {
@@ -313,7 +340,7 @@ impl Checkpointer for MemoryCheckpointer {
                 .map(|mail| mail.record.clone())
                 .collect(),
             mail: thread.mail,
-            now: Timestamp::now(),
+            now: self.now(),
         })
     }
 
@@ -337,7 +364,7 @@ impl Checkpointer for MemoryCheckpointer {
     }
 
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
-        let now = Timestamp::now();
+        let now = self.now();
         let mut tables = self.tables.lock();
         let tables = &mut *tables;
         // Everything that can be refused is refused before anything is written.
@@ -519,7 +546,7 @@ impl Checkpointer for MemoryCheckpointer {
         known.branches.insert(branch, Branch { tip: known.newest });
         known
             .checkpoints
-            .insert(known.newest, Checkpoint::new(checkpoint, Timestamp::now()));
+            .insert(known.newest, Checkpoint::new(checkpoint, self.now()));
         Ok((branch, known.newest))
     }
 
@@ -536,7 +563,7 @@ impl Checkpointer for MemoryCheckpointer {
         known.record.checkpoint = tip;
         known.record.step = known.checkpoints.get(&tip).map_or(0, |c| c.new.step);
         known.record.lease = None;
-        known.ready(Timestamp::now());
+        known.ready(self.now());
         Ok(())
     }
 
@@ -578,7 +605,7 @@ impl Checkpointer for MemoryCheckpointer {
         if !tables.said.insert(id.to_owned()) {
             return Ok(Appended::Duplicate);
         }
-        tables.append(event, Timestamp::now());
+        tables.append(event, self.now());
         Ok(Appended::New)
     }
 

@@ -189,7 +189,7 @@ impl Retention for MemoryCheckpointer {
     }
 
     async fn copy_thread(&self, from: &ThreadId, to: &ThreadId) -> Result<Copied, StorageError> {
-        Ok(self.tables.lock().copy(from, to, Timestamp::now()))
+        Ok(self.tables.lock().copy(from, to, self.now()))
     }
 
     async fn delete_threads(&self, filter: &DeleteFilter) -> Result<Deleted, StorageError> {

@@ -12,7 +12,7 @@ use stateright::{Model, Property};
 
 use crate::{
     flaws::{Database, Flaw},
-    run::{HOUR, Names, Role},
+    run::{HOUR, LATER, Names, Role},
     world::{Action, Limits, View, World},
 };
 
@@ -65,6 +65,9 @@ impl Moment {
             store: &store,
             flaw,
         };
+        if action == Action::Late {
+            store.advance(LATER);
+        }
         at_once(world.act(&db, &self.view, action)).then(|| Self::new(world, store))
     }
 
@@ -82,11 +85,14 @@ impl Moment {
         !claimed.expect("claims").claims.is_empty()
     }
 
-    fn sent(&self) -> impl Iterator<Item = (Role, &'static str)> {
-        let letters = self.world.limits.letters.iter().zip(&self.world.sent);
-        letters
-            .filter(|(_, sent)| **sent)
-            .map(|((to, _, key), _)| (*to, *key))
+    /// What became of the child's question, in its own words.
+    fn outcomes(&self) -> (bool, bool) {
+        let child = self.world.names.thread(Role::Child);
+        let said = |name: &str| {
+            let mut journal = self.view.journal.iter();
+            journal.any(|it| it.stream == child && it.name == name)
+        };
+        (said("got t"), said("got expired"))
     }
 }
 
@@ -111,6 +117,9 @@ impl Hash for Moment {
 pub const TOKENS: &str = "only the newest lease writes";
 pub const SIGNALS: &str = "a signal is used once, or is still there";
 pub const WAKES: &str = "what a thread waits for wakes it";
+pub const ONE_OUTCOME: &str =
+    "a question is answered or expires, for whoever answers and whoever asks";
+pub const CAN_EXPIRE: &str = "a question can expire";
 pub const CHILD: &str = "a child is started once";
 pub const ENDS: &str = "the end of a child reaches its parent once";
 pub const JOURNAL: &str = "the journal has no gaps and says nothing twice";
@@ -152,8 +161,15 @@ impl Model for Worlds {
             Property::always(SIGNALS, |_: &Self, moment: &Moment| {
                 let names = &moment.world.names;
                 moment
-                    .sent()
+                    .world
+                    .taken()
                     .all(|(to, key)| moment.view.count(names, to, key) == 1)
+            }),
+            Property::always(ONE_OUTCOME, |_: &Self, moment: &Moment| {
+                let (answered, expired) = moment.outcomes();
+                let mut taken = moment.world.taken();
+                let is_taken = taken.any(|letter| letter == (Role::Child, "t"));
+                !(expired && (answered || is_taken))
             }),
             Property::always(WAKES, wakes),
             Property::always(CHILD, |_: &Self, moment: &Moment| {
@@ -186,6 +202,12 @@ impl Model for Worlds {
                     .all(|role| moment.view.has_ended(*role))
             }),
         ];
+        if self.limits.deadline {
+            properties.push(Property::sometimes(
+                CAN_EXPIRE,
+                |_: &Self, moment: &Moment| moment.outcomes().1,
+            ));
+        }
         if self.limits.lapses > 0 {
             properties.push(Property::sometimes(
                 CAN_BE_STALE,
@@ -210,7 +232,9 @@ fn wakes(_: &Worlds, moment: &Moment) -> bool {
         let has_come = waits
             .into_iter()
             .any(|kind| seen.mailbox.iter().any(|mail| mail.kind == *kind));
-        let sleeps = record.status == ThreadStatus::Waiting && !has_come && record.cancel.is_none();
+        let is_over = moment.world.late && record.waits.iter().any(|wait| wait.until.is_some());
+        let comes = has_come || is_over || record.cancel.is_some();
+        let sleeps = record.status == ThreadStatus::Waiting && !comes;
         sleeps || moment.is_claimable(*role)
     })
 }
@@ -253,6 +277,7 @@ pub fn nobody_is_stuck(moment: &Moment) -> bool {
         || (said("parent").first() == Some(&"spawned")
             && said("parent").last() == Some(&"done")
             && said("parent").len() == 4
-            && said("parent/kid") == ["asks", "got t", "done"]);
+            && (said("parent/kid") == ["asks", "got t", "done"]
+                || world.late && said("parent/kid") == ["asks", "got expired", "done"]));
     all_have_ended && all_is_said && (is_done || world.cancelled)
 }

@@ -36,6 +36,12 @@ pub enum Flaw {
     CommitsAgainBlindly,
     /// A parent that is cancelled leaves its children alone.
     ForgetsChildren,
+    /// A run that finds that the time of a question is over does not ask the database whether an answer came first.
+    TrustsItsClock,
+    /// A question is answered when its time is over.
+    AnswersLate,
+    /// Who waits until a time is not woken by it.
+    Oversleeps,
 }
 
 /// A database with at most one flaw.
@@ -67,12 +73,13 @@ impl Database<'_> {
             .expect("claims")
     }
 
-    pub async fn signal(&self, mut signal: NewSignal) -> SignalOutcome {
+    pub async fn signal(&self, mut signal: NewSignal, answers: Option<&str>) -> SignalOutcome {
         if self.has(Flaw::KeysNotCompared) {
             let (_, newest) = self.store.mailbox(&signal.thread, 0).await.expect("reads");
             signal.key = format!("{} {newest}", signal.key);
         }
-        self.store.signal(signal, None).await.expect("signals")
+        let answers = answers.filter(|_| !self.has(Flaw::AnswersLate));
+        self.store.signal(signal, answers).await.expect("signals")
     }
 
     /// What a flawed run does before its commit.

@@ -43,6 +43,8 @@ impl<'a> Twins<'a> {
             // What a claim brings along is up to the database.
             fresh: false,
             cancels,
+            // Their clocks cannot be moved.
+            deadline: false,
             letters: letters(),
         };
         let world = World::new(names, limits.clone());

@@ -3,7 +3,7 @@
 use stateright::{Checker, HasDiscoveries, Model};
 
 use crate::{
-    explore::{CHILD, ENDS, JOURNAL, NOBODY_STUCK, SIGNALS, TOKENS, WAKES, Worlds},
+    explore::{CHILD, ENDS, JOURNAL, NOBODY_STUCK, ONE_OUTCOME, SIGNALS, TOKENS, WAKES, Worlds},
     flaws::Flaw,
     long,
     run::Role,
@@ -16,6 +16,15 @@ pub fn letters() -> Vec<(Role, &'static str, &'static str)> {
         (Role::Parent, "go", "g"),
         (Role::Parent, "go", "g"),
         (Role::Child, "tick", "t"),
+    ]
+}
+
+/// The same, and news for the child, which it does not wait for, but which wakes it.
+fn letters_and_news() -> Vec<(Role, &'static str, &'static str)> {
+    vec![
+        (Role::Parent, "go", "g"),
+        (Role::Child, "tick", "t"),
+        (Role::Child, "news", "n"),
     ]
 }
 
@@ -66,6 +75,35 @@ fn all_holds_when_the_parent_is_cancelled_at_any_moment() {
         cancels: true,
         fresh: true,
         letters: letters(),
+        ..Limits::default()
+    };
+    holds(limits, 1000);
+}
+
+#[test]
+fn all_holds_when_the_time_of_a_question_is_over_at_any_moment() {
+    let limits = Limits {
+        runners: 2,
+        crashes: 1,
+        lapses: long(1, 0),
+        lost: long(1, 0),
+        deadline: true,
+        fresh: true,
+        letters: letters_and_news(),
+        ..Limits::default()
+    };
+    holds(limits, 1000);
+}
+
+#[test]
+fn all_holds_when_the_time_of_a_question_is_over_and_commits_are_not_answered() {
+    let limits = Limits {
+        runners: 1,
+        lost: long(2, 1),
+        cancels: long(true, false),
+        deadline: true,
+        letters: letters_and_news(),
+        ..Limits::default()
     };
     holds(limits, 1000);
 }
@@ -110,7 +148,11 @@ macro_rules! finds {
             finds(
                 Flaw::$flaw,
                 Limits {
-                    letters: letters(),
+                    letters: if $limits.deadline {
+                        letters_and_news()
+                    } else {
+                        letters()
+                    },
                     runners: 2,
                     ..$limits
                 },
@@ -215,4 +257,30 @@ finds!(
         ..crash()
     },
     [NOBODY_STUCK]
+);
+
+fn deadline() -> Limits {
+    Limits {
+        deadline: true,
+        ..Limits::default()
+    }
+}
+
+finds!(
+    a_run_that_trusts_its_clock_is_found,
+    TrustsItsClock,
+    deadline(),
+    [ONE_OUTCOME]
+);
+finds!(
+    an_answer_that_is_taken_too_late_is_found,
+    AnswersLate,
+    deadline(),
+    [TOKENS]
+);
+finds!(
+    a_deadline_that_is_overslept_is_found,
+    Oversleeps,
+    deadline(),
+    [WAKES, NOBODY_STUCK]
 );

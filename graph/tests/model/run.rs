@@ -2,9 +2,9 @@
 //! requests, and what it does with each answer.
 //!
 //! Two threads. The parent starts a child, waits for a signal *go* and for the child's end, and ends. The child waits for a
-//! signal *tick*, which it asks for, and ends. Either can be cancelled.
+//! signal *tick*, which it asks for (until a time, if the world says so), and ends. Either can be cancelled.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, sync::OnceLock, time::Duration};
 
 use graph::{
     Parent, Priority, Source, StorageError, ThreadFilter, ThreadInfo, ThreadStatus, WaitInfo,
@@ -14,11 +14,24 @@ use graph::{
         Receipt, SignalRecord, Then, Write, WriteKind,
     },
 };
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 
 use crate::flaws::{Database, Flaw};
 
 pub const HOUR: Duration = Duration::from_hours(1);
+
+/// When the time of the child's question is over. It is later than any exploration takes, so that it comes when a world says so.
+pub fn deadline() -> Timestamp {
+    static DEADLINE: OnceLock<Timestamp> = OnceLock::new();
+    *DEADLINE.get_or_init(|| Timestamp::now() + SignedDuration::from_mins(20))
+}
+
+/// What a world's clock jumps by, and is past the deadline then.
+pub const LATER: Duration = Duration::from_mins(25);
+
+/// The kind of the signal that says that the time is over.
+const EXPIRED: &str = "expired";
 
 /// Which of the threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,10 +129,13 @@ pub struct Run {
     dirty: bool,
     cancelled: bool,
     children_told: bool,
+    /// Until when the child's question can be answered, and whether the run knows that this is over.
+    until: Option<Timestamp>,
+    late: bool,
 }
 
 impl Run {
-    pub fn new(role: Role, owner: String, claim: Claim) -> Self {
+    pub fn new(role: Role, owner: String, claim: Claim, asks_until: bool) -> Self {
         let mut run = Self {
             role,
             lease: claim.lease,
@@ -135,6 +151,8 @@ impl Run {
             dirty: false,
             cancelled: false,
             children_told: false,
+            until: (asks_until && role == Role::Child).then(deadline),
+            late: false,
         };
         if let Some(loaded) = claim.loaded {
             run.begin(*loaded);
@@ -151,7 +169,7 @@ impl Run {
         let mut text = format!("{:?} valid {is_valid} {phase}", self.role);
         let _ = write!(
             text,
-            " base {} step {} seen {} mail {:?} answers {:?} used {:?} said {} dirty {} cancelled {} told {}",
+            " base {} step {} seen {} mail {:?} answers {:?} used {:?} said {} dirty {} cancelled {} told {} late {}",
             self.base,
             self.step,
             self.seen,
@@ -161,7 +179,8 @@ impl Run {
             self.said,
             self.dirty,
             self.cancelled,
-            self.children_told
+            self.children_told,
+            self.late
         );
         text
     }
@@ -191,8 +210,18 @@ impl Run {
             }
         }
         self.cancelled = loaded.thread.cancel.is_some();
+        self.look_at_the_clock(loaded.now);
         self.read(loaded.mailbox, loaded.mail);
         self.phase = Phase::Ready;
+    }
+
+    fn look_at_the_clock(&mut self, now: Timestamp) {
+        self.late |= self.until.is_some_and(|until| until <= now);
+    }
+
+    /// A run that has looked at the database's clock once knows for itself how late it is.
+    pub fn time_passes(&mut self) {
+        self.late |= self.until.is_some() && self.phase != Phase::Claimed;
     }
 
     pub async fn load(&mut self, db: &Database<'_>) -> After {
@@ -226,8 +255,19 @@ impl Run {
         }
     }
 
-    /// Takes what it waits for out of what it has read, oldest first.
+    /// Takes what it waits for out of what it has read, oldest first. An answer goes before the word that the time is over.
     fn wake(&mut self) {
+        self.take_awaited();
+        let over = self.mail.iter().find(|(_, (of, _))| of == EXPIRED);
+        if let Some(number) = over.map(|(number, _)| *number) {
+            self.mail.remove(&number);
+            self.used.push(number);
+            let answer = self.answers.entry("tick".to_owned());
+            answer.or_insert_with(|| EXPIRED.to_owned());
+        }
+    }
+
+    fn take_awaited(&mut self) {
         for kind in awaited(self.role, self.step) {
             if self.answers.contains_key(*kind) {
                 continue;
@@ -318,6 +358,17 @@ impl Run {
         }
         self.wake();
         commit.consumed.clone_from(&self.used);
+        let is_open = self.step == 0 && !self.answers.contains_key("tick");
+        if self.late && is_open {
+            if db.has(Flaw::TrustsItsClock) {
+                self.answers.insert("tick".to_owned(), EXPIRED.to_owned());
+            } else {
+                // In one commit, it takes no answer any more, and says why. An answer that came before is in the mailbox then.
+                commit.waits = Some(Vec::new());
+                commit.signals.push(self.expiry());
+                return commit;
+            }
+        }
         let wanted = awaited(self.role, self.step);
         let is_first = self.role == Role::Child && self.step == 0;
         if is_first && !self.said {
@@ -334,7 +385,7 @@ impl Run {
             commit.waits = Some(self.waits());
             commit.then = Then::Wait {
                 mail_seen: self.seen,
-                wake_at: None,
+                wake_at: self.until.filter(|_| !db.has(Flaw::Oversleeps)),
             };
             return commit;
         }
@@ -357,6 +408,17 @@ impl Run {
         }
         commit.checkpoint = Some(self.checkpoint());
         commit
+    }
+
+    /// That the time to answer is over, to the thread itself.
+    fn expiry(&self) -> NewSignal {
+        NewSignal {
+            thread: self.lease.thread.clone(),
+            kind: EXPIRED.to_owned(),
+            key: EXPIRED.to_owned(),
+            payload: json!(EXPIRED),
+            revives: false,
+        }
     }
 
     fn children(&self) -> ThreadFilter {
@@ -386,12 +448,16 @@ impl Run {
             .map(|kind| WaitInfo {
                 id: (*kind).to_owned(),
                 name: (*kind).to_owned(),
-                kind: WaitKind::Wait,
+                kind: if self.until.is_some() {
+                    WaitKind::Interrupt
+                } else {
+                    WaitKind::Wait
+                },
                 task: (*kind).to_owned(),
                 value: Value::Null,
                 signals: vec![(*kind).to_owned()],
                 children: Vec::new(),
-                until: None,
+                until: self.until,
             })
             .collect()
     }
@@ -441,6 +507,7 @@ impl Run {
             self.said = false;
         }
         self.children_told |= !commit.cancels.is_empty();
+        self.look_at_the_clock(receipt.now);
         self.cancelled |= receipt.cancel.is_some();
         self.phase = if receipt.mail > self.seen {
             Phase::News
@@ -498,7 +565,8 @@ fn write(task: &str, kind: WriteKind, value: Value) -> Write {
 
 /// Whether the lease of a thread is live: those that are not have been made to expire.
 pub fn is_live(thread: &ThreadInfo) -> bool {
-    thread.lease.as_ref().is_some_and(|lease| {
-        lease.expires_at > jiff::Timestamp::now() + jiff::SignedDuration::from_mins(30)
-    })
+    thread
+        .lease
+        .as_ref()
+        .is_some_and(|lease| lease.expires_at > Timestamp::now() + SignedDuration::from_mins(30))
 }

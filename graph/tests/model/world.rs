@@ -33,6 +33,8 @@ pub struct Limits {
     pub fresh: bool,
     /// Whether the parent may be cancelled, at any moment.
     pub cancels: bool,
+    /// Whether the child's question can be answered until a time only, which comes at any moment.
+    pub deadline: bool,
     /// Signals from outside, sent at any moment: to whom, the kind, the key.
     pub letters: Vec<(Role, &'static str, &'static str)>,
 }
@@ -55,6 +57,8 @@ pub enum Action {
     Lapse(Role),
     Send(usize),
     Cancel,
+    /// Time passes: that of the child's question is over.
+    Late,
 }
 
 /// What is not in the database.
@@ -64,7 +68,10 @@ pub struct World {
     pub limits: Limits,
     pub runs: Vec<Option<Run>>,
     pub sent: Vec<bool>,
+    /// Which of them were answered with a refusal, because they came too late.
+    pub refused: Vec<bool>,
     pub cancelled: bool,
+    pub late: bool,
     claims: u64,
     /// The newest token of each thread that a claim gave, and whether it was given back.
     newest: BTreeMap<Role, (u64, bool)>,
@@ -144,12 +151,13 @@ impl View {
             let waits: Vec<&str> = record.waits.iter().map(|it| it.id.as_str()).collect();
             let _ = writeln!(
                 text,
-                "{role:?} {} at {} step {} lease {} live {} waits {waits:?} cancel {:?} error {:?} output {:?}",
+                "{role:?} {} at {} step {} lease {} live {} waits {waits:?} timer {} cancel {:?} error {:?} output {:?}",
                 record.status.as_str(),
                 record.checkpoint,
                 record.step,
                 record.lease.is_some(),
                 seen.is_live,
+                record.wake_at.is_some(),
                 record.cancel,
                 record.error,
                 record.output
@@ -214,8 +222,10 @@ impl World {
             names,
             runs: vec![None; limits.runners],
             sent: vec![false; limits.letters.len()],
+            refused: vec![false; limits.letters.len()],
             limits,
             cancelled: false,
+            late: false,
             claims: 0,
             newest: BTreeMap::new(),
             wrong: None,
@@ -244,13 +254,15 @@ impl World {
             .collect();
         runs.sort();
         format!(
-            "{} crashes {} lapses {} lost {} sent {:?} cancelled {} wrong {:?}",
+            "{} crashes {} lapses {} lost {} sent {:?} refused {:?} cancelled {} late {} wrong {:?}",
             runs.join("\n"),
             self.limits.crashes,
             self.limits.lapses,
             self.limits.lost,
             self.sent,
+            self.refused,
             self.cancelled,
+            self.late,
             self.wrong
         )
     }
@@ -264,7 +276,7 @@ impl World {
             let record = &seen.record;
             if has_room
                 && !seen.is_live
-                && !matches!(record.status, ThreadStatus::Waiting)
+                && (record.status != ThreadStatus::Waiting || self.late && record.wake_at.is_some())
                 && !record.status.is_ended()
             {
                 actions.push(Action::Claim(*role));
@@ -304,16 +316,41 @@ impl World {
                 actions.push(Action::Crash(index));
             }
         }
-        for (index, (to, _, _)) in self.limits.letters.iter().enumerate() {
-            let is_due = !self.sent[index] && view.threads.contains_key(to);
+        for (index, (to, kind, _)) in self.limits.letters.iter().enumerate() {
+            let is_due = !self.sent[index]
+                && view.threads.get(to).is_some_and(|seen| {
+                    // Nobody answers what is not asked.
+                    !self.is_answer(*to, kind) || seen.record.waits.iter().any(|it| it.id == "tick")
+                });
             if is_due && !(fair && self.cancelled) {
                 actions.push(Action::Send(index));
             }
+        }
+        if self.limits.deadline && !self.late {
+            actions.push(Action::Late);
         }
         if self.limits.cancels && !fair && !self.cancelled {
             actions.push(Action::Cancel);
         }
         actions
+    }
+
+    /// Whether a letter answers a question, and does not only bring what somebody waits for.
+    fn is_answer(&self, to: Role, kind: &str) -> bool {
+        self.limits.deadline && to == Role::Child && kind == "tick"
+    }
+
+    /// The letters that were taken.
+    pub fn taken(&self) -> impl Iterator<Item = (Role, &'static str)> {
+        let letters = self
+            .limits
+            .letters
+            .iter()
+            .zip(&self.sent)
+            .zip(&self.refused);
+        letters
+            .filter(|((_, sent), refused)| **sent && !**refused)
+            .map(|(((to, _, key), _), _)| (*to, *key))
     }
 
     /// Does it, and notes what may not be. `before`: the view before it. Returns whether it could be done.
@@ -338,6 +375,12 @@ impl World {
                 let is_fine = (outcome == CancelOutcome::Ended) == before.has_ended(Role::Parent);
                 self.note(!is_fine, || format!("cancelling answers {outcome:?}"));
                 self.cancelled = true;
+                return true;
+            }
+            // The clock is that of the database.
+            Action::Late => {
+                self.late = true;
+                self.runs.iter_mut().flatten().for_each(Run::time_passes);
                 return true;
             }
             Action::Load(index)
@@ -406,7 +449,7 @@ impl World {
         self.note(last.is_some_and(|(last, _)| last >= token), || {
             "tokens do not grow".to_owned()
         });
-        self.runs[room] = Some(Run::new(role, owner, claim));
+        self.runs[room] = Some(Run::new(role, owner, claim, self.limits.deadline));
         let again = db.claim(&self.names, role, "somebody else").await;
         self.note(!again.claims.is_empty(), || {
             "a live lease was handed out".to_owned()
@@ -452,21 +495,21 @@ impl World {
 
     async fn send(&mut self, db: &Database<'_>, index: usize) {
         let (to, kind, key) = self.limits.letters[index];
-        let known = self.limits.letters.iter().zip(&self.sent);
-        let is_known = known
-            .into_iter()
-            .any(|(letter, sent)| *sent && (letter.0, letter.2) == (to, key));
-        let outcome = db
-            .signal(NewSignal {
-                thread: self.names.thread(to).into(),
-                kind: kind.to_owned(),
-                key: key.to_owned(),
-                payload: json!(key),
-                revives: false,
-            })
-            .await;
+        let is_known = self.taken().any(|taken| taken == (to, key));
+        let is_answer = self.is_answer(to, kind);
+        let signal = NewSignal {
+            thread: self.names.thread(to).into(),
+            kind: kind.to_owned(),
+            key: key.to_owned(),
+            payload: json!(key),
+            revives: false,
+        };
+        let outcome = db.signal(signal, is_answer.then_some(kind)).await;
         let expected = if is_known {
             SignalOutcome::Duplicate
+        } else if is_answer && self.late {
+            self.refused[index] = true;
+            SignalOutcome::Expired
         } else {
             SignalOutcome::New
         };

@@ -67,7 +67,7 @@ impl Engine {
             }),
         };
         engine.ready().await;
-        let save = Command::new("docker")
+        let mut save = Command::new("docker")
             .env("DOCKER_HOST", &from.host)
             .args(["save", &from.image])
             .stdout(Stdio::piped())
@@ -76,10 +76,11 @@ impl Engine {
         let load = Command::new("docker")
             .env("DOCKER_HOST", &engine.host)
             .arg("load")
-            .stdin(save.stdout.unwrap())
+            .stdin(save.stdout.take().unwrap())
             .output()
             .unwrap();
         assert!(load.status.success(), "{load:?}");
+        assert!(save.wait().unwrap().success());
         engine
     }
 
@@ -194,6 +195,10 @@ fn daemon(folder: &Path) -> Child {
 }
 
 impl Drop for Own {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a destructor cannot wait in another way, and nothing else runs any more"
+    )]
     fn drop(&mut self) {
         let folder = self.folder.path();
         if std::thread::panicking() {

@@ -29,15 +29,17 @@ fn chance() -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Sends all jobs, and kills with `kill` while they are done, each time at a random moment after some more of them are done.
+/// Sends all jobs, each of which takes `moment` seconds at least, and kills with `kill` while they are done, each time at a
+/// random moment after some more of them are done.
 /// Gives the house back, and how many requests were lost.
 async fn storm(
     mut house: House,
     (jobs, kills): (usize, usize),
+    moment: &'static str,
     mut kill: impl AsyncFnMut(&mut House, &mut StdRng),
 ) -> (House, usize) {
     let mut chance = chance();
-    let crew = house.crew(|n| commits(n, "0.5")).await;
+    let crew = house.crew(|n| commits(n, moment)).await;
     for n in 0..jobs {
         crew.send(n, 1).await;
     }
@@ -68,7 +70,7 @@ async fn storm(
 async fn kill_the_spawner(engine: Option<Engine>, jobs: usize, kills: usize) {
     let (jobs, kills) = numbers(jobs, kills);
     let house = House::new(engine, AT_A_TIME).await;
-    let (house, lost) = storm(house, (jobs, kills), async |house, _| {
+    let (house, lost) = storm(house, (jobs, kills), "0.5", async |house, _| {
         house.replace_spawner().await;
     })
     .await;
@@ -90,7 +92,7 @@ async fn workers_in_containers_outlive_a_spawner_that_is_killed_again_and_again(
 async fn a_worker_that_is_killed_is_lost_with_evidence_and_its_task_done_by_the_next_attempt() {
     let (jobs, kills) = numbers(8, 3);
     let house = House::new(Some(Engine::shared()), AT_A_TIME).await;
-    let (house, _) = storm(house, (jobs, kills), async |house, chance| {
+    let (house, _) = storm(house, (jobs, kills), "0.5", async |house, chance| {
         let engine = house.engine.as_ref().unwrap();
         let working = engine.working(house.home.path());
         if !working.is_empty() {
@@ -107,7 +109,7 @@ async fn a_worker_that_is_killed_is_lost_with_evidence_and_its_task_done_by_the_
 async fn redis_is_killed_and_comes_back_and_no_job_is_lost_or_done_twice() {
     let (jobs, kills) = numbers(10, 3);
     let house = House::new(None, AT_A_TIME).await;
-    let (house, lost) = storm(house, (jobs, kills), async |house, chance| {
+    let (house, lost) = storm(house, (jobs, kills), "0.5", async |house, chance| {
         house.redis.kill();
         tokio::time::sleep(Duration::from_millis(chance.random_range(0..2000))).await;
         house.redis.up().await;
@@ -118,9 +120,10 @@ async fn redis_is_killed_and_comes_back_and_no_job_is_lost_or_done_twice() {
 }
 
 async fn kill_the_engine(live_restore: bool) -> usize {
+    // Work that lasts longer than the daemon is away.
     let (jobs, kills) = numbers(8, 2);
     let house = House::new(Some(Engine::own(live_restore).await), AT_A_TIME).await;
-    let (house, lost) = storm(house, (jobs, kills), async |house, chance| {
+    let (house, lost) = storm(house, (jobs, kills), "3", async |house, chance| {
         house.engine_died = true;
         let engine = house.engine.as_mut().unwrap();
         engine.kill();

@@ -46,7 +46,7 @@ impl Fleet {
         let (runtime, _) = runtime(&home).await;
         let models = Arc::new(Models::default());
         let mut options = options(&home, runtime, Arc::clone(&self.bus), models);
-        options.name = name.to_owned();
+        name.clone_into(&mut options.name);
         tune(&mut options);
         let spawner = Spawner::new(options).unwrap();
         self.running
@@ -143,7 +143,7 @@ async fn two_spawners_each_take_what_they_can_carry() {
         let places = ["small", "large"].into_iter();
         places
             .filter(|name| fleet.workspace(name, &third).join("here").exists())
-            .last()
+            .next_back()
     })
     .await;
     for name in ["small", "large"] {

@@ -1,4 +1,9 @@
 //! Agents that speak Anthropic's Messages or OpenAI's Responses.
+#![allow(
+    clippy::result_large_err,
+    clippy::unnecessary_wraps,
+    reason = "what the double answers is what the port answers"
+)]
 
 use super::*;
 use futures::StreamExt as _;

@@ -43,10 +43,13 @@ impl House {
         // However small the machine is: these workers do next to nothing.
         home.set("SPAWNER_CPUS", "16");
         home.set("SPAWNER_MEMORY_MB", "8192");
-        if let Some(engine) = &engine {
-            home.set("SPAWNER_RUNTIME", "runc");
-            home.set("DOCKER_HOST", &engine.host);
-            home.set("WORKER_IMAGE", &engine.image);
+        match &engine {
+            None => home.set("SPAWNER_RUNTIME", "bubblewrap"),
+            Some(engine) => {
+                home.set("SPAWNER_RUNTIME", "runc");
+                home.set("DOCKER_HOST", &engine.host);
+                home.set("WORKER_IMAGE", &engine.image);
+            }
         }
         let mut spawner = home.start_spawner();
         up(&mut spawner).await;

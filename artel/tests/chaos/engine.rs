@@ -53,7 +53,7 @@ impl Engine {
         std::fs::write(folder.path().join("daemon.json"), configuration).unwrap();
         let containerd = containerd(folder.path());
         let address = folder.path().join("containerd.sock");
-        crate::support::eventually("containerd answers", Duration::from_mins(1), || async {
+        crate::support::eventually("containerd answers", crate::SOON, || async {
             std::os::unix::net::UnixStream::connect(&address).ok()
         })
         .await;
@@ -85,7 +85,7 @@ impl Engine {
     }
 
     async fn ready(&self) {
-        crate::support::eventually("dockerd answers", Duration::from_mins(1), || async {
+        crate::support::eventually("dockerd answers", crate::SOON, || async {
             let version = Command::new("docker")
                 .env("DOCKER_HOST", &self.host)
                 .arg("version")

@@ -16,7 +16,7 @@ use crate::support::{Home, Running};
 use std::time::Duration;
 
 /// Bound of every wait for something small.
-const SOON: Duration = Duration::from_mins(1);
+const SOON: Duration = Duration::from_mins(2);
 
 /// Whether this is the long form.
 fn soak() -> bool {

@@ -2,11 +2,12 @@
 
 use crate::broker::{self, Broker, Said, Status};
 use crate::collect::Taken;
+use crate::docker;
 use crate::events::Events;
 use crate::places::Places;
 use crate::process::{self, Exit};
 use crate::remote::Reach;
-use crate::runtime::{Identity, Worker};
+use crate::runtime::{self, Identity, Worker};
 use crate::stop::Stop;
 use crate::trouble::{Trouble, kind, tail};
 use crate::{Options, workspace};
@@ -69,7 +70,7 @@ impl Attempt<'_> {
     }
 
     async fn work(&self, seen: &mut Seen) -> Result<Taken, Trouble> {
-        self.refuse_what_is_not_here()?;
+        self.refuse_what_is_not_here().await?;
         self.events.say(EventKind::Started {
             spawner: self.options.name.clone(),
         });
@@ -201,18 +202,29 @@ impl Attempt<'_> {
         }
     }
 
-    fn refuse_what_is_not_here(&self) -> Result<(), Trouble> {
-        let missing = if self.request.docker {
-            "Docker inside the worker"
-        } else if !self.request.secrets.is_empty() {
-            "sealed secrets"
-        } else {
+    async fn refuse_what_is_not_here(&self) -> Result<(), Trouble> {
+        if !self.request.secrets.is_empty() {
+            return Err(Trouble::failed(
+                kind::UNSUPPORTED,
+                "The task needs sealed secrets, which workers of this spawner do not have.",
+            ));
+        }
+        if !self.request.docker {
             return Ok(());
-        };
-        Err(Trouble::failed(
-            kind::UNSUPPORTED,
-            format!("The task needs {missing}, which workers of this spawner do not have."),
-        ))
+        }
+        match self.options.runtime.docker_inside().await {
+            Ok(()) => Ok(()),
+            Err(
+                error @ (runtime::Error::NoDockerInside(_)
+                | runtime::Error::Docker(docker::Error::NoRuntime { .. })),
+            ) => Err(Trouble::failed(
+                kind::UNSUPPORTED,
+                format!(
+                    "The task needs Docker inside its worker, which this spawner does not have: {error}."
+                ),
+            )),
+            Err(error) => Err(process::failed(&error)),
+        }
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) async fn start(
             port,
         }),
         limits: (&request.limits).into(),
+        docker: request.docker,
     };
     runtime.start(&work).await.map_err(|error| failed(&error))
 }
@@ -235,6 +236,14 @@ fn environment(request: &SpawnRequest, key: &str, port: u16) -> Vec<(&'static st
         ("GIT_COMMITTER_EMAIL", AUTHOR.1.to_owned()),
         ("GIT_TERMINAL_PROMPT", "0".to_owned()),
     ];
+    if request.docker {
+        // Its root works in a workspace that belongs to another user, which Git would refuse.
+        environment.extend([
+            ("GIT_CONFIG_COUNT", "1".to_owned()),
+            ("GIT_CONFIG_KEY_0", "safe.directory".to_owned()),
+            ("GIT_CONFIG_VALUE_0", WORKSPACE.to_owned()),
+        ]);
+    }
     if let Some(model) = &request.agent.model {
         environment.push(("ARTEL_MODEL", model.clone()));
     }

@@ -365,6 +365,7 @@ async fn refresh(
             pids: 256,
             disk_mb: request.limits.disk_mb,
         },
+        docker: false,
     };
     let mut worker = runtime.start(&work).await.map_err(|error| failed(&error))?;
     let ended = worker.wait().await.map_err(|error| failed(&error))?;

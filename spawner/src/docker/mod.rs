@@ -12,7 +12,7 @@ mod spec;
 
 use bollard::Docker;
 use bollard::errors::Error as DockerError;
-use bollard::models::{ContainerStateStatusEnum, ContainerSummaryStateEnum};
+use bollard::models::{ContainerStateStatusEnum, ContainerSummaryStateEnum, SystemInfo};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, KillContainerOptionsBuilder,
     ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use running::Past;
 pub use running::{Ended, Running, Stopper};
-pub use spec::{HOME, LABEL, Limits, Mount, Spec};
+pub use spec::{HOME, LABEL, Limits, Mount, SYSBOX, Spec};
 
 /// How long one request to the engine may take, in seconds. Waiting, logs and statistics are streams and have no such bound.
 const REQUEST_S: u64 = 60;
@@ -165,21 +165,22 @@ impl Engine {
             .await
             .map_err(unreachable)?;
         let about = docker.info().await.map_err(unreachable)?;
-        let runtimes = about.runtimes.unwrap_or_default();
-        if !runtimes.contains_key(runtime) {
-            let mut known: Vec<_> = runtimes.into_keys().collect();
-            known.sort();
-            return Err(Error::NoRuntime {
-                runtime: runtime.to_owned(),
-                known: known.join(", "),
-            });
-        }
+        has_runtime(&about, runtime)?;
         Ok(Self {
             docker,
             runtime: runtime.to_owned(),
             version: about.server_version.unwrap_or_default(),
             processors: about.ncpu.and_then(|count| u32::try_from(count).ok()),
         })
+    }
+
+    /// Whether the engine has [`SYSBOX`] now, under which a container may run Docker inside.
+    pub async fn has_sysbox(&self) -> Result<(), Error> {
+        let about = self.docker.info().await;
+        has_runtime(
+            &about.map_err(Error::refused("to tell its runtimes"))?,
+            SYSBOX,
+        )
     }
 
     /// For people, such as `docker 28.2.2 with sysbox-runc`.
@@ -230,6 +231,9 @@ impl Engine {
     /// Makes a container, which does not run yet, and returns its id. One of the same name that is ours and does not run is
     /// in the way and is removed.
     pub async fn create(&self, spec: &Spec) -> Result<String, Error> {
+        if spec.docker_inside {
+            self.has_sysbox().await?;
+        }
         let options = || {
             CreateContainerOptionsBuilder::default()
                 .name(&spec.name)
@@ -442,6 +446,19 @@ fn is_away(error: &DockerError) -> bool {
         | DockerError::RequestTimeoutError => true,
         _ => false,
     }
+}
+
+fn has_runtime(about: &SystemInfo, runtime: &str) -> Result<(), Error> {
+    let runtimes = about.runtimes.iter().flatten().map(|(name, _)| name);
+    let mut known: Vec<&str> = runtimes.map(String::as_str).collect();
+    if known.contains(&runtime) {
+        return Ok(());
+    }
+    known.sort_unstable();
+    Err(Error::NoRuntime {
+        runtime: runtime.to_owned(),
+        known: known.join(", "),
+    })
 }
 
 fn is_missing(error: &DockerError) -> bool {

@@ -12,6 +12,9 @@ pub const LABEL: &str = "artel";
 /// The home folder inside: private, empty, and in memory, as large as `/tmp`.
 pub const HOME: &str = "/home/artel";
 
+/// The runtime whose containers have a user namespace of their own and may run Docker inside.
+pub const SYSBOX: &str = "sysbox-runc";
+
 /// Something of the host that the container sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -61,14 +64,15 @@ pub struct Spec {
     pub limits: Limits,
     /// Labels, without [`LABEL`] and its dot.
     pub labels: BTreeMap<String, String>,
-    /// Whether it may run Docker inside: root of its own user namespace with a writable system. Only for `sysbox-runc`.
+    /// Whether it may run Docker inside: root of its own user namespace with a writable system, whoever `user` is. Its runtime
+    /// is [`SYSBOX`] then, whatever the engine's connection uses.
     pub docker_inside: bool,
 }
 
 impl Spec {
     /// As the engine wants it. `processors` is how many the engine has: it refuses to promise more.
     pub(super) fn body(&self, runtime: &str, processors: Option<u32>) -> ContainerCreateBody {
-        let (user, group) = self.user;
+        let (user, group) = self.user();
         let labels: HashMap<String, String> = self
             .labels
             .iter()
@@ -94,9 +98,18 @@ impl Spec {
         }
     }
 
+    fn user(&self) -> (u32, u32) {
+        if self.docker_inside {
+            (0, 0)
+        } else {
+            self.user
+        }
+    }
+
     fn host_config(&self, runtime: &str, processors: Option<u32>) -> HostConfig {
         let limits = &self.limits;
-        let (user, group) = self.user;
+        let (user, group) = self.user();
+        let runtime = if self.docker_inside { SYSBOX } else { runtime };
         let cores = processors.map_or(limits.cpu, |most| limits.cpu.min(most.into()));
         let bytes = |mb: u64| i64::try_from(mb.saturating_mul(1 << 20)).unwrap_or(i64::MAX);
         let memory = bytes(limits.memory_mb);
@@ -230,6 +243,29 @@ mod tests {
         );
         let mount = &host.mounts.unwrap()[0];
         assert_eq!(mount.read_only, Some(true));
+    }
+
+    #[test]
+    fn docker_inside_means_sysbox_and_root_of_its_namespace_and_nothing_else_is_loosened() {
+        let plain = spec().body("runc", None);
+        let mut spec = spec();
+        spec.docker_inside = true;
+        let inside = spec.body("runc", None);
+        assert_eq!(inside.user.as_deref(), Some("0:0"));
+        let (mut plain, mut inside) = (plain.host_config.unwrap(), inside.host_config.unwrap());
+        assert_eq!(inside.runtime.as_deref(), Some(SYSBOX));
+        assert_eq!(inside.readonly_rootfs, Some(false));
+        assert_eq!(inside.cap_drop, None);
+        assert_eq!(inside.privileged, Some(false));
+        assert_eq!(inside.network_mode.as_deref(), Some("none"));
+        for config in [&mut plain, &mut inside] {
+            config.runtime = None;
+            config.readonly_rootfs = None;
+            config.cap_drop = None;
+            // The home folder belongs to whoever works.
+            config.tmpfs = None;
+        }
+        assert_eq!(plain, inside);
     }
 
     #[test]

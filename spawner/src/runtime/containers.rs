@@ -157,7 +157,7 @@ impl Containers {
             mounts,
             limits: limits(&work.limits, &work.workspace),
             labels: BTreeMap::from(labels.map(|(name, value)| (name.to_owned(), value))),
-            docker_inside: false,
+            docker_inside: work.docker,
         }
     }
 
@@ -248,6 +248,16 @@ impl Runtime for Containers {
 
     fn outlives(&self) -> bool {
         true
+    }
+
+    async fn docker_inside(&self) -> Result<(), Error> {
+        let (_, root) = self.user;
+        if !root {
+            return Err(Error::NoDockerInside(
+                "root of a worker's namespace writes files that only root can take over; run the spawner as root",
+            ));
+        }
+        Ok(self.engine.has_sysbox().await?)
     }
 
     async fn start(&self, work: &Work) -> Result<Box<dyn Worker>, Error> {

@@ -140,6 +140,8 @@ pub struct Work {
     pub relay: Option<Relay>,
     /// What it may use.
     pub limits: Limits,
+    /// Whether it runs Docker inside; [`Runtime::docker_inside`] says whether it can.
+    pub docker: bool,
 }
 
 /// The end of a worker and what it used.
@@ -165,6 +167,9 @@ pub enum Error {
     /// The sandbox refused.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// A worker cannot run Docker inside.
+    #[error("{0}")]
+    NoDockerInside(&'static str),
     /// The engine refused.
     #[error(transparent)]
     Docker(#[from] crate::docker::Error),
@@ -218,6 +223,13 @@ pub trait Runtime: Send + Sync + 'static {
     /// A port for [`Relay`] that is free inside.
     fn port(&self) -> io::Result<u16> {
         Ok(PORT)
+    }
+
+    /// Whether a worker could run Docker inside, now.
+    async fn docker_inside(&self) -> Result<(), Error> {
+        Err(Error::NoDockerInside(
+            "workers of this spawner run in a sandbox, not in Docker; choose SPAWNER_RUNTIME=sysbox-runc and install Sysbox as docs/sysbox.md says",
+        ))
     }
 
     /// Starts something. Dropping the [`Worker`] ends it only if [`Runtime::outlives`] says no.

@@ -15,6 +15,7 @@ mod missing;
 mod reach;
 #[path = "../spawner/stage.rs"]
 mod stage;
+mod sysbox;
 #[path = "../spawner/working.rs"]
 mod working;
 

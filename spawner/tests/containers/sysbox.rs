@@ -1,0 +1,139 @@
+//! Docker inside a worker: Sysbox is asked for, and its absence is said. Sysbox itself is tried only where it is installed.
+
+use crate::stage::{Stage, assert_succeeded, docker, kind, variable};
+use spawner::runtime::{Containers, DockerOptions, Runtime};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const COMMIT: &str = "id -u > user; git add user; git commit -q -m 'Add the user'";
+
+#[tokio::test]
+async fn a_worker_with_docker_inside_is_root_in_sysbox_whatever_runtime_others_have() {
+    // The engine's runtime of this name is runc behind a script that writes its calls down; see scripts/with-docker.
+    let stage = Stage::new([]).await;
+    let mut request = stage.script(
+        "r1",
+        1,
+        &format!("touch here; while [ ! -e go ]; do sleep 0.05; done; rm here go; {COMMIT}"),
+    );
+    request.docker = true;
+    stage.submit(&request).await;
+    let here = stage.workspace().join("here");
+    crate::stage::until(async || here.exists().then_some(())).await;
+    let label = stage.cleanup.0.clone().unwrap();
+    let ids = crate::stage::containers(&label);
+    assert_eq!(ids.len(), 1);
+    let about = docker(&[
+        "inspect",
+        "-f",
+        "{{.HostConfig.Runtime}} {{.Config.User}} {{.HostConfig.Privileged}} {{.HostConfig.NetworkMode}}",
+        &ids[0],
+    ]);
+    assert_eq!(about.trim(), "sysbox-runc 0:0 false none");
+    std::fs::write(stage.workspace().join("go"), "").unwrap();
+    assert_succeeded(&stage.result("r1").await);
+    assert_eq!(stage.show("user"), "0\n");
+    let calls = std::fs::read_to_string(variable("ARTEL_TEST_RUNTIME_LOG")).unwrap();
+    assert!(calls.contains(&ids[0]), "the runtime was called for it");
+    // The next attempt takes over what root has left, and is not root.
+    let second = stage.script("r2", 2, COMMIT);
+    assert_succeeded(&stage.run(&second).await);
+    assert_eq!(stage.show("user"), "1000\n");
+}
+
+/// An engine that has runc alone and answers nothing but what it is.
+async fn engine_without_sysbox(socket: &std::path::Path) {
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut asked = Vec::new();
+                let mut part = [0; 4096];
+                while !asked.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut part).await {
+                        Ok(n) if n > 0 => asked.extend_from_slice(&part[..n]),
+                        _ => return,
+                    }
+                }
+                let asked = String::from_utf8_lossy(&asked).into_owned();
+                let path = asked.split(' ').nth(1).unwrap_or_default();
+                let body = if path.ends_with("/version") {
+                    r#"{"ApiVersion": "1.41", "Version": "1"}"#
+                } else if path.ends_with("/info") {
+                    r#"{"Runtimes": {"runc": {"path": "runc"}}, "NCPU": 1, "ServerVersion": "1"}"#
+                } else if path.contains("/images/") {
+                    r#"{"Id": "sha256:1"}"#
+                } else {
+                    "[]"
+                };
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+}
+
+#[tokio::test]
+async fn an_engine_without_sysbox_refuses_docker_inside_and_names_how_to_install_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("docker.sock");
+    engine_without_sysbox(&socket).await;
+    let home = folder.path().join("home");
+    let options = |runtime: &str| DockerOptions {
+        host: Some(format!("unix://{}", socket.display())),
+        runtime: runtime.to_owned(),
+        image: "worker:dev".to_owned(),
+        spawner: "local".to_owned(),
+        home: home.clone(),
+    };
+    let refused = Containers::connect(options("sysbox-runc")).await.err();
+    let said = refused.unwrap().to_string();
+    assert!(
+        said.contains("docs/sysbox.md") && said.contains("it has runc"),
+        "{said}"
+    );
+
+    let runtime: Arc<dyn Runtime> = Arc::new(Containers::connect(options("runc")).await.unwrap());
+    let stage = Stage::with(folder, runtime, crate::stage::Cleanup(None), []).await;
+    let mut request = stage.script("r1", 1, COMMIT);
+    request.docker = true;
+    let result = stage.run(&request).await;
+    assert_eq!(kind(&result), spawner::kind::UNSUPPORTED, "{result:#?}");
+    let said = result.failure.unwrap().message;
+    for words in [
+        "Docker inside its worker",
+        "sysbox-runc",
+        "it has runc",
+        "docs/sysbox.md",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
+#[ignore = "needs Sysbox, and an engine and an image of its own: ARTEL_TEST_SYSBOX_HOST, ARTEL_TEST_SYSBOX_IMAGE; scripts/test says whether it runs"]
+fn root_of_a_container_in_real_sysbox_is_nobody_outside() {
+    let output = std::process::Command::new("docker")
+        .env("DOCKER_HOST", variable("ARTEL_TEST_SYSBOX_HOST"))
+        .args([
+            "run",
+            "--rm",
+            "--runtime",
+            "sysbox-runc",
+            "--network",
+            "none",
+        ])
+        .args(["--security-opt", "no-new-privileges:true"])
+        .arg(variable("ARTEL_TEST_SYSBOX_IMAGE"))
+        .args(["sh", "-c", "id -u; cat /proc/self/uid_map"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(words[..2], ["0", "0"], "{said}");
+    assert_ne!(words[2], "0", "root inside is root outside: {said}");
+}

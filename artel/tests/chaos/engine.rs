@@ -246,7 +246,12 @@ fn shims(folder: &Path) -> Vec<String> {
     let named = processes.filter_map(|entry| {
         let line = std::fs::read(entry.path().join("cmdline")).ok()?;
         let process = entry.file_name().into_string().ok()?;
-        let is_ours = String::from_utf8_lossy(&line).contains(&folder);
+        let line = String::from_utf8_lossy(&line);
+        // What was made and never begun has no name of its own, but a system that lies in the folder.
+        let begins_never = line.starts_with("runc\0init")
+            && std::fs::read_to_string(entry.path().join("mountinfo"))
+                .is_ok_and(|mounts| mounts.contains(&folder));
+        let is_ours = begins_never || line.contains(&folder);
         (is_ours && process.parse::<u32>().is_ok()).then_some(process)
     });
     named.collect()

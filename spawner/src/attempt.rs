@@ -10,7 +10,7 @@ use crate::remote::Reach;
 use crate::runtime::{self, Identity, Worker};
 use crate::stop::Stop;
 use crate::trouble::{Trouble, kind, tail};
-use crate::{Options, workspace};
+use crate::{Options, keeping, workspace};
 use jiff::Timestamp;
 use protocol::{Check, CheckStatus, EventKind, ResultStatus, SpawnRequest, Usage, WorkerResult};
 use sandbox::Reason;
@@ -104,9 +104,14 @@ impl Attempt<'_> {
         self.events.phase("pushing");
         let reach = self.reach();
         let take = workspace::deliver(self.places, &self.request, &reach);
-        self.unless_stopped(take)
+        let taken = self
+            .unless_stopped(take)
             .instrument(self.span("push"))
-            .await
+            .await?;
+        if let Err(error) = std::fs::write(self.places.state.join(keeping::DELIVERED), "") {
+            tracing::warn!(%error, "a workspace is kept for longer than it is needed");
+        }
+        Ok(taken)
     }
 
     /// The worker that a former process of ours has started for this request, if there is one, with a broker that knows it.

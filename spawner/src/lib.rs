@@ -3,7 +3,10 @@
 //!
 //! * [`Spawner`]: takes jobs from a [`protocol::Transport`] and brings each to one result.
 //! * `workspace`, `refresh.sh`: the clone that outlives its workers.
-//! * `remote`, [`GitTokens`]: repositories that are elsewhere, and the credentials for them.
+//! * `remote`, `mirror`, [`GitTokens`]: repositories that are elsewhere, the mirror that the tasks of one share, and the
+//!   credentials for them.
+//! * `keeping`: how long mirrors and workspaces are kept.
+//! * [`Capacity`]: what workers may use together.
 //! * `broker`: model, proxy and report of one worker, behind a key that ends with it.
 //! * [`runtime`]: where workers run: a sandbox on this machine, or containers.
 //! * [`docker`]: containers of a Docker engine, made and watched.
@@ -22,6 +25,8 @@ mod collect;
 pub mod docker;
 mod events;
 mod git;
+mod keeping;
+mod mirror;
 mod places;
 mod process;
 mod reconcile;
@@ -34,6 +39,7 @@ mod trouble;
 mod workspace;
 
 pub use capacity::Capacity;
+pub use keeping::Keep;
 pub use service::{Handle, Spawner};
 pub use tokens::{GitToken, GitTokens, HostToken, NoTokens, TokenError};
 pub use trouble::kind;
@@ -73,6 +79,8 @@ pub struct Options {
     pub max_workers: usize,
     /// What they may use together, and what becomes of jobs that do not fit.
     pub capacity: Capacity,
+    /// How long mirrors and workspaces are kept.
+    pub keep: Keep,
     /// Name of this spawner in events and heartbeats.
     pub name: String,
     /// Makes a worker's span a child of its request's trace context; see [`Continue`].
@@ -100,6 +108,7 @@ impl Options {
             git_patience: Duration::from_mins(1),
             max_workers: 4,
             capacity: Capacity::unlimited(),
+            keep: Keep::default(),
             name: "local".to_owned(),
             continue_trace: |_, _| false,
         }

@@ -1,6 +1,7 @@
 //! Where things are under `ARTEL_HOME`, and file operations that do not follow a worker's links.
 //!
 //! ```text
+//! mirrors/{repository}.git, .lock        the mirror of a repository elsewhere; no worker sees it but read-only
 //! workspaces/{project}/{job}/{task}/     what the worker sees as /workspace
 //! workspaces/{project}/{job}/{task}~/    what the spawner keeps about it; no worker sees it
 //! ```
@@ -19,6 +20,8 @@ pub(crate) struct Places {
     pub(crate) workspace: PathBuf,
     /// The spawner's own notes about it.
     pub(crate) state: PathBuf,
+    /// The mirrors of repositories elsewhere.
+    pub(crate) mirrors: PathBuf,
 }
 
 impl Places {
@@ -29,13 +32,33 @@ impl Places {
             // No folder name has a tilde, so no task's workspace is another one's state.
             state: job.join(format!("{task}~")),
             workspace: job.join(task),
+            mirrors: mirrors(home),
         }
     }
 }
 
 /// Everything that is kept for a project's workers.
 pub(crate) fn project(home: &Path, project_id: &str) -> PathBuf {
-    home.join("workspaces").join(folder_name(project_id))
+    workspaces(home).join(folder_name(project_id))
+}
+
+/// All workspaces, by project.
+pub(crate) fn workspaces(home: &Path) -> PathBuf {
+    home.join("workspaces")
+}
+
+/// All mirrors.
+pub(crate) fn mirrors(home: &Path) -> PathBuf {
+    home.join("mirrors")
+}
+
+/// Anything as a name that nothing else has, with what is plain of it for people.
+pub(crate) fn hashed_name(text: &str) -> String {
+    let plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let kept: String = text.chars().filter(plain).take(40).collect();
+    let hash = hex::encode(&Sha256::digest(text.as_bytes())[..8]);
+    // Two equals signs cannot be in a plain name.
+    format!("{kept}=={hash}")
 }
 
 /// An identifier as a folder's name: itself when it is plain, else what is plain of it and a hash.
@@ -44,14 +67,7 @@ fn folder_name(id: &str) -> String {
     if id.len() <= 80 && !id.starts_with('.') && !id.is_empty() && id.chars().all(plain) {
         return id.to_owned();
     }
-    let kept: String = id
-        .chars()
-        .filter(|c| plain(*c) && *c != '.')
-        .take(40)
-        .collect();
-    let hash = hex::encode(&Sha256::digest(id.as_bytes())[..8]);
-    // Two equals signs cannot be in a plain name.
-    format!("{kept}=={hash}")
+    hashed_name(id)
 }
 
 /// Makes a folder that only we can enter.

@@ -1,15 +1,18 @@
 //! A task's repository that is elsewhere, over http or https.
 //!
-//! The spawner keeps a bare mirror beside the workspace. Workers are made from it and their commits are judged in it exactly as
+//! The spawner keeps a bare mirror of it, which all its tasks share ([`Mirror`]). Workspaces are made from it and their commits are judged in it exactly as
 //! in a repository on this machine; only then is the branch pushed, and what the host has is read back. A credential is minted
 //! for each command that reaches the host and is known to that process alone: it is in no argument, no file and no other
 //! environment.
 
+use crate::collect::{self, Taken};
 use crate::git::{self, Git, Login};
+use crate::mirror::{Mirror, Right};
 use crate::places::{self, Places};
 use crate::tokens::{GitToken, GitTokens};
 use crate::trouble::{Trouble, kind};
 use protocol::Repository;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 use url::Url;
@@ -18,6 +21,8 @@ use url::Url;
 const TRANSFER: Duration = Duration::from_mins(10);
 /// How long a mint may take.
 const MINT: Duration = Duration::from_secs(30);
+/// How often another task may make the mirror anew between our steps.
+const OVERTAKEN: usize = 3;
 
 /// How repositories elsewhere are reached.
 pub(crate) struct Reach<'a> {
@@ -31,7 +36,7 @@ pub(crate) struct Reach<'a> {
 pub(crate) struct Remote<'a> {
     url: Url,
     reach: &'a Reach<'a>,
-    mirror: PathBuf,
+    mirror: Mirror,
 }
 
 impl<'a> Remote<'a> {
@@ -61,27 +66,99 @@ impl<'a> Remote<'a> {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(refused("its address has a query or a fragment"));
         }
-        Ok(Self {
-            url,
-            reach,
-            mirror: places.state.join("remote.git"),
-        })
+        let mirror = Mirror::of(&places.mirrors, &url);
+        Ok(Self { url, reach, mirror })
     }
 
     /// The mirror: a bare repository of ours.
     pub(crate) fn mirror(&self) -> &PathBuf {
-        &self.mirror
+        &self.mirror.folder
     }
 
-    /// Brings the mirror up to date and sees to it that the base is in it.
-    pub(crate) async fn bring(&self, repository: &Repository) -> Result<(), Trouble> {
-        // Says within seconds what is wrong with the address, the token or the host.
+    /// Brings the mirror up to date, sees to it that the base is in it, and keeps it so while it is read.
+    pub(crate) async fn bring(&self, repository: &Repository) -> Result<Right, Trouble> {
+        self.opened(repository, false).await
+    }
+
+    /// The same with a new mirror, because the old one turned out to be broken.
+    pub(crate) async fn bring_anew(&self, repository: &Repository) -> Result<Right, Trouble> {
+        self.opened(repository, true).await
+    }
+
+    async fn opened(&self, repository: &Repository, mut anew: bool) -> Result<Right, Trouble> {
+        let folder = self.folder();
+        places::private_folder(&folder)
+            .map_err(|error| self.trouble("making a mirror of", &error))?;
+        // Says within seconds what is wrong with the address, the token or the host, and keeps nobody waiting.
         self.listed(&repository.branch).await?;
-        if !self.mirror.join("HEAD").is_file() {
+        for _ in 0..OVERTAKEN {
+            let alone = self.alone().await?;
+            self.update(repository, anew).await?;
+            drop(alone);
+            anew = false;
+            // Between the two somebody may have made it anew, and failed.
+            let right = self.beside_others().await?;
+            if self.has(&repository.base_sha).await {
+                return Ok(right);
+            }
+        }
+        Err(self.trouble(
+            "keeping a mirror of",
+            &io::Error::other("other tasks make it anew again and again"),
+        ))
+    }
+
+    async fn alone(&self) -> Result<Right, Trouble> {
+        let right = self.mirror.alone().await;
+        right.map_err(|error| self.trouble("waiting for the mirror of", &error))
+    }
+
+    async fn beside_others(&self) -> Result<Right, Trouble> {
+        let right = self.mirror.beside_others().await;
+        right.map_err(|error| self.trouble("waiting for the mirror of", &error))
+    }
+
+    async fn has(&self, commit: &str) -> bool {
+        let found = Git::new(&self.mirror.folder).commit(commit).await;
+        matches!(found, Ok(Some(_)))
+    }
+
+    /// Takes the worker's commits over into the mirror, and pushes them from there.
+    pub(crate) async fn deliver(
+        &self,
+        places: &Places,
+        repository: &Repository,
+    ) -> Result<Taken, Trouble> {
+        for _ in 0..OVERTAKEN {
+            if !self.mirror.exists() {
+                drop(self.bring(repository).await?);
+            }
+            let taken = {
+                let _alone = self.alone().await?;
+                collect::take_over(places, self.mirror(), repository).await?
+            };
+            let _right = self.beside_others().await?;
+            if self.has(&taken.head_sha).await {
+                self.push(&repository.branch, &taken.head_sha).await?;
+                return Ok(taken);
+            }
+        }
+        Err(self.trouble(
+            "pushing to",
+            &io::Error::other("other tasks make its mirror anew again and again"),
+        ))
+    }
+
+    async fn update(&self, repository: &Repository, anew: bool) -> Result<(), Trouble> {
+        if anew || !self.mirror.exists() {
             self.found().await?;
         }
         let everything = "+refs/heads/*:refs/heads/*";
-        if self.fetch(everything).await.is_err() {
+        if let Err(error) = self.fetch(everything).await {
+            if meaning(&error.to_string()) != Meaning::Other {
+                // It is the host's fault, and the mirror is as good as it was.
+                return Err(self.trouble("fetching from", &error));
+            }
             // What a killed command left behind may be in the way: once more, into a new one.
             self.found().await?;
             self.fetch(everything)
@@ -89,7 +166,7 @@ impl<'a> Remote<'a> {
                 .map_err(|error| self.trouble("fetching from", &error))?;
         }
         let base = &repository.base_sha;
-        let mirror = Git::new(&self.mirror);
+        let mirror = Git::new(&self.mirror.folder);
         let unreadable = |error: git::Error| self.trouble("reading the mirror of", &error);
         if mirror.commit(base).await.map_err(unreadable)?.is_some() {
             return Ok(());
@@ -112,9 +189,10 @@ impl<'a> Remote<'a> {
 
     async fn found(&self) -> Result<(), Trouble> {
         let failed = |error: &dyn std::error::Error| self.trouble("making a mirror of", error);
-        places::remove_any(&self.mirror).map_err(|error| failed(&error))?;
-        std::fs::create_dir_all(&self.mirror).map_err(|error| failed(&error))?;
-        Git::new(&self.mirror)
+        let folder = &self.mirror.folder;
+        places::remove_any(folder).map_err(|error| failed(&error))?;
+        std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
+        Git::new(folder)
             .text(&[
                 "init",
                 "--quiet",
@@ -124,7 +202,7 @@ impl<'a> Remote<'a> {
             ])
             .await
             .map_err(|error| failed(&error))?;
-        places::replace_file(&self.mirror, "config", git::QUARANTINE_CONFIG)
+        places::replace_file(folder, "config", git::QUARANTINE_CONFIG)
             .map_err(|error| failed(&error))
     }
 
@@ -142,11 +220,13 @@ impl<'a> Remote<'a> {
             url,
             what,
         ];
-        self.run(&args, TRANSFER).await.map(drop)
+        self.run(self.mirror.folder.clone(), &args, TRANSFER)
+            .await
+            .map(drop)
     }
 
     /// Pushes the branch's new tip, which is in the mirror and was judged there, and reads back what the host has.
-    pub(crate) async fn push(&self, branch: &str, tip: &str) -> Result<(), Trouble> {
+    async fn push(&self, branch: &str, tip: &str) -> Result<(), Trouble> {
         let refspec = format!("{tip}:refs/heads/{branch}");
         let args = [
             "push",
@@ -159,7 +239,7 @@ impl<'a> Remote<'a> {
             self.url.as_str(),
             &refspec,
         ];
-        let pushed = self.run(&args, TRANSFER).await;
+        let pushed = self.run(self.mirror.folder.clone(), &args, TRANSFER).await;
         // Whatever the push said (its answer may have been lost), what counts is what is there.
         let there = self.listed(branch).await;
         match (pushed, there) {
@@ -200,7 +280,7 @@ impl<'a> Remote<'a> {
             &name,
         ];
         let listed = self
-            .run(&args, self.reach.patience)
+            .run(self.folder(), &args, self.reach.patience)
             .await
             .map_err(|error| self.trouble("asking", &error))?;
         Ok(listed
@@ -211,7 +291,7 @@ impl<'a> Remote<'a> {
     }
 
     /// Runs a command that reaches the host, with a credential of its own.
-    async fn run(&self, args: &[&str], time: Duration) -> Result<String, Failed> {
+    async fn run(&self, folder: PathBuf, args: &[&str], time: Duration) -> Result<String, Failed> {
         let token = tokio::time::timeout(MINT, self.reach.tokens.mint(&self.url))
             .await
             .map_err(|_| {
@@ -221,21 +301,17 @@ impl<'a> Remote<'a> {
             })?
             .map_err(|error| Failed::Token(error.to_string()))?;
         let login = self.login(token, time)?;
-        Git::new(self.mirror_or_parent())
+        Git::new(folder)
             .with(login)
             .text(args)
             .await
             .map_err(Failed::Git)
     }
 
-    /// Where Git runs: before the mirror is there, in the folder that it will be in.
-    fn mirror_or_parent(&self) -> PathBuf {
-        let parent = self.mirror.parent().map(PathBuf::from);
-        if self.mirror.join("HEAD").is_file() {
-            self.mirror.clone()
-        } else {
-            parent.unwrap_or_default()
-        }
+    /// The folder of all mirrors, in which Git runs when it needs none.
+    fn folder(&self) -> PathBuf {
+        let parent = self.mirror.folder.parent();
+        parent.map(PathBuf::from).unwrap_or_default()
     }
 
     fn login(&self, token: Option<GitToken>, time: Duration) -> Result<Login, Failed> {
@@ -409,6 +485,7 @@ mod tests {
         let places = Places {
             workspace: "/w".into(),
             state: "/w~".into(),
+            mirrors: "/m".into(),
         };
         let reach = Reach {
             tokens: &NoTokens,
@@ -436,6 +513,7 @@ mod tests {
         let places = Places {
             workspace: "/w".into(),
             state: "/w~".into(),
+            mirrors: "/m".into(),
         };
         let tokens = crate::HostToken::github("http://git.example", "canary".to_owned()).unwrap();
         let reach = Reach {

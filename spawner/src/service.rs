@@ -8,7 +8,7 @@ use crate::places::{self, Places};
 use crate::runtime::Identity;
 use crate::stop::{self, Stop, Why};
 use crate::trouble::{Trouble, chain, kind};
-use crate::{Error, Options, reconcile};
+use crate::{Error, Options, keeping, mirror, reconcile};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use protocol::{
@@ -17,7 +17,7 @@ use protocol::{
 };
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -148,6 +148,10 @@ impl Spawner {
         tokio::spawn(over.clone().run_until_cancelled_owned({
             let shared = Arc::clone(&shared);
             async move { shared.look_around().await }
+        }));
+        tokio::spawn(over.clone().run_until_cancelled_owned({
+            let (home, keep) = (shared.options.home.clone(), shared.options.keep);
+            async move { keeping::forever(&home, keep).await }
         }));
         let rooms = shared.load.rooms();
         loop {
@@ -534,6 +538,11 @@ impl Shared {
             tracing::error!(%error, "cannot write {}", path.display());
             return Seat::Taken;
         }
+        // From now on there may be work here that nobody has.
+        if let Err(error) = places::remove_any(&places.state.join(keeping::DELIVERED)) {
+            tracing::error!(%error, "cannot tidy {}", places.state.display());
+            return Seat::Taken;
+        }
         *lock(&desk.sitting) = Some((mine, stop.clone()));
         Seat::Free(Sitting {
             shared_desk: desk,
@@ -579,22 +588,19 @@ impl Drop for Sitting {
 
 /// Locks a workspace against other processes; none when it could not be had in time.
 async fn shut(state: &Path) -> std::io::Result<Option<File>> {
-    std::fs::create_dir_all(state)?;
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(state.join("lock"))?;
     let until = Instant::now() + HANDOVER;
     loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(Some(file)),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => {
-                tokio::time::sleep(LOOK).await;
-            }
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
+        // Again each time: what nobody needs any more is removed with its lock.
+        std::fs::create_dir_all(state)?;
+        if let Some(file) = mirror::try_lock_file(&state.join("lock"), File::try_lock)? {
+            // Says when somebody worked here last.
+            file.set_modified(std::time::SystemTime::now())?;
+            return Ok(Some(file));
         }
+        if Instant::now() >= until {
+            return Ok(None);
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -8,6 +8,7 @@
 
 use crate::collect::{self, Taken};
 use crate::git::{self, Git};
+use crate::mirror::Right;
 use crate::places::{self, Places};
 use crate::remote::{Reach, Remote};
 use crate::runtime::{self, Identity, Inside, Limits, Part, Runtime, Work};
@@ -39,13 +40,18 @@ pub(crate) async fn prepare(
     std::fs::create_dir_all(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
     places::private_folder(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
     let repository = repository(request, places, reach)?;
+    // Earlier versions kept a mirror for each task.
+    places::remove_any(&places.state.join("remote.git"))
+        .map_err(|e| clone_failed("making a folder", &e))?;
+    // Whoever reads a mirror keeps those out who would change it.
+    let mut right: Option<Right> = None;
     let bare = match &repository {
         Where::Here(bare) => {
             has_base(bare, &request.repository.base_sha).await?;
             *bare
         }
         Where::Elsewhere(remote) => {
-            remote.bring(&request.repository).await?;
+            right = Some(remote.bring(&request.repository).await?);
             remote.mirror()
         }
     };
@@ -70,8 +76,22 @@ pub(crate) async fn prepare(
     if fresh {
         set_aside(places, request.attempt)
             .map_err(|e| clone_failed("setting the old workspace aside", &e))?;
-        clone(places, request, bare).await?;
+        match (clone(places, request, bare).await, &repository) {
+            (Ok(()), _) => {}
+            (Err(trouble), Where::Here(_)) => return Err(trouble),
+            (Err(trouble), Where::Elsewhere(remote)) => {
+                tracing::warn!(
+                    evidence = trouble.evidence,
+                    "the mirror {} cannot be cloned; it is made anew",
+                    bare.display()
+                );
+                drop(right.take());
+                right = Some(remote.bring_anew(&request.repository).await?);
+                clone(places, request, bare).await?;
+            }
+        }
     }
+    drop(right);
     write_task(&places.workspace, request).map_err(|e| clone_failed("writing the task", &e))?;
     hand_over(runtime, &places.workspace).await
 }
@@ -133,14 +153,7 @@ pub(crate) async fn deliver(
 ) -> Result<Taken, Trouble> {
     match repository(request, places, reach)? {
         Where::Here(bare) => collect::take_over(places, bare, &request.repository).await,
-        Where::Elsewhere(remote) => {
-            let mirror = remote.mirror();
-            let taken = collect::take_over(places, mirror, &request.repository).await?;
-            remote
-                .push(&request.repository.branch, &taken.head_sha)
-                .await?;
-            Ok(taken)
-        }
+        Where::Elsewhere(remote) => remote.deliver(places, &request.repository).await,
     }
 }
 

@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use protocol::{
     EventKind, Heartbeat, LocalTransport, Size, Source, SpawnRequest, Transport, VERSION, suite,
 };
-use spawner::{Capacity, Options, Spawner};
+use spawner::{Capacity, Keep, Options, Spawner};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -231,5 +231,46 @@ async fn a_project_with_many_waiting_tasks_leaves_the_next_place_to_another_proj
     assert!(!fleet.workspace("one", &many[2]).exists());
     fleet.go("one", &other).await;
     fleet.works("one", &many[2]).await;
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_workspace_goes_when_its_work_is_taken_over_and_not_while_somebody_works_in_it() {
+    let mut fleet = Fleet::new().await;
+    fleet
+        .add("one", |o| {
+            o.keep = Keep {
+                every: Duration::from_millis(10),
+                delivered: Duration::ZERO,
+                ..Keep::default()
+            };
+        })
+        .await;
+    let size = Size::new(1.0, 500);
+    let (works, done, fails) = (
+        fleet.task("p", "works", size),
+        fleet.task("p", "done", size),
+        fleet.task("p", "fails", size),
+    );
+    fleet.submit(&works).await;
+    fleet.works("one", &works).await;
+    let mut fails = fails;
+    fails.agent.command = ["sh", "-c", "echo work > work; exit 1"]
+        .map(str::to_owned)
+        .to_vec();
+    fleet.submit(&fails).await;
+    wait_result(&fleet.bus, "fails").await;
+    fleet.submit(&done).await;
+    fleet.works("one", &done).await;
+    fleet.go("one", &done).await;
+    let gone = async |request: &SpawnRequest| {
+        let workspace = fleet.workspace("one", request);
+        until(async || (!workspace.exists()).then_some(())).await;
+    };
+    gone(&done).await;
+    // The one is at work, and the other one holds what nobody has taken over.
+    assert!(fleet.workspace("one", &fails).join("work").exists());
+    fleet.go("one", &works).await;
+    gone(&works).await;
     fleet.stop().await;
 }

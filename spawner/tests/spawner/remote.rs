@@ -61,6 +61,113 @@ fn at(host: &GitHost, mut request: SpawnRequest) -> SpawnRequest {
     request
 }
 
+/// Every file below a folder, by device and number.
+fn inodes(folder: &Path) -> std::collections::HashSet<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut found = std::collections::HashSet::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            if meta.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert((meta.dev(), meta.ino()));
+            }
+        }
+    }
+    found
+}
+
+/// The mirrors of a home.
+fn mirrors(stage: &Stage) -> Vec<std::path::PathBuf> {
+    let all = std::fs::read_dir(stage.home().join("mirrors")).unwrap();
+    all.map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "git"))
+        .collect()
+}
+
+/// A task of its own that works on the repository at the host.
+fn another(stage: &Stage, host: &GitHost, id: &str) -> SpawnRequest {
+    let mut request = at(host, stage.script(id, 1, COMMIT));
+    request.task_id = id.into();
+    request.repository.branch = format!("task/{id}");
+    request
+}
+
+#[tokio::test]
+async fn tasks_of_one_repository_share_a_mirror_and_no_worker_has_a_file_of_it() {
+    let (host, stage) = elsewhere().await;
+    let ids = ["a", "b", "c", "d"];
+    for id in ids {
+        stage.submit(&another(&stage, &host, id)).await;
+    }
+    for id in ids {
+        assert_succeeded(&stage.result(id).await);
+        let file = git(&stage.bare(), &["show", &format!("task/{id}:hello.txt")]);
+        assert_eq!(file, "hello\n");
+    }
+    let mirrors = mirrors(&stage);
+    assert_eq!(mirrors.len(), 1, "{mirrors:?}");
+    let (ours, theirs) = (
+        inodes(&mirrors[0]),
+        inodes(&stage.home().join("workspaces")),
+    );
+    assert!(ours.len() > 3 && theirs.len() > 3);
+    assert_eq!(ours.intersection(&theirs).count(), 0, "nothing is linked");
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_broken_is_made_again() {
+    let (host, stage) = elsewhere().await;
+    assert_succeeded(&stage.run(&another(&stage, &host, "first")).await);
+    let mirror = mirrors(&stage).remove(0);
+    // Rubbish instead of all files; then packs whose index is right and whose content is not.
+    for (id, only_packs) in [("second", false), ("third", true)] {
+        let mut broken = 0;
+        let mut folders = vec![mirror.join("objects")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                let is_pack = path.extension().is_some_and(|end| end == "pack");
+                if path.is_dir() {
+                    folders.push(path);
+                } else if is_pack || !only_packs {
+                    let length = std::fs::metadata(&path).unwrap().len();
+                    // Git's own files are read-only.
+                    std::fs::remove_file(&path).unwrap();
+                    let rubbish = if only_packs { length } else { 3 };
+                    std::fs::write(&path, "x".repeat(rubbish.try_into().unwrap())).unwrap();
+                    broken += 1;
+                }
+            }
+        }
+        assert!(broken > 0);
+        assert_succeeded(&stage.run(&another(&stage, &host, id)).await);
+        assert_eq!(mirrors(&stage), [mirror.clone()]);
+        git(&mirror, &["rev-list", "--objects", "--all"]);
+    }
+    // One that is gone altogether.
+    std::fs::remove_dir_all(&mirror).unwrap();
+    assert_succeeded(&stage.run(&another(&stage, &host, "fourth")).await);
+    assert!(mirror.join("HEAD").is_file());
+}
+
+#[tokio::test]
+async fn a_host_that_is_down_costs_no_mirror() {
+    let (host, stage) = elsewhere().await;
+    assert_succeeded(&stage.run(&another(&stage, &host, "first")).await);
+    let mirror = mirrors(&stage).remove(0);
+    std::fs::write(mirror.join("kept"), "").unwrap();
+    host.set_mood(Mood::Answers(503));
+    let refused = stage.run(&another(&stage, &host, "second")).await;
+    assert_eq!(kind(&refused), spawner::kind::REMOTE_DOWN);
+    host.set_mood(Mood::Fine);
+    assert_succeeded(&stage.run(&another(&stage, &host, "third")).await);
+    assert!(mirror.join("kept").exists(), "it is the same one");
+}
+
 /// Every file below a folder that holds this text.
 fn holding(folder: &Path, text: &str) -> Vec<String> {
     let mut found = Vec::new();

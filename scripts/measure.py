@@ -23,7 +23,7 @@ OUT = ROOT / "target" / "bench"
 PROFILE = os.environ.get("ARTEL_BENCH_PROFILE", "release")
 
 VERSION_RUNS, VERSION_LIMIT_MS = 30, 30
-IDLE_RUNS, IDLE_SETTLES_S, IDLE_LIMIT_MB = 3, 5, 60
+IDLE_RUNS, IDLE_SETTLES_S, IDLE_LIMIT_MB, DAEMON_LIMIT_MB = 3, 5, 60, 30
 DEMO_LIMIT_S, DEMO_PATIENCE_S = 60, 600
 BENCH_PATIENCE_S = 1800
 
@@ -78,22 +78,23 @@ def version(program):
     }
 
 
-def idle(program, settings):
-    """Starts `artel up` on a fresh folder, lets it settle, reads its resident memory; in MB (10^6 bytes)."""
+def idle(command, settings):
+    """Starts a program that goes on, on a fresh folder, lets it settle, reads its resident memory; in MB (10^6 bytes)."""
+    called = f"`{' '.join([pathlib.Path(command[0]).name, *command[1:]])}`"
     with tempfile.TemporaryDirectory(prefix="artel-bench.") as home:
         log = pathlib.Path(home) / "up.log"
         env = environment(ARTEL_HOME=f"{home}/data", ARTEL_HTTP_ADDR="127.0.0.1:0", **settings)
         with log.open("w") as out:
-            up = subprocess.Popen([program, "up"], cwd=home, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+            up = subprocess.Popen(command, cwd=home, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + 60
             while " is up on " not in log.read_text():
                 if up.poll() is not None or time.monotonic() > deadline:
-                    raise DoesNotRun(f"`artel up` did not come up: {log.read_text()}")
+                    raise DoesNotRun(f"{called} did not come up: {log.read_text()}")
                 time.sleep(0.05)
             time.sleep(IDLE_SETTLES_S)
             if up.poll() is not None:
-                raise DoesNotRun(f"`artel up` ended by itself: {log.read_text()}")
+                raise DoesNotRun(f"{called} ended by itself: {log.read_text()}")
             status = pathlib.Path(f"/proc/{up.pid}/status").read_text()
         finally:
             up.terminate()
@@ -102,7 +103,7 @@ def idle(program, settings):
             except subprocess.TimeoutExpired:
                 up.kill()
                 up.wait()
-                raise DoesNotRun("`artel up` did not end within 20 s of SIGTERM") from None
+                raise DoesNotRun(f"{called} did not end within 20 s of SIGTERM") from None
         fields = dict(line.split(":", 1) for line in status.splitlines())
         megabytes = {name: round(int(fields[name].split()[0]) * 1024 / 1e6, 1) for name in ("VmRSS", "RssAnon", "RssFile", "VmHWM")}
         return megabytes | {"threads": int(fields["Threads"])}
@@ -115,7 +116,7 @@ def memory(program):
         ("alone", {}, "idle `artel up`, resident, without Telegram"),
         ("telegram", dead, "idle `artel up`, resident, with a Telegram that does not answer"),
     ]:
-        runs = [idle(program, settings) for _ in range(IDLE_RUNS)]
+        runs = [idle([program, "up"], settings) for _ in range(IDLE_RUNS)]
         median = statistics.median(run["VmRSS"] for run in runs)
         name = f"program.idle_memory.{what}"
         part["figures"].append({"name": name, "unit": "MB", "value": median, "settled_s": IDLE_SETTLES_S, "runs": runs})
@@ -123,11 +124,31 @@ def memory(program):
     return part
 
 
-def rust_bench(executable, name):
-    """A bench that writes its own figures and promises, and prints its own table."""
+def daemon(program):
+    """The idle daemon `spawner`, on a Redis of its own and the tape that ships, so that it needs no model."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="artel-bench.") as folder:
+        redis = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
+        server = subprocess.Popen(redis, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            settings = {"REDIS_URL": f"redis://127.0.0.1:{port}", "ARTEL_TAPE": "demo"}
+            runs = [idle([program], settings) for _ in range(IDLE_RUNS)]
+        finally:
+            server.terminate()
+            server.wait(20)
+    median = statistics.median(run["VmRSS"] for run in runs)
+    name = "spawner.idle_memory"
+    return {
+        "figures": [{"name": name, "unit": "MB", "value": median, "settled_s": IDLE_SETTLES_S, "runs": runs}],
+        "promises": [promise(name, "idle `spawner`, resident", "MB", DAEMON_LIMIT_MB, median)],
+    }
+
+
+def rust_bench(executable, name, *inside):
+    """A bench that writes its own figures and promises, and prints its own table; inside of a command that starts what it needs."""
     written = OUT / f"{name}.json"
     written.unlink(missing_ok=True)
-    run = subprocess.run([executable], cwd=ROOT, env=os.environ | {"ARTEL_BENCH_JSON": str(written)}, timeout=BENCH_PATIENCE_S)
+    run = subprocess.run([*inside, executable], cwd=ROOT, env=os.environ | {"ARTEL_BENCH_JSON": str(written)}, timeout=BENCH_PATIENCE_S)
     if run.returncode != 0:
         raise DoesNotRun(f"the bench {name} ended with {run.returncode}")
     return json.loads(written.read_text())
@@ -163,6 +184,8 @@ def bench(target):
 PARTS = {
     "version": lambda program, _: version(program),
     "memory": lambda program, _: memory(program),
+    "daemon": lambda program, _: daemon(pathlib.Path(program).with_name("spawner")),
+    "start": lambda _, benches: rust_bench(benches["start"], "start", ROOT / "scripts" / "with-docker"),
     "crew": bench("overhead"),
     "engine": bench("chain"),
     "growth": bench("growth"),
@@ -172,7 +195,7 @@ PARTS = {
     "demo": lambda program, _: demo(program),
 }
 # The benches that scripts/bench builds.
-BENCHES = ("overhead", "chain", "growth", "shapes", "sleepers", "wake")
+BENCHES = ("start", "overhead", "chain", "growth", "shapes", "sleepers", "wake")
 # What needs more than this repository: only scripts/bench-peers has it.
 PEERS = "peers"
 
@@ -207,7 +230,7 @@ def main(chosen):
     if only_check:
         return 0
     program = cargo_executables("-p", "artel")["artel"]
-    benches = cargo_executables("-p", "artel", "-p", "graph", "-p", "nodes", *(word for name in BENCHES for word in ("--bench", name)))
+    benches = cargo_executables("-p", "artel", "-p", "graph", "-p", "nodes", "-p", "spawner", *(word for name in BENCHES for word in ("--bench", name)))
     parts = {name: (lambda part=part: part(program, benches)) for name, part in PARTS.items() if not chosen or name in chosen}
     return measure(parts, "summary.json")
 

@@ -177,7 +177,7 @@ pub fn docker(args: &[&str]) -> String {
 }
 
 /// The tests' image with our program where workers' images have it; made once for every build of the program.
-fn worker_image() -> String {
+pub fn worker_image() -> String {
     let built = std::fs::metadata(PROGRAM).unwrap().modified().unwrap();
     let built = built.duration_since(std::time::UNIX_EPOCH).unwrap();
     let name = format!("artel-test-with-agent:{}", built.as_nanos());

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Keys of Redis that stay, because they are what it is all about; none of them grows with the jobs.
 const STAY: [&str; 3] = ["worker:jobs", "worker:results", "spawner:heartbeats"];
 /// What a spawner keeps about a workspace on purpose, as long as the project is there.
-const KEPT: [&str; 4] = ["fencing", "lock", "broker", "broker.json"];
+const KEPT: [&str; 5] = ["fencing", "lock", "broker", "broker.json", "delivered"];
 
 /// In Redis: no job, no result, no pending entry, no dead letter, no key that stays for ever.
 pub fn in_redis(url: &str) {

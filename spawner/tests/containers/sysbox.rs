@@ -42,7 +42,7 @@ async fn a_worker_with_docker_inside_is_root_in_sysbox_whatever_runtime_others_h
 }
 
 /// An engine that has runc alone and answers nothing but what it is.
-async fn engine_without_sysbox(socket: &std::path::Path) {
+fn engine_without_sysbox(socket: &std::path::Path) {
     let listener = tokio::net::UnixListener::bind(socket).unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -80,7 +80,7 @@ async fn engine_without_sysbox(socket: &std::path::Path) {
 async fn an_engine_without_sysbox_refuses_docker_inside_and_names_how_to_install_it() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("docker.sock");
-    engine_without_sysbox(&socket).await;
+    engine_without_sysbox(&socket);
     let home = folder.path().join("home");
     let options = |runtime: &str| DockerOptions {
         host: Some(format!("unix://{}", socket.display())),

@@ -1,7 +1,11 @@
 //! A guide: one page for each concept, with examples that compile and run.
 //!
-//! In this order: [`state`], [`graphs`], [`subgraphs`], [`waiting`], [`failure`], [`journal`], [`travel`], [`serving`], [`testing`]. Whoever knows
+//! In this order: [`state`], [`graphs`], [`subgraphs`], [`waiting`], [`failure`], [`journal`], [`streams`],
+//! [`documents`], [`travel`], [`serving`], [`testing`]. Whoever knows
 //! LangGraph begins with [`from_langgraph`]. What may be built on, and what not, is in [`guarantees`].
+
+#[doc = include_str!("../docs/guide/documents.md")]
+pub mod documents {}
 
 #[doc = include_str!("../docs/guide/failure.md")]
 pub mod failure {}
@@ -23,6 +27,9 @@ pub mod serving {}
 
 #[doc = include_str!("../docs/guide/state.md")]
 pub mod state {}
+
+#[doc = include_str!("../docs/guide/streams.md")]
+pub mod streams {}
 
 #[doc = include_str!("../docs/guide/subgraphs.md")]
 pub mod subgraphs {}

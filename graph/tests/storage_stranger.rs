@@ -3,7 +3,10 @@
 
 mod storage;
 
-use graph::{MemoryCheckpointer, checkpoint::*, conformance::Lab};
+use graph::{MemoryCheckpointer, conformance::Lab};
+// What is handed on names nearly all of it.
+#[allow(clippy::wildcard_imports)]
+use graph::checkpoint::*;
 
 /// Has what a checkpointer must have, and nothing that it may have.
 #[derive(Clone, Debug, Default)]

@@ -224,7 +224,7 @@ fn the_full_size_runs_workers_in_sysbox_unless_another_runtime_is_chosen() {
 #[test]
 fn history_stays_for_a_month_unless_told_otherwise() {
     let history = |text: &str| load(&[HOME, ("artel.toml", text)]).map(|config| config.history);
-    let days = |days: u64| Some(std::time::Duration::from_hours(24 * days));
+    let days = |days: u64| Some(Duration::from_hours(24 * days));
     assert_eq!(history("").unwrap(), days(30));
     assert_eq!(history("artel_history = \"7d\"").unwrap(), days(7));
     assert_eq!(history("artel_history = \"48h\"").unwrap(), days(2));

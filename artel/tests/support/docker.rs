@@ -90,6 +90,8 @@ impl Watch {
         let over = Arc::new(AtomicBool::new(false));
         let watcher = std::thread::spawn({
             let (folder, seen, over) = (folder.clone(), Arc::clone(&seen), Arc::clone(&over));
+            // It has a thread of its own.
+            #[allow(clippy::disallowed_methods)]
             move || {
                 while !over.load(Ordering::Relaxed) {
                     seen.lock().unwrap().extend(containers(&folder));

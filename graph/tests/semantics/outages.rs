@@ -28,7 +28,7 @@ use crate::{
 /// What runs need of the database is not to be had while it is away.
 struct Away {
     inner: Arc<dyn Checkpointer>,
-    away: Arc<AtomicBool>,
+    gone: Arc<AtomicBool>,
     claimed: AtomicU64,
     refused: AtomicU64,
 }
@@ -37,14 +37,14 @@ impl Away {
     fn on(inner: &Arc<dyn Checkpointer>, away: &Arc<AtomicBool>) -> Arc<Delegating<Self>> {
         Arc::new(Delegating(Self {
             inner: inner.clone(),
-            away: away.clone(),
+            gone: away.clone(),
             claimed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }))
     }
 
     fn there(&self) -> Result<(), StorageError> {
-        if !self.away.load(Ordering::SeqCst) {
+        if !self.gone.load(Ordering::SeqCst) {
             return Ok(());
         }
         self.refused.fetch_add(1, Ordering::SeqCst);

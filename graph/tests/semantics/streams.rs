@@ -523,12 +523,12 @@ impl Delegate for Counted {
 
 promise! {
     async fn a_follower_that_has_much_to_catch_up_with_reads_many_states_at_once(lab) {
-        const STEPS: usize = 400;
-        let runner = lab.notes(counting(STEPS as i64)).await;
+        const STEPS: u32 = 400;
+        let runner = lab.notes(counting(STEPS.into())).await;
         start_and_run(&runner).await;
         let reads = Count::default();
         let store = Arc::new(Delegating(Counted { inner: lab.store.clone(), reads: reads.clone() }));
-        let graph = counting(STEPS as i64).compile().expect("compiles");
+        let graph = counting(STEPS.into()).compile().expect("compiles");
         let reader = Engine::builder(store).graph(graph).build().await.expect("builds");
         let told = lines(reader.follow_from("t", 0, Modes::VALUES | Modes::UPDATES)).await;
         let mut log = Vec::new();
@@ -542,7 +542,7 @@ promise! {
         assert!(told == expected, "{:?}", told.iter().zip(&expected).find(|(told, expected)| told != expected));
         // Where states are kept as they are, each is looked up by itself.
         if !lab.store.keeps_values() {
-            assert!(reads.get() * 10 <= STEPS, "{} requests", reads.get());
+            assert!(reads.get() * 10 <= STEPS as usize, "{} requests", reads.get());
         }
     }
 }

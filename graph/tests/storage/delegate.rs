@@ -2,7 +2,16 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use graph::{Cache, DocumentStore, checkpoint::*};
+use graph::{
+    Cache, DocumentStore,
+    checkpoint::{
+        Appended, Bell, CancelOutcome, CancelRequest, CheckpointRecord, Checkpointer, Claim,
+        ClaimRequest, Claimed, Commit, Created, Entry, HistoryFilter, JournalFilter, Lease,
+        LeaseTerms, Loaded, NewCheckpoint, NewEvent, NewSignal, NewThread, Receipt, Renewed,
+        Reopened, Retention, SignalOutcome, SignalRecord, StateRows, StorageError, ThreadFilter,
+        ThreadRecord, Write,
+    },
+};
 
 /// An `impl` (or a trait) whose methods are those that a checkpointer must have, each handed on to `self.$to`.
 macro_rules! handed_on {

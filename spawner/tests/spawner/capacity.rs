@@ -140,10 +140,8 @@ async fn two_spawners_each_take_what_they_can_carry() {
     fleet.submit(&second).await;
     fleet.submit(&third).await;
     let at = until(async || {
-        let places = ["small", "large"].into_iter();
-        places
-            .filter(|name| fleet.workspace(name, &third).join("here").exists())
-            .next_back()
+        let mut places = ["small", "large"].into_iter();
+        places.rfind(|name| fleet.workspace(name, &third).join("here").exists())
     })
     .await;
     for name in ["small", "large"] {

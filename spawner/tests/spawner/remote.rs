@@ -145,7 +145,7 @@ async fn a_mirror_that_is_broken_is_made_again() {
         }
         assert!(broken > 0);
         assert_succeeded(&stage.run(&another(&stage, &host, id)).await);
-        assert_eq!(mirrors(&stage), [mirror.clone()]);
+        assert_eq!(mirrors(&stage), std::slice::from_ref(&mirror));
         git(&mirror, &["rev-list", "--objects", "--all"]);
     }
 }

@@ -246,13 +246,30 @@ impl Queue {
 
     /// The oldest entry that nobody holds, if there is one.
     pub async fn take(&self, link: &Link) -> Result<Option<Handed>, TransportError> {
+        self.hand(link, None).await
+    }
+
+    /// The next entry for this room, if there is one.
+    pub async fn take_for(
+        &self,
+        link: &Link,
+        room: &Room,
+    ) -> Result<Option<Handed>, TransportError> {
+        self.hand(link, Some(room)).await
+    }
+
+    async fn hand(
+        &self,
+        link: &Link,
+        room: Option<&Room>,
+    ) -> Result<Option<Handed>, TransportError> {
         let found: Option<(String, Vec<u8>, u32)> = link
             .run(|mut live| async move {
-                match self.try_take(&mut live).await {
+                match self.try_hand(&mut live, room).await {
                     // Redis has lost its data since we began.
                     Err(error) if error.code() == Some("NOGROUP") => {
                         self.make(&mut live).await?;
-                        self.try_take(&mut live).await
+                        self.try_hand(&mut live, room).await
                     }
                     taken => taken,
                 }
@@ -264,6 +281,17 @@ impl Queue {
             data,
             deliveries,
         }))
+    }
+
+    async fn try_hand(
+        &self,
+        live: &mut Live,
+        room: Option<&Room>,
+    ) -> RedisResult<Option<(String, Vec<u8>, u32)>> {
+        match room {
+            Some(room) => self.try_take_for(live, room).await,
+            None => self.try_take(live).await,
+        }
     }
 
     async fn try_take(&self, live: &mut Live) -> RedisResult<Option<(String, Vec<u8>, u32)>> {
@@ -273,32 +301,6 @@ impl Queue {
             .arg(millis(self.lease))
             .invoke_async(live)
             .await
-    }
-
-    /// The next entry for this room, if there is one.
-    pub async fn take_for(
-        &self,
-        link: &Link,
-        room: &Room,
-    ) -> Result<Option<Handed>, TransportError> {
-        let found: Option<(String, Vec<u8>, u32)> = link
-            .run(|mut live| async move {
-                match self.try_take_for(&mut live, room).await {
-                    // Redis has lost its data since we began.
-                    Err(error) if error.code() == Some("NOGROUP") => {
-                        self.make(&mut live).await?;
-                        self.try_take_for(&mut live, room).await
-                    }
-                    taken => taken,
-                }
-            })
-            .await?;
-        Ok(found.map(|(entry, data, deliveries)| Handed {
-            entry,
-            consumer: self.consumer.clone(),
-            data,
-            deliveries,
-        }))
     }
 
     async fn try_take_for(

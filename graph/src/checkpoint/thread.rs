@@ -128,6 +128,31 @@ pub struct NewThread {
     pub input: Value,
 }
 
+impl NewThread {
+    /// The thread as it is when it has just been created, which nobody holds.
+    pub(crate) fn created(self, now: Timestamp) -> ThreadRecord {
+        ThreadRecord {
+            id: self.id,
+            graph: self.graph,
+            parent: self.parent,
+            priority: self.priority,
+            status: ThreadStatus::Ready,
+            branch: 0,
+            checkpoint: 0,
+            step: 0,
+            input: self.input,
+            waits: Vec::new(),
+            wake_at: None,
+            error: None,
+            output: None,
+            cancel: None,
+            lease: None,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}
+
 /// What became of a request to create a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {

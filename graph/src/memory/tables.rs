@@ -318,27 +318,10 @@ impl Tables {
         if self.threads.contains_key(&new.id) {
             return false;
         }
-        let record = ThreadRecord {
-            id: new.id.clone(),
-            graph: new.graph,
-            parent: new.parent,
-            priority: new.priority,
-            status: ThreadStatus::Ready,
-            branch: 0,
-            checkpoint: 0,
-            step: 0,
-            input: new.input,
-            waits: Vec::new(),
-            wake_at: None,
-            error: None,
-            output: None,
-            cancel: None,
-            lease: None,
-            created_at: now,
-            updated_at: now,
-        };
+        let id = new.id.clone();
+        let record = new.created(now);
         self.threads.insert(
-            new.id,
+            id,
             Thread {
                 record,
                 branches: BTreeMap::from([(0, Branch { tip: 0 })]),

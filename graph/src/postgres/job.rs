@@ -48,27 +48,13 @@ impl Leased {
         };
         let held = SignedDuration::try_from(terms.lease).unwrap_or(SignedDuration::MAX);
         let thread = ThreadRecord {
-            id: new.id,
-            graph: new.graph,
-            parent: new.parent,
-            priority: new.priority,
             status: ThreadStatus::Running,
-            branch: 0,
-            checkpoint: 0,
-            step: 0,
-            input: new.input,
-            waits: Vec::new(),
-            wake_at: None,
-            error: None,
-            output: None,
-            cancel: None,
             lease: Some(LeaseRecord {
                 owner: terms.owner.to_owned(),
                 token,
                 expires_at: now.checked_add(held).unwrap_or(Timestamp::MAX),
             }),
-            created_at: now,
-            updated_at: now,
+            ..new.created(now)
         };
         Claim {
             lease,

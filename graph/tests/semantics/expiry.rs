@@ -272,6 +272,18 @@ promise! {
 
 // ---- kill -9 ----
 
+/// Starts the thread and pokes it, whoever has done so before, and runs it to its end.
+async fn asked_to_the_end(engine: &Engine) {
+    crate::lab::start(engine).await;
+    engine
+        .signal("t", "poke", "poke", &())
+        .await
+        .expect("is sent");
+    let server = serve(engine, killed_options());
+    until_status(engine, "t", ThreadStatus::Done).await;
+    server.drain().await;
+}
+
 const DATABASE: &str = "GRAPH_TEST_EXPIRY_DATABASE";
 const DIES_AT: &str = "GRAPH_TEST_EXPIRY_DIES_AT";
 const DEADLINE: &str = "GRAPH_TEST_EXPIRY_DEADLINE";
@@ -292,14 +304,7 @@ async fn victim() {
         .build()
         .await
         .expect("builds");
-    crate::lab::start(&engine).await;
-    engine
-        .signal("t", "poke", "poke", &())
-        .await
-        .expect("is sent");
-    let server = serve(&engine, killed_options());
-    until_status(&engine, "t", ThreadStatus::Done).await;
-    server.drain().await;
+    asked_to_the_end(&engine).await;
 }
 
 fn begin(database: &str, dies_at: u64, deadline: Timestamp) -> Child {
@@ -357,14 +362,7 @@ async fn made_up_for(database: String, dies_at: u64) -> bool {
     let died = std::os::unix::process::ExitStatusExt::signal(&status) == Some(9);
     assert!(died || status.success(), "died of something else: {status}");
     // A process that dies early has not even started the thread.
-    crate::lab::start(&engine).await;
-    engine
-        .signal("t", "poke", "poke", &())
-        .await
-        .expect("is sent");
-    let server = serve(&engine, killed_options());
-    until_status(&engine, "t", ThreadStatus::Done).await;
-    server.drain().await;
+    asked_to_the_end(&engine).await;
     let told = state(&engine).await.log;
     match &answered {
         Some(Ok(())) => assert_eq!(told, ["Ada"], "killed at {dies_at}"),

@@ -1,5 +1,6 @@
 //! How much of this machine workers may use together, and how much of it is free now.
 
+use crate::trouble::{Trouble, kind};
 use protocol::{Heartbeat, Room, Rooms, Size};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -77,6 +78,25 @@ pub(crate) fn others(alive: &[Heartbeat], name: &str) -> Vec<Size> {
     others
         .map(|beat| beat.size.unwrap_or(Size::UNLIMITED))
         .collect()
+}
+
+/// Who can carry a job.
+#[derive(Debug)]
+pub(crate) enum Fit {
+    Here,
+    Elsewhere,
+    /// Nobody that lives; what the job is told.
+    Nowhere(Trouble),
+}
+
+/// What a job is told that fits nobody.
+pub(crate) fn too_large(needs: Size, here: Size) -> Trouble {
+    Trouble::failed(
+        kind::TOO_LARGE,
+        format!(
+            "The task may use {needs}, and no spawner that lives has so much (this one has {here}); an admin has to raise SPAWNER_CPUS and SPAWNER_MEMORY_MB of one, or to start a larger one, or the project's limits have to be lowered."
+        ),
+    )
 }
 
 /// What runs, counted, and the room that is left.

@@ -2,7 +2,7 @@
 //! and never forgets one.
 
 use crate::attempt::Attempt;
-use crate::capacity::{self, Load};
+use crate::capacity::{self, Fit, Load};
 use crate::events::Events;
 use crate::places::{self, Places};
 use crate::runtime::Identity;
@@ -271,28 +271,19 @@ impl Shared {
         }
     }
 
-    /// What a job is told that fits neither here nor anywhere else; none when it fits, or when somebody has come who can carry it.
-    async fn too_large(&self, request: &SpawnRequest) -> Result<Option<Trouble>, TransportError> {
+    /// Who can carry a job. One that was handed to us although another can is offered again, and they take it.
+    async fn fit(&self, request: &SpawnRequest) -> Result<Fit, TransportError> {
         let (needs, here) = (Size::of(&request.limits), self.options.capacity.size);
         if needs.fits(here) {
-            return Ok(None);
+            return Ok(Fit::Here);
         }
         let alive = self.options.transport.spawners().await?;
         let others = capacity::others(&alive, &self.options.name);
         if others.iter().any(|other| needs.fits(*other)) {
-            // Handed to us all the same: it is offered again, and they take it.
             self.load.may_refuse(others, self.options.capacity.grace);
-            return Err(TransportError::Remote {
-                place: "the jobs".to_owned(),
-                reason: "another spawner is large enough".to_owned(),
-            });
+            return Ok(Fit::Elsewhere);
         }
-        Ok(Some(Trouble::failed(
-            kind::TOO_LARGE,
-            format!(
-                "The task may use {needs}, and no spawner that lives has so much (this one has {here}); an admin has to raise SPAWNER_CPUS and SPAWNER_MEMORY_MB of one, or to start a larger one, or the project's limits have to be lowered."
-            ),
-        )))
+        Ok(Fit::Nowhere(capacity::too_large(needs, here)))
     }
 
     /// Brings one job to its end: a result and an acknowledgement, or an offer to the next one.
@@ -383,10 +374,11 @@ impl Shared {
                 )
                 .status(ResultStatus::Lost),
             ),
-            Ok((false, false)) => match self.too_large(request).await {
-                Ok(trouble) => trouble,
-                Err(error) => {
-                    tracing::info!(%error, "job {id} does not fit here; it is offered again");
+            Ok((false, false)) => match self.fit(request).await {
+                Ok(Fit::Here) => None,
+                Ok(Fit::Nowhere(trouble)) => Some(trouble),
+                other => {
+                    tracing::info!(?other, "job {id} does not fit here; it is offered again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     return Settled::Later;
                 }

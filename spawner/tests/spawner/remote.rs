@@ -61,10 +61,9 @@ fn at(host: &GitHost, mut request: SpawnRequest) -> SpawnRequest {
     request
 }
 
-/// Every file below a folder, by device and number.
-fn inodes(folder: &Path) -> std::collections::HashSet<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let mut found = std::collections::HashSet::new();
+/// Every file below a folder.
+fn files(folder: &Path) -> Vec<(std::path::PathBuf, std::fs::Metadata)> {
+    let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
@@ -73,11 +72,18 @@ fn inodes(folder: &Path) -> std::collections::HashSet<(u64, u64)> {
             if meta.is_dir() {
                 folders.push(path);
             } else {
-                found.insert((meta.dev(), meta.ino()));
+                found.push((path, meta));
             }
         }
     }
     found
+}
+
+/// The same, by device and number.
+fn inodes(folder: &Path) -> std::collections::HashSet<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let files = files(folder).into_iter();
+    files.map(|(_, meta)| (meta.dev(), meta.ino())).collect()
 }
 
 /// The mirrors of a home.
@@ -167,22 +173,11 @@ async fn a_host_that_is_down_costs_no_mirror() {
 /// Every file below a folder that holds this text.
 fn holding(folder: &Path, text: &str) -> Vec<String> {
     let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let meta = std::fs::symlink_metadata(&path).unwrap();
-            if meta.is_dir() {
-                folders.push(path);
-            } else if meta.is_file() {
-                let bytes = std::fs::read(&path).unwrap();
-                if bytes
-                    .windows(text.len())
-                    .any(|part| part == text.as_bytes())
-                {
-                    found.push(path.display().to_string());
-                }
-            }
+    for (path, _) in files(folder).iter().filter(|(_, meta)| meta.is_file()) {
+        let bytes = std::fs::read(path).unwrap();
+        let mut parts = bytes.windows(text.len());
+        if parts.any(|part| part == text.as_bytes()) {
+            found.push(path.display().to_string());
         }
     }
     found

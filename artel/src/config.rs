@@ -8,6 +8,7 @@ mod tests;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::Serialized;
@@ -151,6 +152,8 @@ pub struct Config {
     pub age_key: Option<SecretValue>,
     /// A file with it.
     pub age_key_file: Option<PathBuf>,
+    /// How far back the steps of threads stay; absent: for ever.
+    pub history: Option<Duration>,
     /// Coding workers at a time.
     pub max_workers: usize,
     /// Cores that they may use together; none for what the machine has.
@@ -307,6 +310,11 @@ impl Config {
                 allowed_users: reader.numbers("ALLOWED_USERS")?,
                 age_key: reader.secret("SOPS_AGE_KEY"),
                 age_key_file: reader.text("SOPS_AGE_KEY_FILE").map(PathBuf::from),
+                history: reader.parse(
+                    "ARTEL_HISTORY",
+                    "a number of hours or days like 36h or 30d is expected, or `forever`",
+                    history,
+                )?,
                 max_workers: reader.parse(
                     "SPAWNER_MAX_WORKERS",
                     "a number from 1 to 64 is expected",
@@ -558,6 +566,23 @@ pub struct Explained {
     pub source: String,
     /// What it is for.
     pub about: &'static str,
+}
+
+/// A time such as `30d`, at least an hour; or for ever. The inner one is absent for that.
+#[allow(
+    clippy::option_option,
+    reason = "the outer one says whether it is a time"
+)]
+fn history(text: &str) -> Option<Option<Duration>> {
+    if text == "forever" {
+        return Some(None);
+    }
+    let hours = match text.strip_suffix('d') {
+        Some(days) => days.trim().parse::<u64>().ok()?.checked_mul(24)?,
+        None => text.strip_suffix('h')?.trim().parse().ok()?,
+    };
+    let sane = (1..=24 * 36_500).contains(&hours);
+    sane.then(|| Some(Duration::from_hours(hours)))
 }
 
 /// Whether a table has a name that is not in `known`; `keys` then lead to it.

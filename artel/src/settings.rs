@@ -56,6 +56,11 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
                 "REDIS_URL",
                 "Redis (7 or newer) as the bus between processes: redis://host:6379/0, redis+sentinel://host,host/master, redis+cluster://host,host. Without it: in process. Needs DATABASE_URL.",
             ),
+            setting(
+                "ARTEL_HISTORY",
+                "30d",
+                "How far back the steps of threads stay, and the keys by which news that comes twice is known: a number with `h` or `d`, such as 30d, or `forever`. The newest hundred steps of each thread stay in any case; so does where it stands, and all that was said.",
+            ),
         ],
     ),
     (

@@ -220,3 +220,21 @@ fn the_full_size_runs_workers_in_sysbox_unless_another_runtime_is_chosen() {
         assert_eq!(config.of_spawner().docker_runtime.as_deref(), expected);
     }
 }
+
+#[test]
+fn history_stays_for_a_month_unless_told_otherwise() {
+    let history = |text: &str| load(&[HOME, ("artel.toml", text)]).map(|config| config.history);
+    let days = |days: u64| Some(Duration::from_hours(24 * days));
+    assert_eq!(history("").unwrap(), days(30));
+    assert_eq!(history("artel_history = \"7d\"").unwrap(), days(7));
+    assert_eq!(history("artel_history = \"48h\"").unwrap(), days(2));
+    assert_eq!(history("artel_history = \"forever\"").unwrap(), None);
+    for wrong in ["0d", "30", "-1d", "a while", "9999999999999999999d"] {
+        let error = history(&format!("artel_history = \"{wrong}\"")).unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.contains("ARTEL_HISTORY") && said.contains("30d"),
+            "{said}"
+        );
+    }
+}

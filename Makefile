@@ -1,7 +1,7 @@
 # The verbs of the project. Each is one line of what it does; the work is in cargo and in scripts/.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check build image up migrate bench bench-peers
+.PHONY: help demo test soak check build image images up down migrate bench bench-peers
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,8 +24,14 @@ build: ## build the program for use: target/release/artel, and target/release/sp
 image: ## build the image of workers in Docker, artel-worker:dev
 	@scripts/image
 
+images: ## build the images of the full size, those of PostgreSQL and Redis too where they cannot be had
+	@scripts/images
+
 up: ## the full size with Docker Compose: PostgreSQL, Redis, bot, runner, scheduler, spawner
 	@scripts/up
+
+down: ## stop the full size; its data stay in Docker's volumes
+	@scripts/compose down
 
 migrate: ## bring the database of DATABASE_URL (or of ARTEL_HOME) up to this version
 	$(CARGO) run --locked -q -p artel -- migrate

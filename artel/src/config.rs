@@ -156,6 +156,8 @@ pub struct Config {
     pub history: Option<Duration>,
     /// Coding workers at a time.
     pub max_workers: usize,
+    /// `SPAWNER_WARM`.
+    pub warm: usize,
     /// Cores that they may use together; none for what the machine has.
     pub worker_cpus: Option<f64>,
     /// Memory that they may use together, in MiB; none for what the machine has.
@@ -319,6 +321,11 @@ impl Config {
                     "SPAWNER_MAX_WORKERS",
                     "a number from 1 to 64 is expected",
                     |text| text.parse().ok().filter(|n| (1..=64).contains(n)),
+                )?,
+                warm: reader.parse(
+                    "SPAWNER_WARM",
+                    "a number from 0 to 16 is expected",
+                    |text| text.parse().ok().filter(|n| (0..=16).contains(n)),
                 )?,
                 worker_cpus: reader.parse_opt(
                     "SPAWNER_CPUS",

@@ -154,6 +154,11 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
                 "Coding workers at a time on this machine.",
             ),
             setting(
+                "SPAWNER_WARM",
+                "0",
+                "Containers that are kept ready for the next tasks, from 0 to 16, where workers run in Docker; a task whose limits are not those of the table `policy` gets one of its own.",
+            ),
+            setting(
                 "SPAWNER_CPUS",
                 "",
                 "Cores that their limits may come to together; a task that needs more waits for another spawner. Empty: four times the cores of this machine, because workers mostly wait for their models.",

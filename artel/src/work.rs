@@ -13,7 +13,7 @@ use graph::{Keep, RetentionPolicy, ServeOptions, SweepOptions};
 use ports::WorkerModels;
 use protocol::Transport;
 use sandbox::Sandbox;
-use spawner::runtime::{Containers, DockerOptions, Local, Runtime};
+use spawner::runtime::{Containers, DockerOptions, Local, Runtime, Warm};
 use spawner::{GitTokens, HostToken, NoTokens, Spawner};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -475,6 +475,10 @@ pub(crate) async fn containers(config: &Config, home: &Path) -> anyhow::Result<O
         image: config.worker_image.clone(),
         spawner: SPAWNER.to_owned(),
         home: home.to_owned(),
+        warm: Warm {
+            count: config.warm,
+            limits: (&config.policy()?.limits).into(),
+        },
     };
     let containers = Containers::connect(options).await;
     let containers = containers.with_context(|| {

@@ -156,7 +156,8 @@ impl Attempt<'_> {
         self.events.phase("cloning");
         let reach = self.reach();
         let prepare = workspace::prepare(runtime, self.places, &self.request, &reach);
-        self.unless_stopped(prepare)
+        let fresh = self
+            .unless_stopped(prepare)
             .instrument(self.span("clone"))
             .await?;
 
@@ -178,7 +179,7 @@ impl Attempt<'_> {
         if broker.said().is_some() {
             return Ok((broker, None));
         }
-        let start = process::start(runtime, self.places, &self.request, &broker);
+        let start = process::start(runtime, self.places, &self.request, &broker, fresh);
         let worker = self.unless_stopped(start).await?;
         Ok((broker, Some(worker)))
     }

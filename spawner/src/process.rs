@@ -33,12 +33,13 @@ pub(crate) struct Exit {
     pub(crate) idle: bool,
 }
 
-/// Starts the agent of a request.
+/// Starts the agent of a request. `fresh` says whether there is nothing but a clone in its workspace.
 pub(crate) async fn start(
     runtime: &dyn Runtime,
     places: &Places,
     request: &SpawnRequest,
     broker: &Broker,
+    fresh: bool,
 ) -> Result<Box<dyn Worker>, Trouble> {
     let args = agent_args(request)?;
     let port = runtime
@@ -59,6 +60,7 @@ pub(crate) async fn start(
             port,
         }),
         limits: (&request.limits).into(),
+        fresh,
         docker: request.docker,
     };
     runtime.start(&work).await.map_err(|error| failed(&error))

@@ -153,6 +153,12 @@ impl Spawner {
             let (home, keep) = (shared.options.home.clone(), shared.options.keep);
             async move { keeping::forever(&home, keep).await }
         }));
+        // As long as jobs are taken.
+        let taking = over.child_token();
+        let warm = tokio::spawn({
+            let (shared, stop) = (Arc::clone(&shared), taking.clone());
+            async move { shared.options.runtime.keep_warm(&stop).await }
+        });
         let rooms = shared.load.rooms();
         loop {
             let delivery = tokio::select! {
@@ -193,6 +199,7 @@ impl Spawner {
                 }
             }
         }
+        taking.cancel();
         tasks.close();
         tokio::select! {
             () = tasks.wait() => {}
@@ -200,6 +207,10 @@ impl Spawner {
                 shutdown.cancelled().await;
                 tokio::time::sleep(FAREWELL).await;
             } => tracing::warn!("some workers did not end in time; their jobs are offered again"),
+        }
+        // What is not cleared away by then is found by the next one.
+        if tokio::time::timeout(FAREWELL, warm).await.is_err() {
+            tracing::warn!("containers that waited for a job were not removed in time");
         }
         Ok(())
     }

@@ -30,13 +30,13 @@ const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n
 /// What the repository's ignore file may lack: the task and the session, and what Python leaves.
 const EXCLUDE: &str = "/.artel/\n__pycache__/\n*.pyc\n";
 
-/// Makes the workspace ready and puts the task into it.
+/// Makes the workspace ready and puts the task into it. Returns whether there is nothing else in it but a fresh clone.
 pub(crate) async fn prepare(
     runtime: &dyn Runtime,
     places: &Places,
     request: &SpawnRequest,
     reach: &Reach<'_>,
-) -> Result<(), Trouble> {
+) -> Result<bool, Trouble> {
     std::fs::create_dir_all(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
     places::private_folder(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
     let repository = repository(request, places, reach)?;
@@ -93,7 +93,8 @@ pub(crate) async fn prepare(
     }
     drop(right);
     write_task(&places.workspace, request).map_err(|e| clone_failed("writing the task", &e))?;
-    hand_over(runtime, &places.workspace).await
+    hand_over(runtime, &places.workspace).await?;
+    Ok(fresh)
 }
 
 /// Gives a folder to whoever works in it.
@@ -378,6 +379,7 @@ async fn refresh(
             pids: 256,
             disk_mb: request.limits.disk_mb,
         },
+        fresh: false,
         docker: false,
     };
     let mut worker = runtime.start(&work).await.map_err(|error| failed(&error))?;

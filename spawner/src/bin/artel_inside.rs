@@ -1,5 +1,5 @@
-//! The two programs that a spawner puts into a sandbox, under the same sub-commands as in `artel`:
-//! `internal launch …` and `internal agent …`. Under the name `artel-agent`, as images have it too, it is the agent alone.
+//! The programs that a spawner puts into a sandbox, under the same sub-commands as in `artel`: `internal launch …` and
+//! `internal agent …`; and, for containers alone, `internal wait …`, which becomes the others when there is a job. Under the name `artel-agent`, as images have it too, it is the agent alone.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,8 +17,9 @@ fn main() -> ExitCode {
     ) {
         (Some("internal"), Some("launch")) => sandbox::launcher::main(args),
         (Some("internal"), Some("agent")) => worker::main(args),
+        (Some("internal"), Some("wait")) => spawner::runtime::wait_for_go(args),
         _ => {
-            eprintln!("usage: artel-inside internal launch|agent …");
+            eprintln!("usage: artel-inside internal launch|agent|wait …");
             ExitCode::from(2)
         }
     }

@@ -262,12 +262,29 @@ impl Engine {
             limits.clone(),
             Past::None,
         );
+        self.begin(id).await?;
+        running.started();
+        Ok(running)
+    }
+
+    /// Starts a container that was made, and leaves it alone.
+    pub async fn begin(&self, id: &str) -> Result<(), Error> {
         // Starting what was started already is fine.
         patiently(|| self.docker.start_container(id, None))
             .await
-            .map_err(Error::refused("to start a container"))?;
+            .map_err(Error::refused("to start a container"))
+    }
+
+    /// Watches a container that waits, and begins now.
+    pub fn watch(&self, id: &str, limits: &Limits) -> Running {
+        let running = Running::watch(
+            self.docker.clone(),
+            id.to_owned(),
+            limits.clone(),
+            Past::None,
+        );
         running.started();
-        Ok(running)
+        running
     }
 
     /// Watches a container that somebody else has started, such as a former process of ours.
@@ -288,11 +305,13 @@ impl Engine {
 
     /// Watches the container of this name, if `spawner` has made and started it: it runs, with what is left of its wall clock,
     /// or has ended and tells how. One that was made and never started is no more than a name.
+    /// `since` is when it began, if that is not when it was started.
     pub async fn find_and_adopt(
         &self,
         name: &str,
         spawner: &str,
         limits: &Limits,
+        since: Option<jiff::Timestamp>,
     ) -> Result<Option<Running>, Error> {
         let about = match patiently(|| self.docker.inspect_container(name, None)).await {
             Ok(about) => about,
@@ -315,7 +334,7 @@ impl Engine {
         }
         let time =
             |text: Option<String>| text.and_then(|text| text.parse::<jiff::Timestamp>().ok());
-        let began = time(state.started_at);
+        let began = since.or_else(|| time(state.started_at));
         let runs = state.running.unwrap_or(false);
         let until = if runs {
             Some(jiff::Timestamp::now())
@@ -327,6 +346,18 @@ impl Engine {
             .and_then(|(began, until)| Duration::try_from(until.duration_since(began)).ok())
             .unwrap_or_default();
         Ok(Some(self.watch_on(&id, limits, age, !runs)))
+    }
+
+    /// The exit code of a container that has ended.
+    pub async fn ended_with(&self, id: &str) -> Result<Option<i64>, Error> {
+        match patiently(|| self.docker.inspect_container(id, None)).await {
+            Ok(about) => Ok(about.state.and_then(|state| {
+                let ended = state.status == Some(ContainerStateStatusEnum::EXITED);
+                state.exit_code.filter(|_| ended)
+            })),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(Error::refused("to look at a container")(error)),
+        }
     }
 
     /// Kills a container, and leaves what is known of its end.

@@ -1,7 +1,15 @@
 //! Workers in containers of a Docker engine on this machine.
 //!
 //! The labels of a container say whose it is, so that whoever comes after us knows without any other memory: spawner, project,
-//! job, task, request, attempt, part, and when its time is over.
+//! job, task, request, attempt, part, and when its time is over. One that was made before its job ([`Warm`]) has that written down
+//! beside it instead.
+
+mod go;
+mod pool;
+mod warm;
+
+pub use go::wait_for_go;
+pub use pool::Warm;
 
 use super::{
     BROKER, Ended, Error, Identity, Inside, LeftOver, Limits, Part, Relay, Runtime, WORKSPACE,
@@ -9,13 +17,16 @@ use super::{
 };
 use crate::docker::{self, Engine, Found, HOME, LABEL, Mount, Running, Spec, Stopper};
 use async_trait::async_trait;
+use pool::Pool;
 use sandbox::Line;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// The program in the image that carries launcher and agent.
 const PROGRAM: &str = "/usr/local/bin/artel-inside";
@@ -43,6 +54,8 @@ pub struct DockerOptions {
     pub spawner: String,
     /// The spawner's `ARTEL_HOME`: two spawners with one name and different homes are different spawners.
     pub home: PathBuf,
+    /// Containers that are kept ready.
+    pub warm: Warm,
 }
 
 /// Workers in containers; they outlive this process.
@@ -53,6 +66,7 @@ pub struct Containers {
     spawner: String,
     /// User and group of workers, and whether that is somebody else than us.
     user: ((u32, u32), bool),
+    pool: Pool,
 }
 
 impl Containers {
@@ -77,6 +91,7 @@ impl Containers {
                 hash(home.as_os_str().as_encoded_bytes())
             ),
             user: user(),
+            pool: Pool::new(&home, options.warm),
         })
     }
 
@@ -95,25 +110,31 @@ impl Containers {
         format!("artel-{}{part}", hash(whole.as_bytes()))
     }
 
-    fn spec(&self, work: &Work, image: String) -> Spec {
-        let who = &work.who;
+    fn owner_outside(&self) -> Option<(u32, u32)> {
+        let (user, is_other) = self.user;
+        is_other.then_some(user)
+    }
+
+    /// What is run inside.
+    fn argv(&self, work: &Work) -> Vec<String> {
         let mut argv = Vec::new();
         if let Some(relay) = &work.relay {
             let out = format!("{}={}", relay.listen(), Relay::socket());
-            argv.extend([PROGRAM, "internal", "launch", "--out", &out, "--"].map(str::to_owned));
+            argv.extend(program(&["launch", "--out", &out, "--"]));
         }
         match &work.inside {
             Inside::Program(words) => argv.extend(words.iter().cloned()),
             Inside::Agent(words) => {
-                argv.extend([PROGRAM, "internal", "agent"].map(str::to_owned));
+                argv.extend(program(&["agent"]));
                 argv.extend(words.iter().cloned());
             }
         }
-        let mount = |host: &Path, guest: &Path, writable| Mount {
-            host: host.to_owned(),
-            guest: guest.to_owned(),
-            writable,
-        };
+        argv
+    }
+
+    fn spec(&self, work: &Work, image: String) -> Spec {
+        let who = &work.who;
+        let argv = self.argv(work);
         let mut mounts = vec![mount(&work.workspace, Path::new(WORKSPACE), true)];
         mounts.extend(
             work.relay
@@ -125,18 +146,8 @@ impl Containers {
                 .iter()
                 .map(|(host, guest)| mount(host, guest, false)),
         );
-        let mut env: Vec<(String, String)> = [
-            ("HOME", HOME),
-            ("LANG", "C.UTF-8"),
-            ("TMPDIR", "/tmp"),
-            ("USER", "artel"),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into();
+        let mut env = base_env();
         env.extend(work.env.iter().cloned());
-        let deadline = jiff::Timestamp::now().as_second().saturating_add(
-            i64::try_from(work.limits.wall_s.saturating_add(LATE.as_secs())).unwrap_or(i64::MAX),
-        );
         let labels = [
             ("spawner", self.spawner.clone()),
             ("project", who.project.clone()),
@@ -145,7 +156,7 @@ impl Containers {
             ("request", who.request.clone()),
             ("attempt", who.attempt.to_string()),
             ("part", part_name(work.part).to_owned()),
-            ("deadline", deadline.to_string()),
+            ("deadline", deadline_s(&work.limits).to_string()),
         ];
         Spec {
             name: self.name(who, work.part),
@@ -155,7 +166,7 @@ impl Containers {
             user: self.user.0,
             cwd: WORKSPACE.into(),
             mounts,
-            limits: limits(&work.limits, &work.workspace),
+            limits: docker_limits(&work.limits, &work.workspace),
             labels: BTreeMap::from(labels.map(|(name, value)| (name.to_owned(), value))),
             docker_inside: work.docker,
         }
@@ -164,10 +175,13 @@ impl Containers {
     async fn start_once(&self, work: &Work) -> Result<Box<dyn Worker>, Error> {
         // A tag that is moved meanwhile does not matter to a worker that has begun; the id stays.
         let image = self.engine.image(&self.image).await?;
+        if let Some(worker) = self.start_warm(work, &image).await {
+            return Ok(worker);
+        }
         let spec = self.spec(work, image);
         let id = self.engine.create(&spec).await?;
         match self.engine.start(&id, &spec.limits).await {
-            Ok(running) => Ok(Contained::watch(running)),
+            Ok(running) => Ok(Contained::watch(running, None)),
             Err(error) => {
                 if let Err(error) = self.engine.remove(&id).await {
                     tracing::warn!(%error, container = id, "a container that did not start was not removed; it will be");
@@ -178,7 +192,7 @@ impl Containers {
     }
 
     async fn of_task(&self, who: &Identity) -> Result<Vec<Found>, docker::Error> {
-        let mut all = self.engine.ours(&self.spawner).await?;
+        let mut all = self.at_work().await?;
         all.retain(|found| {
             [
                 ("project", &who.project),
@@ -190,6 +204,40 @@ impl Containers {
         });
         Ok(all)
     }
+}
+
+/// Words for the program in the image.
+fn program(words: &[&str]) -> Vec<String> {
+    let all = [PROGRAM, "internal"].iter().chain(words);
+    all.map(|word| (*word).to_owned()).collect()
+}
+
+fn mount(host: &Path, guest: &Path, writable: bool) -> Mount {
+    Mount {
+        host: host.to_owned(),
+        guest: guest.to_owned(),
+        writable,
+    }
+}
+
+/// What every worker's environment begins with.
+fn base_env() -> Vec<(String, String)> {
+    [
+        ("HOME", HOME),
+        ("LANG", "C.UTF-8"),
+        ("TMPDIR", "/tmp"),
+        ("USER", "artel"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// When somebody else may end what begins now, in seconds since 1970.
+fn deadline_s(limits: &Limits) -> i64 {
+    let most_s = limits.wall_s.saturating_add(LATE.as_secs());
+    jiff::Timestamp::now()
+        .as_second()
+        .saturating_add(i64::try_from(most_s).unwrap_or(i64::MAX))
 }
 
 /// A short name of anything.
@@ -219,7 +267,7 @@ fn user() -> ((u32, u32), bool) {
     }
 }
 
-fn limits(limits: &Limits, workspace: &Path) -> docker::Limits {
+fn docker_limits(limits: &Limits, workspace: &Path) -> docker::Limits {
     docker::Limits {
         cpu: limits.cpu,
         memory_mb: limits.memory_mb,
@@ -242,8 +290,7 @@ impl Runtime for Containers {
     }
 
     fn owner(&self) -> Option<(u32, u32)> {
-        let (user, is_other) = self.user;
-        is_other.then_some(user)
+        self.owner_outside()
     }
 
     fn outlives(&self) -> bool {
@@ -281,13 +328,17 @@ impl Runtime for Containers {
         limits: &Limits,
         workspace: &Path,
     ) -> Result<Option<Box<dyn Worker>>, Error> {
+        let taken = self.adopt_taken(who, limits, workspace).await?;
+        if taken.is_some() {
+            return Ok(taken);
+        }
         let name = self.name(who, Part::Agent);
-        let limits = self::limits(limits, workspace);
+        let limits = docker_limits(limits, workspace);
         let adopted = self
             .engine
-            .find_and_adopt(&name, &self.spawner, &limits)
+            .find_and_adopt(&name, &self.spawner, &limits, None)
             .await?;
-        Ok(adopted.map(Contained::watch))
+        Ok(adopted.map(|running| Contained::watch(running, None)))
     }
 
     async fn clear(&self, who: &Identity) -> Result<(), Error> {
@@ -301,11 +352,11 @@ impl Runtime for Containers {
         for part in [Part::Agent, Part::Refresh] {
             self.engine.remove(&self.name(who, part)).await?;
         }
-        Ok(())
+        self.discard_taken(who).await
     }
 
     async fn left_over(&self) -> Result<Vec<LeftOver>, Error> {
-        let all = self.engine.ours(&self.spawner).await?;
+        let all = self.at_work().await?;
         let left = all.into_iter().map(|found| LeftOver {
             request: label(&found, "request").to_owned(),
             part: if label(&found, "part") == part_name(Part::Refresh) {
@@ -322,6 +373,10 @@ impl Runtime for Containers {
         Ok(left.collect())
     }
 
+    async fn keep_warm(&self, stop: &CancellationToken) {
+        self.keep_pool(stop).await;
+    }
+
     async fn kill(&self, id: &str) -> Result<(), Error> {
         Ok(self.engine.kill(id).await?)
     }
@@ -334,13 +389,16 @@ impl Runtime for Containers {
 struct Contained {
     running: Running,
     stopper: Stopper,
+    /// Keeps its slot, if it has waited in one.
+    _slot: Option<File>,
 }
 
 impl Contained {
-    fn watch(running: Running) -> Box<dyn Worker> {
+    fn watch(running: Running, slot: Option<File>) -> Box<dyn Worker> {
         Box::new(Self {
             stopper: running.stopper(),
             running,
+            _slot: slot,
         })
     }
 }

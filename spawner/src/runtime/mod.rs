@@ -9,7 +9,7 @@
 mod containers;
 mod local;
 
-pub use containers::{Containers, DockerOptions};
+pub use containers::{Containers, DockerOptions, Warm, wait_for_go};
 pub use local::Local;
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Where a worker finds its workspace.
 pub const WORKSPACE: &str = "/workspace";
@@ -140,6 +141,8 @@ pub struct Work {
     pub relay: Option<Relay>,
     /// What it may use.
     pub limits: Limits,
+    /// Whether there is nothing in the workspace but a clone, which can be made again.
+    pub fresh: bool,
     /// Whether it runs Docker inside; [`Runtime::docker_inside`] says whether it can.
     pub docker: bool,
 }
@@ -264,6 +267,9 @@ pub trait Runtime: Send + Sync + 'static {
     async fn left_over(&self) -> Result<Vec<LeftOver>, Error> {
         Ok(Vec::new())
     }
+
+    /// Keeps ready what the next worker needs, until `stop`; then ends and removes it, and returns.
+    async fn keep_warm(&self, _stop: &CancellationToken) {}
 
     /// Kills one of [`Runtime::left_over`], leaving its evidence.
     async fn kill(&self, _id: &str) -> Result<(), Error> {

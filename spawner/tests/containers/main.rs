@@ -16,6 +16,7 @@ mod reach;
 #[path = "../spawner/stage.rs"]
 mod stage;
 mod sysbox;
+mod warm;
 #[path = "../spawner/working.rs"]
 mod working;
 

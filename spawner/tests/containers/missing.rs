@@ -1,7 +1,7 @@
 //! What an engine lacks when a worker is to be started.
 
 use crate::stage::{Cleanup, Stage, docker, kind, runtime, variable};
-use spawner::runtime::{Containers, DockerOptions};
+use spawner::runtime::{Containers, DockerOptions, Warm};
 use std::sync::Arc;
 
 #[tokio::test]
@@ -18,6 +18,7 @@ async fn an_image_that_is_gone_is_said_so_with_who_can_bring_it_back() {
         image: name.clone(),
         spawner: "local".to_owned(),
         home,
+        warm: Warm::default(),
     })
     .await
     .unwrap();

@@ -1,7 +1,7 @@
 //! Docker inside a worker: Sysbox is asked for, and its absence is said. Sysbox itself is tried only where it is installed.
 
 use crate::stage::{Stage, assert_succeeded, docker, kind, variable};
-use spawner::runtime::{Containers, DockerOptions, Runtime};
+use spawner::runtime::{Containers, DockerOptions, Runtime, Warm};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -88,6 +88,7 @@ async fn an_engine_without_sysbox_refuses_docker_inside_and_names_how_to_install
         image: "worker:dev".to_owned(),
         spawner: "local".to_owned(),
         home: home.clone(),
+        warm: Warm::default(),
     };
     let refused = Containers::connect(options("sysbox-runc")).await.err();
     let said = refused.unwrap().to_string();

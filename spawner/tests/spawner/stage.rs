@@ -8,7 +8,7 @@ use protocol::{
     WorkerResult, suite,
 };
 use serde_json::{Value, json};
-use spawner::runtime::{Containers, DockerOptions, Local, Runtime};
+use spawner::runtime::{Containers, DockerOptions, Local, Runtime, Warm};
 use spawner::{Options, Spawner};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -133,6 +133,7 @@ pub async fn runtime(home: &Path) -> (Arc<dyn Runtime>, Cleanup) {
         image: worker_image(),
         spawner: "local".to_owned(),
         home: home.to_owned(),
+        warm: Warm::default(),
     })
     .await
     .unwrap();

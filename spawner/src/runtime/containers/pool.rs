@@ -1,0 +1,407 @@
+//! The folders of containers that wait for a job, and which of them are free.
+//!
+//! ```text
+//! pool/{slot}/            a container that was made beforehand; no worker sees this folder
+//!     lock                held by whoever has it: the spawner that keeps it free, or watches its worker
+//!     workspace/, broker/ what it has mounted, empty; they move to where a task's are when a job takes it
+//!     taken               whose it is since then: what the labels of another container say, which cannot be changed later
+//! ```
+//!
+//! A mount stays with its folder wherever that is moved to, so a workspace and a broker's folder are in the same places
+//! whichever kind of container works with them. What stands here was written by us alone.
+
+use super::go::{self, Line};
+use crate::mirror::try_lock_file;
+use crate::places;
+use crate::runtime::{Identity, Inside, Limits, Part, SOCKET, Work};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+
+/// Most entries of a workspace's root that are moved; one with more is better off with a container of its own.
+const ENTRIES: usize = 1000;
+const WORKSPACE: &str = "workspace";
+const BROKER: &str = "broker";
+const LOCK: &str = "lock";
+const TAKEN: &str = "taken";
+
+/// Containers that are kept ready.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Warm {
+    /// How many, at most.
+    pub count: usize,
+    /// What a worker in one may use; a job with other limits of processors, memory or processes gets a container of its own.
+    pub limits: Limits,
+}
+
+impl Default for Warm {
+    /// None.
+    fn default() -> Self {
+        Self {
+            count: 0,
+            limits: (&protocol::Limits::default()).into(),
+        }
+    }
+}
+
+/// A container that waits.
+pub(super) struct Slot {
+    pub(super) place: Place,
+    /// The engine's id of it.
+    pub(super) container: String,
+    /// The image, by id.
+    pub(super) image: String,
+    pub(super) line: Line,
+}
+
+/// The folder of a container that waits, and the right to it.
+pub(super) struct Place {
+    pub(super) folder: PathBuf,
+    pub(super) lock: File,
+}
+
+/// Whose a container is that has waited.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Taken {
+    pub(super) container: String,
+    pub(super) project: String,
+    pub(super) job: String,
+    pub(super) task: String,
+    pub(super) request: String,
+    pub(super) attempt: u32,
+    /// When it was taken, in seconds since 1970.
+    pub(super) at_s: i64,
+    /// When its time is over, in seconds since 1970.
+    pub(super) deadline_s: i64,
+}
+
+impl Taken {
+    pub(super) fn is_of(&self, who: &Identity) -> bool {
+        self.request == who.request
+    }
+}
+
+pub(super) struct Pool {
+    folder: PathBuf,
+    pub(super) warm: Warm,
+    free: Mutex<VecDeque<Slot>>,
+    /// Somebody has taken one, or thrown one away.
+    pub(super) changed: Notify,
+}
+
+impl Pool {
+    pub(super) fn new(home: &Path, warm: Warm) -> Self {
+        Self {
+            folder: home.join("pool"),
+            warm,
+            free: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    fn free(&self) -> MutexGuard<'_, VecDeque<Slot>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is what the containers here are for.
+    pub(super) fn fits(&self, work: &Work) -> bool {
+        let (has, needs) = (&self.warm.limits, &work.limits);
+        work.part == Part::Agent
+            && work.fresh
+            && !work.docker
+            && work.shown.is_empty()
+            && matches!(work.inside, Inside::Agent(_))
+            && (has.memory_mb, has.pids) == (needs.memory_mb, needs.pids)
+            && has.cpu.to_bits() == needs.cpu.to_bits()
+            && work.relay.as_ref().is_some_and(|relay| {
+                let beside = |path: &Path| same_system(&self.folder, path).unwrap_or(false);
+                beside(&work.workspace) && beside(&relay.folder)
+            })
+    }
+
+    /// One of this image that still waits; others are let go.
+    pub(super) fn take(&self, image: &str) -> Option<Slot> {
+        let mut free = self.free();
+        let slot = loop {
+            let Some(slot) = free.pop_front() else {
+                break None;
+            };
+            if slot.image == image && slot.line.is_open() {
+                break Some(slot);
+            }
+        };
+        drop(free);
+        self.changed.notify_one();
+        slot
+    }
+
+    pub(super) fn put(&self, slot: Slot) {
+        self.free().push_back(slot);
+    }
+
+    /// How many wait.
+    pub(super) fn count(&self) -> usize {
+        self.free().len()
+    }
+
+    /// Lets go of those that wait no more, and says how many.
+    pub(super) fn drop_dead(&self) -> usize {
+        let mut free = self.free();
+        let before = free.len();
+        free.retain(|slot| slot.line.is_open());
+        before - free.len()
+    }
+
+    /// Lets go of all of them.
+    pub(super) fn empty(&self) {
+        self.free().clear();
+    }
+
+    /// The folders for one more container, which belong to `owner`, and where it will say that it waits.
+    pub(super) fn prepare(&self, owner: Option<(u32, u32)>) -> io::Result<(Place, UnixListener)> {
+        places::private_folder(&self.folder)?;
+        let name = hex::encode(rand::random::<[u8; 8]>());
+        let folder = self.folder.join(name);
+        places::private_folder(&folder)?;
+        let lock = try_lock_file(&folder.join(LOCK), File::try_lock)?
+            .ok_or(io::ErrorKind::ResourceBusy)?;
+        let place = Place { folder, lock };
+        std::fs::create_dir(place.workspace())?;
+        if let Some(owner) = owner {
+            places::hand_to(&place.workspace(), owner)?;
+        }
+        let broker = place.broker();
+        std::fs::create_dir(&broker)?;
+        // As the broker's own.
+        std::fs::set_permissions(&broker, Permissions::from_mode(0o711))?;
+        let listener = {
+            // By way of the folder's descriptor, because the path of a socket has to be short.
+            let opened = File::open(&broker)?;
+            let near = format!("/proc/self/fd/{}/{}", opened.as_raw_fd(), go::SOCKET);
+            UnixListener::bind(near)?
+        };
+        // The container is somebody else; nobody but containers gets as far as the folder.
+        std::fs::set_permissions(place.go(), Permissions::from_mode(0o666))?;
+        Ok((place, listener))
+    }
+
+    /// All slots there are, of whoever has them.
+    pub(super) fn slots(&self) -> io::Result<Vec<PathBuf>> {
+        match std::fs::read_dir(&self.folder) {
+            Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The folder of a slot.
+    pub(super) fn slot(&self, name: &str) -> Option<PathBuf> {
+        let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        plain.then(|| self.folder.join(name))
+    }
+
+    /// What a request has taken, if it has.
+    pub(super) fn taken_by(&self, who: &Identity) -> io::Result<Option<(PathBuf, Taken)>> {
+        let slots = self.slots()?.into_iter();
+        let mut taken = slots.filter_map(|slot| taken(&slot).map(|taken| (slot, taken)));
+        Ok(taken.find(|(_, taken)| taken.is_of(who)))
+    }
+}
+
+/// Who has taken a slot; nobody, if nothing of that can be read.
+pub(super) fn taken(slot: &Path) -> Option<Taken> {
+    serde_json::from_slice(&std::fs::read(slot.join(TAKEN)).ok()?).ok()
+}
+
+/// The right to a slot that nobody has.
+pub(super) fn hold(slot: &Path) -> Option<File> {
+    // Opening it must not make a folder's lock anew that is just going.
+    slot.join(LOCK)
+        .exists()
+        .then(|| {
+            try_lock_file(&slot.join(LOCK), File::try_lock)
+                .ok()
+                .flatten()
+        })
+        .flatten()
+}
+
+impl Place {
+    pub(super) fn workspace(&self) -> PathBuf {
+        self.folder.join(WORKSPACE)
+    }
+
+    pub(super) fn broker(&self) -> PathBuf {
+        self.folder.join(BROKER)
+    }
+
+    fn go(&self) -> PathBuf {
+        self.broker().join(go::SOCKET)
+    }
+
+    pub(super) fn name(&self) -> String {
+        let name = self.folder.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Nobody else is to say that it waits.
+    pub(super) fn close_door(&self) -> io::Result<()> {
+        places::remove_any(&self.go())
+    }
+
+    /// Puts what the container has mounted where the workspace and the broker's folder of a task are, with all that is in these.
+    /// Afterwards all is as it would be with any other container, or, after an error, as it was.
+    pub(super) fn move_in(&self, workspace: &Path, broker: &Path) -> io::Result<()> {
+        move_over(broker, &self.broker(), vec![SOCKET.into()])?;
+        let mut names: Vec<OsString> = std::fs::read_dir(workspace)?
+            .take(ENTRIES + 1)
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<io::Result<_>>()?;
+        if names.len() > ENTRIES {
+            return Err(io::ErrorKind::ArgumentListTooLong.into());
+        }
+        // Without it nothing is a workspace: if we die meanwhile, it is cloned anew.
+        names.sort_by_key(|name| name != ".git");
+        move_over(workspace, &self.workspace(), names)
+    }
+
+    /// Says whose it is, before it begins.
+    pub(super) fn sign(&self, taken: &Taken) -> io::Result<()> {
+        let aside = self.folder.join("taken.tmp");
+        std::fs::write(&aside, serde_json::to_vec(taken)?)?;
+        std::fs::rename(aside, self.folder.join(TAKEN))
+    }
+
+    /// Nobody has it after all.
+    pub(super) fn unsign(&self) -> io::Result<()> {
+        places::remove_any(&self.folder.join(TAKEN))
+    }
+}
+
+/// Moves these entries, which are all there are, from the first folder into the second, and then the second to where the first
+/// is. After an error everything is where it was.
+fn move_over(from: &Path, to: &Path, names: Vec<OsString>) -> io::Result<()> {
+    let mut moved = Vec::new();
+    let all = || {
+        for name in names {
+            std::fs::rename(from.join(&name), to.join(&name))?;
+            moved.push(name);
+        }
+        std::fs::rename(to, from)
+    };
+    let outcome = all();
+    if outcome.is_err() {
+        for name in moved {
+            std::fs::rename(to.join(&name), from.join(&name))?;
+        }
+    }
+    outcome
+}
+
+/// Whether both are on one file system, so that one can be moved to the other.
+fn same_system(one: &Path, other: &Path) -> io::Result<bool> {
+    Ok(std::fs::metadata(one)?.dev() == std::fs::metadata(other)?.dev())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// A task's workspace and its broker's folder, and a slot.
+    async fn stage(folder: &Path) -> (PathBuf, PathBuf, Place) {
+        let (workspace, broker) = (folder.join("task"), folder.join("task~/broker"));
+        std::fs::create_dir_all(workspace.join(".git")).unwrap();
+        std::fs::create_dir_all(&broker).unwrap();
+        for name in ["task/README.md", "task/.git/HEAD", "task~/broker/socket"] {
+            std::fs::write(folder.join(name), name).unwrap();
+        }
+        let pool = Pool::new(folder, Warm::default());
+        let (place, listener) = pool.prepare(None).unwrap();
+        assert_eq!(tree(&place.broker()), ["go"]);
+        drop(listener);
+        place.close_door().unwrap();
+        (workspace, broker, place)
+    }
+
+    #[tokio::test]
+    async fn what_a_container_has_mounted_becomes_the_workspace_and_the_way_to_the_broker() {
+        let folder = tempfile::tempdir().unwrap();
+        let (workspace, broker, place) = stage(folder.path()).await;
+        let id = |path: &Path| std::fs::metadata(path).unwrap().ino();
+        let mounted = (id(&place.workspace()), id(&place.broker()));
+        place.move_in(&workspace, &broker).unwrap();
+        assert_eq!((id(&workspace), id(&broker)), mounted);
+        assert_eq!(tree(&workspace), [".git", "README.md"]);
+        assert_eq!(tree(&broker), ["socket"]);
+        assert_eq!(tree(&place.folder), ["lock"]);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_moved_as_a_whole_stays_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (workspace, broker, place) = stage(folder.path()).await;
+        std::fs::write(broker.join("stranger"), "").unwrap();
+        place.move_in(&workspace, &broker).unwrap_err();
+        assert_eq!(tree(&broker), ["socket", "stranger"]);
+        assert_eq!(tree(&workspace), [".git", "README.md"]);
+        std::fs::remove_file(broker.join("stranger")).unwrap();
+        for n in 0..ENTRIES {
+            std::fs::write(workspace.join(n.to_string()), "").unwrap();
+        }
+        place.move_in(&workspace, &broker).unwrap_err();
+        assert_eq!(tree(&workspace).len(), ENTRIES + 2);
+        assert_eq!(tree(&broker), ["socket"]);
+    }
+
+    #[tokio::test]
+    async fn who_has_taken_a_slot_is_known_to_whoever_comes_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, _, place) = stage(folder.path()).await;
+        let pool = Pool::new(folder.path(), Warm::default());
+        let who = Identity {
+            project: "p".to_owned(),
+            job: "j".to_owned(),
+            task: "t".to_owned(),
+            request: "r".to_owned(),
+            attempt: 1,
+        };
+        assert!(pool.taken_by(&who).unwrap().is_none());
+        let taken = Taken {
+            container: "c".to_owned(),
+            project: who.project.clone(),
+            job: who.job.clone(),
+            task: who.task.clone(),
+            request: who.request.clone(),
+            attempt: who.attempt,
+            at_s: 1,
+            deadline_s: 2,
+        };
+        place.sign(&taken).unwrap();
+        let (slot, found) = pool.taken_by(&who).unwrap().unwrap();
+        assert_eq!(
+            (slot.as_path(), found.container.as_str()),
+            (place.folder.as_path(), "c")
+        );
+        assert!(hold(&slot).is_none(), "somebody has it");
+        drop(place);
+        assert!(hold(&slot).is_some(), "nobody has it any more");
+        assert_eq!(pool.slot("../x"), None);
+    }
+}

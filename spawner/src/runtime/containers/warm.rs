@@ -1,0 +1,307 @@
+//! Containers that wait for a job: made, handed over, and cleared away.
+//!
+//! One that waits is confined as every worker, runs nothing but our own program, and has seen no job before. It serves one
+//! attempt and is removed. Whatever goes wrong with it before it begins, the attempt gets a container of its own.
+
+use super::go::{Go, Line, NEVER_BEGAN, SOCKET};
+use super::pool::{self, Slot, Taken};
+use super::{
+    BROKER, Contained, Containers, Found, Identity, LABEL, Path, Spec, WORKSPACE, Work, Worker,
+    base_env, deadline_s, docker_limits, label, mount, program,
+};
+use crate::docker;
+use crate::runtime::{Error, Limits};
+use crate::trouble::chain;
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long a container may take until it waits.
+const UP: Duration = Duration::from_secs(30);
+/// How long one that waits may take until it can begin.
+const TAKES: Duration = Duration::from_secs(2);
+/// How often it is looked whether they still wait.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long the next one is not made after one was taken: what has just begun goes first.
+const AFTER_YOU: Duration = Duration::from_millis(250);
+/// The longest pause after one could not be made.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// The label that says which slot's a container is.
+const SLOT: &str = "slot";
+/// What the label `part` says of it.
+const POOL: &str = "pool";
+
+impl Containers {
+    /// How many containers wait for a job now.
+    pub fn waiting(&self) -> usize {
+        self.pool.count()
+    }
+
+    /// A container that waited, now with this work; none if there is none for it.
+    pub(super) async fn start_warm(&self, work: &Work, image: &str) -> Option<Box<dyn Worker>> {
+        if !self.pool.fits(work) {
+            return None;
+        }
+        let slot = self.pool.take(image)?;
+        let container = slot.container.clone();
+        match self.hand(slot, work).await {
+            Ok(worker) => Some(worker),
+            Err(error) => {
+                // The slot is nobody's now, so that whoever keeps the pool removes it.
+                self.pool.changed.notify_one();
+                tracing::warn!(
+                    %error,
+                    container,
+                    "a container that waited could not be used; making another one"
+                );
+                None
+            }
+        }
+    }
+
+    async fn hand(&self, mut slot: Slot, work: &Work) -> io::Result<Box<dyn Worker>> {
+        let go = Go {
+            argv: self.argv(work),
+            env: work.env.clone(),
+        };
+        let (Some(frame), Some(relay)) = (go.frame(), &work.relay) else {
+            return Err(io::ErrorKind::ArgumentListTooLong.into());
+        };
+        // It lives, and knows what to do, before anything of the task is touched.
+        within(slot.line.tell(&frame)).await?;
+        slot.place.move_in(&work.workspace, &relay.folder)?;
+        let who = &work.who;
+        let taken = Taken {
+            container: slot.container.clone(),
+            project: who.project.clone(),
+            job: who.job.clone(),
+            task: who.task.clone(),
+            request: who.request.clone(),
+            attempt: who.attempt,
+            at_s: jiff::Timestamp::now().as_second(),
+            deadline_s: deadline_s(&work.limits),
+        };
+        // Before it begins: one that works and is nobody's would be ended by whoever comes after us.
+        slot.place.sign(&taken)?;
+        let limits = docker_limits(&work.limits, &work.workspace);
+        let running = self.engine.watch(&slot.container, &limits);
+        if let Err(error) = within(slot.line.begin()).await {
+            slot.place.unsign()?;
+            return Err(error);
+        }
+        Ok(Contained::watch(running, Some(slot.place.lock)))
+    }
+
+    /// Keeps so many containers ready until `stop`, and then none. What nobody has is cleared away, whoever made it.
+    pub(super) async fn keep_pool(&self, stop: &CancellationToken) {
+        let mut strays = true;
+        let (mut not_before, mut pause) = (Instant::now(), LOOK);
+        while !stop.is_cancelled() {
+            let dead = self.pool.drop_dead();
+            if dead > 0 {
+                tracing::warn!("{dead} containers that waited are gone; others are made");
+            }
+            strays &= !self.sweep(strays).await;
+            while self.waiting() < self.pool.warm.count
+                && !stop.is_cancelled()
+                && Instant::now() >= not_before
+            {
+                match self.prepare().await {
+                    Ok(slot) => {
+                        self.pool.put(slot);
+                        pause = LOOK;
+                    }
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::warn!(
+                            error,
+                            "no container could be kept ready; trying again in {} s",
+                            pause.as_secs()
+                        );
+                        not_before = Instant::now() + pause;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.pool.changed.notified() => {
+                    let _ = tokio::time::timeout(AFTER_YOU, stop.cancelled()).await;
+                }
+            }
+        }
+        self.pool.empty();
+        self.sweep(false).await;
+    }
+
+    /// Makes one, and returns when it waits. What is left of one that does not come so far is nobody's.
+    async fn prepare(&self) -> Result<Slot, Error> {
+        let machine = |error| Error::Machine("a place for a container that waits", error);
+        let image = self.engine.image(&self.image).await?;
+        let (place, door) = self.pool.prepare(self.owner_outside()).map_err(machine)?;
+        let limits = docker_limits(&self.pool.warm.limits, &place.workspace());
+        let labels = [
+            ("spawner", self.spawner.clone()),
+            ("part", POOL.to_owned()),
+            (SLOT, place.name()),
+        ];
+        let door_inside = format!("{BROKER}/{SOCKET}");
+        let spec = Spec {
+            name: format!("artel-waits-{}", place.name()),
+            image: image.clone(),
+            argv: program(&["wait", &door_inside]),
+            env: base_env(),
+            user: self.user.0,
+            cwd: WORKSPACE.into(),
+            mounts: vec![
+                mount(&place.workspace(), Path::new(WORKSPACE), true),
+                mount(&place.broker(), Path::new(BROKER), false),
+            ],
+            limits,
+            labels: BTreeMap::from(labels.map(|(name, value)| (name.to_owned(), value))),
+            docker_inside: false,
+        };
+        let container = self.engine.create(&spec).await?;
+        self.engine.begin(&container).await?;
+        let waits = tokio::time::timeout(UP, door.accept()).await;
+        let (line, _) = waits
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|error| Error::Machine("a container that waits", error))?;
+        place.close_door().map_err(machine)?;
+        Ok(Slot {
+            place,
+            container,
+            image,
+            line: Line(line),
+        })
+    }
+
+    /// Removes slots that nobody has, with their containers; and, if asked to, containers without a slot. Returns whether that
+    /// was possible.
+    async fn sweep(&self, strays: bool) -> bool {
+        let swept = self.try_sweep(strays).await;
+        if let Err(error) = &swept {
+            let error = chain(error);
+            tracing::warn!(
+                error,
+                "what is left of containers that waited was not removed; trying again"
+            );
+        }
+        swept.is_ok()
+    }
+
+    async fn try_sweep(&self, strays: bool) -> Result<(), Error> {
+        let machine = |error| Error::Machine("to read the folder of the pool", error);
+        // Before the containers are listed: a slot is made before its container.
+        let slots = self.pool.slots().map_err(machine)?;
+        let free: Vec<_> = slots
+            .into_iter()
+            .filter_map(|slot| Some((pool::hold(&slot)?, slot)))
+            .collect();
+        if free.is_empty() && !strays {
+            return Ok(());
+        }
+        let containers = self.engine.ours(&self.spawner).await?;
+        let of_pool = containers
+            .iter()
+            .filter(|found| label(found, "part") == POOL);
+        for found in of_pool {
+            let slot = self.pool.slot(label(found, SLOT));
+            if !slot.is_some_and(|slot| slot.is_dir()) {
+                self.engine.remove(&found.id).await?;
+            }
+        }
+        for (_lock, slot) in free {
+            let name = slot.file_name().unwrap_or_default().to_string_lossy();
+            let container = containers
+                .iter()
+                .find(|found| label(found, "part") == POOL && label(found, SLOT) == name);
+            match container {
+                // Its attempt, or nobody's request, decides what becomes of it.
+                Some(_) if pool::taken(&slot).is_some() => continue,
+                Some(found) => self.engine.remove(&found.id).await?,
+                None => {}
+            }
+            crate::places::remove_any(&slot).map_err(machine)?;
+        }
+        Ok(())
+    }
+
+    /// What a request has taken, if it ever began: running, or ended with its evidence.
+    pub(super) async fn adopt_taken(
+        &self,
+        who: &Identity,
+        limits: &Limits,
+        workspace: &Path,
+    ) -> Result<Option<Box<dyn Worker>>, Error> {
+        let Some((slot, taken)) = self.taken_by(who)? else {
+            return Ok(None);
+        };
+        if self.engine.ended_with(&taken.container).await? == Some(NEVER_BEGAN.into()) {
+            self.discard_taken(who).await?;
+            return Ok(None);
+        }
+        let limits = docker_limits(limits, workspace);
+        let since = jiff::Timestamp::from_second(taken.at_s).ok();
+        let adopted = self
+            .engine
+            .find_and_adopt(&taken.container, &self.spawner, &limits, since)
+            .await?;
+        Ok(adopted.map(|running| Contained::watch(running, pool::hold(&slot))))
+    }
+
+    /// Removes what a request has taken.
+    pub(super) async fn discard_taken(&self, who: &Identity) -> Result<(), Error> {
+        let Some((slot, taken)) = self.taken_by(who)? else {
+            return Ok(());
+        };
+        self.engine.remove(&taken.container).await?;
+        crate::places::remove_any(&slot)
+            .map_err(|error| Error::Machine("to tidy the folder of the pool", error))
+    }
+
+    fn taken_by(&self, who: &Identity) -> Result<Option<(std::path::PathBuf, Taken)>, Error> {
+        self.pool
+            .taken_by(who)
+            .map_err(|error| Error::Machine("to read the folder of the pool", error))
+    }
+
+    /// All containers that work or have worked for somebody, each with the labels that say for whom.
+    pub(super) async fn at_work(&self) -> Result<Vec<Found>, docker::Error> {
+        let all = self.engine.ours(&self.spawner).await?;
+        Ok(all
+            .into_iter()
+            .filter_map(|found| self.signed(found))
+            .collect())
+    }
+
+    fn signed(&self, mut found: Found) -> Option<Found> {
+        if label(&found, "part") != POOL {
+            return Some(found);
+        }
+        let taken = pool::taken(&self.pool.slot(label(&found, SLOT))?)?;
+        if taken.container != found.id {
+            return None;
+        }
+        let labels = [
+            ("project", taken.project),
+            ("job", taken.job),
+            ("task", taken.task),
+            ("request", taken.request),
+            ("attempt", taken.attempt.to_string()),
+            ("part", super::part_name(super::Part::Agent).to_owned()),
+            ("deadline", taken.deadline_s.to_string()),
+        ];
+        let named = labels.map(|(name, value)| (format!("{LABEL}.{name}"), value));
+        found.labels.extend(named);
+        Some(found)
+    }
+}
+
+async fn within<T>(what: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let outcome = tokio::time::timeout(TAKES, what).await;
+    outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}

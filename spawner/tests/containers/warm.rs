@@ -1,0 +1,329 @@
+//! Containers that are made before their job: what takes them, what does not, and that nothing else differs.
+
+use crate::stage::{
+    Cleanup, Models, SOON, Stage, assert_succeeded, containers, docker, git, options, phases,
+    repository, until, variable, wait_result, worker_image,
+};
+use protocol::{LocalTransport, Source, SpawnRequest, Transport, suite};
+use spawner::Spawner;
+use spawner::runtime::{Containers, DockerOptions, Warm};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+const HOME: &str = "ARTEL_TEST_WARM_HOME";
+/// Which container it is, in the result.
+const WHICH: &str = "cat /etc/hostname > which; git add which; git commit -qm Which";
+
+async fn connect(home: &Path, image: &str, count: usize) -> (Arc<Containers>, Cleanup) {
+    std::fs::create_dir_all(home).unwrap();
+    let containers = Containers::connect(DockerOptions {
+        host: Some(variable("ARTEL_TEST_DOCKER_HOST")),
+        runtime: "runc".to_owned(),
+        image: image.to_owned(),
+        spawner: "local".to_owned(),
+        home: home.to_owned(),
+        warm: Warm {
+            count,
+            limits: (&suite::request("r").limits).into(),
+        },
+    })
+    .await
+    .unwrap();
+    let cleanup = Cleanup(Some(containers.label().to_owned()));
+    (Arc::new(containers), cleanup)
+}
+
+/// A stage with one container that waits.
+struct Ready {
+    stage: Stage,
+    containers: Arc<Containers>,
+}
+
+impl Ready {
+    async fn new() -> Self {
+        Self::with_image(&worker_image()).await
+    }
+
+    async fn with_image(image: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (containers, cleanup) = connect(&folder.path().join("home"), image, 1).await;
+        let stage = Stage::with(folder, containers.clone(), cleanup, []).await;
+        Self { stage, containers }
+    }
+
+    /// The container that waits, as soon as one does that is not among these.
+    async fn waiting(&self, but: &[&str]) -> String {
+        until(async || {
+            let all = waiting(self.containers.label());
+            let new = all.into_iter().find(|id| !but.contains(&id.as_str()))?;
+            (self.containers.waiting() == 1).then_some(new)
+        })
+        .await
+    }
+
+    /// Runs a script as a task of its own, which tells in the file `which` where it ran.
+    async fn run(&self, task: &str, script: &str) -> SpawnRequest {
+        let request = self.request(task, script);
+        assert_succeeded(&self.stage.run(&request).await);
+        request
+    }
+
+    fn request(&self, task: &str, script: &str) -> SpawnRequest {
+        let mut request = self.stage.script(task, 1, &format!("{script}\n{WHICH}"));
+        request.task_id = task.into();
+        request.repository.branch = format!("task/{task}");
+        request
+    }
+
+    fn show(&self, task: &str, path: &str) -> String {
+        let file = format!("task/{task}:{path}");
+        git(
+            &self.stage.folder.path().join("repository.git"),
+            &["show", &file],
+        )
+    }
+
+    /// Whether a task ran in this container.
+    fn ran_in(&self, task: &str, container: &str) -> bool {
+        container.starts_with(self.show(task, "which").trim())
+    }
+}
+
+/// Ids of the containers that were made to wait, and of those that have waited.
+fn waiting(label: &str) -> Vec<String> {
+    let filter = format!("label=artel.spawner={label}");
+    let part = "label=artel.part=pool";
+    let all = docker(&[
+        "ps",
+        "-q",
+        "--no-trunc",
+        "--filter",
+        &filter,
+        "--filter",
+        part,
+    ]);
+    all.split_whitespace().map(str::to_owned).collect()
+}
+
+fn slots(home: &Path) -> usize {
+    std::fs::read_dir(home.join("pool")).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn a_job_takes_the_container_that_waits_and_finds_what_it_would_find_in_any_other() {
+    let ready = Ready::new().await;
+    let first = ready.waiting(&[]).await;
+    // Names of the environment, what is mounted where, who it is, the first process, and what there is of the broker.
+    let look = "{ env | cut -d= -f1 | sort; cut -d' ' -f5,6 /proc/self/mountinfo | sort; id -u; id -g; pwd; ls -A; ls -ld . | tr -s ' ' | cut -d' ' -f1,3,4
+        tr '\\0' ' ' < /proc/1/cmdline; ls -ld /run/artel/broker /run/artel/broker/socket | tr -s ' ' | cut -d' ' -f1,3,4,9
+        curl -s -o /dev/null -w '%{http_code}' -H \"Authorization: Bearer $ARTEL_BROKER_KEY\" $ARTEL_BROKER_URL/v1/models; } > found
+        git add found";
+    let warm = ready.run("warm", look).await;
+    assert!(ready.ran_in("warm", &first));
+    let second = ready.waiting(&[&first]).await;
+    // A cold one beside it.
+    let mut cold = ready.request("cold", look);
+    cold.limits.memory_mb += 1;
+    assert_succeeded(&ready.stage.run(&cold).await);
+    assert!(!ready.ran_in("cold", &second), "its limits differ");
+    let found = ready.show("warm", "found");
+    assert_eq!(found, ready.show("cold", "found"));
+    assert!(
+        found.contains("ARTEL_BROKER_KEY") && found.ends_with("200"),
+        "{found}"
+    );
+    let (one, other) = (
+        ready.stage.events(&warm.request_id).await,
+        ready.stage.events(&cold.request_id).await,
+    );
+    assert_eq!(phases(&one), phases(&other));
+    // It served one job and is gone; the one that waits is still the same.
+    until(async || (containers(ready.containers.label()) == [second.clone()]).then_some(())).await;
+    let home = ready.stage.folder.path().join("home");
+    assert_eq!(slots(&home), 1);
+    let label = ready.containers.label().to_owned();
+    let folder = ready.stage.shut_down().await;
+    assert!(
+        containers(&label).is_empty(),
+        "nobody waits for what has ended"
+    );
+    assert_eq!(slots(&home), 0);
+    drop(folder);
+}
+
+#[tokio::test]
+async fn nothing_of_one_job_is_to_be_seen_in_the_next() {
+    let ready = Ready::new().await;
+    let mut known: Vec<String> = Vec::new();
+    for task in ["one", "two"] {
+        let but: Vec<&str> = known.iter().map(String::as_str).collect();
+        let container = ready.waiting(&but).await;
+        let script = "for place in /workspace/.git /tmp $HOME; do ls -A $place; done > /tmp/there; if grep trace /tmp/there; then exit 1; fi
+            for place in /workspace/.git /tmp $HOME; do touch $place/trace; done
+            env > env; git add env";
+        ready.run(task, script).await;
+        assert!(ready.ran_in(task, &container));
+        known.push(container);
+    }
+    let key = |task| {
+        let environment = ready.show(task, "env");
+        let line = environment
+            .lines()
+            .find_map(|line| line.strip_prefix("ARTEL_BROKER_KEY="));
+        line.unwrap().to_owned()
+    };
+    assert_ne!(key("one"), key("two"));
+    assert!(!ready.show("two", "env").contains(&key("one")));
+    assert!(ready.show("two", "env").contains("ARTEL_TASK_ID=two"));
+}
+
+#[tokio::test]
+async fn a_job_of_a_later_image_gets_a_container_of_its_own_and_so_does_the_pool() {
+    let name = format!("artel-test-moved:{}", std::process::id());
+    docker(&["tag", &worker_image(), &name]);
+    let ready = Ready::with_image(&name).await;
+    let first = ready.waiting(&[]).await;
+    let made = docker(&["create", &worker_image(), "true"]);
+    docker(&["commit", "--change", "ENV MOVED=yes", made.trim(), &name]);
+    docker(&["rm", made.trim()]);
+    ready.run("one", "test $MOVED = yes").await;
+    assert!(!ready.ran_in("one", &first));
+    let second = ready.waiting(&[&first]).await;
+    ready.run("two", "test $MOVED = yes").await;
+    assert!(ready.ran_in("two", &second));
+    ready.stage.shut_down().await;
+    docker(&["rmi", "-f", &name]);
+}
+
+#[tokio::test]
+async fn a_later_attempt_finds_the_work_of_the_first_one_which_had_a_container_that_waited() {
+    let ready = Ready::new().await;
+    let first = ready.waiting(&[]).await;
+    let script = "echo draft > draft; exit 1";
+    let failed = ready.stage.run(&ready.stage.script("r1", 1, script)).await;
+    assert!(failed.failure.is_some(), "{failed:#?}");
+    until(async || (!containers(ready.containers.label()).contains(&first)).then_some(())).await;
+    let script = "git add draft; git commit -qm Draft";
+    assert_succeeded(&ready.stage.run(&ready.stage.script("r2", 2, script)).await);
+    assert_eq!(ready.stage.show("draft"), "draft\n");
+}
+
+#[tokio::test]
+async fn a_container_that_died_while_it_waited_is_replaced_and_the_job_is_done() {
+    let ready = Ready::new().await;
+    let first = ready.waiting(&[]).await;
+    docker(&["kill", &first]);
+    ready.run("one", "").await;
+    assert!(!ready.ran_in("one", &first));
+    let second = ready.waiting(&[&first]).await;
+    ready.run("two", "").await;
+    assert!(ready.ran_in("two", &second));
+    until(async || (!containers(ready.containers.label()).contains(&first)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_container_that_does_not_take_its_job_is_removed_and_the_job_is_done_in_another() {
+    let ready = Ready::new().await;
+    let first = ready.waiting(&[]).await;
+    // It is there, and does nothing.
+    docker(&["kill", "--signal", "STOP", &first]);
+    ready.run("one", "").await;
+    assert!(!ready.ran_in("one", &first));
+    until(async || (!containers(ready.containers.label()).contains(&first)).then_some(())).await;
+}
+
+/// The program that dies: not a test of its own, but the other process of the one below.
+#[tokio::test]
+#[ignore = "runs as the child process of the test below"]
+async fn the_program_that_dies() {
+    let home = PathBuf::from(std::env::var_os(HOME).expect("started by the test below"));
+    let (containers, cleanup) = connect(&home, &worker_image(), 1).await;
+    // Whoever started us has one.
+    std::mem::forget(cleanup);
+    let bus: Arc<dyn Transport> = Arc::new(LocalTransport::open(home.join("bus")).await.unwrap());
+    let models = Arc::new(Models::default());
+    let options = options(&home, containers.clone(), Arc::clone(&bus), models);
+    let spawner = tokio::spawn(Spawner::new(options).unwrap().run(CancellationToken::new()));
+    until(async || (containers.waiting() == 1).then_some(())).await;
+    let taken = waiting(containers.label());
+    let request = std::fs::read(home.join("request")).unwrap();
+    bus.publish_job(&serde_json::from_slice(&request).unwrap())
+        .await
+        .unwrap();
+    // The job has taken it, and there is another one.
+    until(async || {
+        let now = waiting(containers.label());
+        let both = now.len() == 2 && taken.iter().all(|id| now.contains(id));
+        (both && containers.waiting() == 1).then_some(())
+    })
+    .await;
+    std::fs::write(home.join("ready"), "").unwrap();
+    spawner.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn of_a_spawner_that_was_killed_the_worker_is_adopted_and_what_waits_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = repository(folder.path());
+    let home = folder.path().join("home");
+    let bare = folder.path().join("repository.git");
+    let (next, cleanup) = connect(&home, &worker_image(), 0).await;
+    let label = cleanup.0.clone().unwrap();
+    let mut request = suite::request("r1");
+    request.project_id = "p".into();
+    request.job_id = "job-1".into();
+    request.task_id = "one".into();
+    request.repository.source = Source::Path(bare.to_str().unwrap().into());
+    request.repository.base_sha = base;
+    request.repository.branch = "task/one".into();
+    request.agent.adapter = "command".into();
+    let script = format!(
+        "echo run >> .git/runs; touch here; while [ ! -e go ]; do sleep 0.05; done; rm here go; {WHICH}"
+    );
+    request.agent.command = ["sh", "-euc", &script].map(str::to_owned).to_vec();
+    std::fs::write(home.join("request"), serde_json::to_vec(&request).unwrap()).unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "warm::the_program_that_dies",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(HOME, &home)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let workspace = home.join("workspaces/p/job-1/one");
+    for sign in [home.join("ready"), workspace.join("here")] {
+        until(async || sign.exists().then_some(())).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The next one has the same folders, and keeps none ready.
+    let bus: Arc<dyn Transport> = Arc::new(LocalTransport::open(home.join("bus")).await.unwrap());
+    let models = Arc::new(Models::default());
+    let options = options(&home, next, Arc::clone(&bus), models);
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(Spawner::new(options).unwrap().run(shutdown.clone()));
+    let worker = until(async || {
+        let all = containers(&label);
+        (all.len() == 1).then(|| all[0].clone())
+    })
+    .await;
+    std::fs::write(workspace.join("go"), "").unwrap();
+    assert_succeeded(&wait_result(&bus, "r1").await);
+    let which = git(&bare, &["show", "task/one:which"]);
+    assert!(worker.starts_with(which.trim()), "it is the same one");
+    let runs = std::fs::read_to_string(workspace.join(".git/runs")).unwrap();
+    assert_eq!(runs, "run\n", "it worked once");
+    until(async || containers(&label).is_empty().then_some(())).await;
+    until(async || (slots(&home) == 0).then_some(())).await;
+    shutdown.cancel();
+    tokio::time::timeout(SOON, running)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}

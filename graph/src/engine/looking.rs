@@ -178,6 +178,8 @@ impl Engine {
     ///   values; the checkpoint.
     /// - When a step does not get to its end, because a task waits, fails for good or is cancelled: the tasks that ran, and
     ///   then the suspension or the end. Tasks that had finished do not run again; their updates are marked as cached.
+    /// - What happens inside of a subgraph, in the same order, between the start of the task that it runs in and what came of
+    ///   that; subgraphs that run at the same time are told apart by their namespaces.
     ///
     /// Of what happens in other processes there is what the database keeps ([`StreamItem::live`] is false), from the moment the
     /// stream is first polled: of each checkpoint the updates of its step (together), the values, and the checkpoint;

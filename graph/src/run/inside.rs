@@ -304,6 +304,7 @@ impl<T: State> Inner<T> {
                 _ => {}
             }
         }
+        run.tell_started(&mut self.tasks);
         run.run_ready(&mut self.tasks)
             .await
             .map_err(|Broken| NodeError::lost())?;
@@ -584,6 +585,9 @@ impl<T: State> Inner<T> {
     /// Keeps what the tasks of a superstep that is not over have done.
     fn set_aside(&mut self) -> Vec<Task<T>> {
         let mut tasks = std::mem::take(&mut self.tasks);
+        if !self.run.shared.is_broken() {
+            self.run.tell_unfinished(&mut tasks);
+        }
         if self.place.records && !tasks.is_empty() {
             let mut left = self.run.commit();
             Run::record(&mut tasks, &mut left);

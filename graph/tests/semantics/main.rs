@@ -12,6 +12,7 @@ mod deferred;
 mod documents;
 mod expiry;
 mod failure;
+mod following;
 mod graphs;
 mod handlers;
 mod inputs;

@@ -2,22 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use graph::{
-    Context, END, Engine, Goto, GraphBuilder, Keep, MessageChunk, Modes, NodeError, NodeOptions,
-    RetryPolicy, START, Send, ServeOptions, StorageError, StreamItem, StreamKind, TaskResult,
-    ThreadId, ThreadStatus, Trigger, WaitFor,
-    checkpoint::{Checkpointer, StateRows},
+    Context, END, Goto, GraphBuilder, MessageChunk, Modes, NodeError, NodeOptions, RetryPolicy,
+    START, Send, StreamItem, StreamKind, SubgraphMemory, SubgraphOptions, TaskResult, ThreadStatus,
+    Trigger,
 };
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::lab::{
-    Count, Notes, log, notes, options, promise, run, serve, start, start_and_run, start_as, takes,
-    thread,
+    Count, Notes, log, notes, options, promise, run, serve, start, start_and_run, takes, thread,
 };
-use crate::storage::delegate::{Delegate, Delegating};
+use crate::subgraphs::{Inner, InnerUpdate, asks, back, inner, line, nothing};
 
 fn short(item: &StreamItem) -> String {
     let step = item.step;
@@ -89,15 +86,27 @@ fn short(item: &StreamItem) -> String {
 }
 
 /// What comes until the thread has ended.
-async fn lines(items: BoxStream<'static, StreamItem>) -> Vec<String> {
+pub async fn lines(items: BoxStream<'static, StreamItem>) -> Vec<String> {
     let all = items.map(|item| short(&item)).collect();
     tokio::time::timeout(Duration::from_secs(10), all)
         .await
         .expect("the stream ends with the thread")
 }
 
+/// The same, each with the subgraph that it comes from.
+async fn placed(items: BoxStream<'static, StreamItem>) -> Vec<String> {
+    let all = items.map(|item| {
+        let inside = item.namespace.is_empty().then(String::new);
+        let inside = inside.unwrap_or_else(|| format!("{}: ", item.namespace.join("/")));
+        format!("{inside}{}", short(&item))
+    });
+    tokio::time::timeout(Duration::from_secs(10), all.collect())
+        .await
+        .expect("the stream ends with the thread")
+}
+
 /// So many items.
-async fn some(items: &mut BoxStream<'static, StreamItem>, count: usize) -> Vec<String> {
+pub async fn some(items: &mut BoxStream<'static, StreamItem>, count: usize) -> Vec<String> {
     let some = items.take(count).map(|item| short(&item)).collect();
     tokio::time::timeout(Duration::from_secs(10), some)
         .await
@@ -359,267 +368,6 @@ promise! {
     }
 }
 
-// ---- runs in other processes ----
-
-/// Two steps, a wait, and two more.
-fn relay() -> GraphBuilder<Notes> {
-    let mut graph = notes("g").node("wait", |_, ctx: Context| async move {
-        ctx.wait_any("go", &WaitFor::new().signal("go")).await?;
-        Ok(log("wait").seen([("went".to_owned(), 1)].into()))
-    });
-    for name in ["a", "b", "c", "d"] {
-        graph = graph.node(name, move |_, ctx: Context| async move {
-            ctx.custom(&name)?;
-            Ok(log(name).sum(1))
-        });
-    }
-    graph
-        .edge(START, "a")
-        .edge("a", "b")
-        .edge("b", "wait")
-        .edge("wait", "c")
-        .edge("c", "d")
-        .edge("d", END)
-}
-
-const KEPT: Modes = Modes::VALUES;
-
-promise! {
-    async fn a_run_in_another_process_is_followed_by_what_the_database_keeps(lab) {
-        let (runner, reader) = (lab.notes(relay()).await, lab.notes(relay()).await);
-        let waits = Arc::new(Notify::new());
-        let tell = waits.clone();
-        let items = reader.follow_from("t", 0, Modes::ALL).inspect(move |item| {
-            if matches!(item.kind, StreamKind::Suspended { .. }) {
-                tell.notify_one();
-            }
-        }).boxed();
-        let server = serve(&runner, options());
-        let told = tokio::spawn(lines(items));
-        start(&runner).await;
-        waits.notified().await;
-        runner.signal("t", "go", "1", &()).await.expect("is taken");
-        assert_eq!(told.await.expect("did not panic"), [
-            "stored 1 a [{\"log\":[\"a\"],\"sum\":1}]",
-            "stored 1 values [\"a\"]",
-            "stored 1 checkpoint 1 on 0 then b",
-            "stored 2 b [{\"log\":[\"b\"],\"sum\":1}]",
-            "stored 2 values [\"a\",\"b\"]",
-            "stored 2 checkpoint 2 on 1 then wait",
-            "stored waits for go",
-            "stored 3 wait [{\"log\":[\"wait\"],\"seen\":{\"went\":1}}]",
-            "stored 3 values [\"a\",\"b\",\"wait\"]",
-            "stored 3 checkpoint 3 on 2 then c",
-            "stored 4 c [{\"log\":[\"c\"],\"sum\":1}]",
-            "stored 4 values [\"a\",\"b\",\"wait\",\"c\"]",
-            "stored 4 checkpoint 4 on 3 then d",
-            "stored 5 d [{\"log\":[\"d\"],\"sum\":1}]",
-            "stored 5 values [\"a\",\"b\",\"wait\",\"c\",\"d\"]",
-            "stored 5 checkpoint 5 on 4 then ",
-            "stored Done",
-        ]);
-        server.drain().await;
-    }
-}
-
-promise! {
-    async fn a_follower_stays_with_a_thread_that_moves_between_processes(lab) {
-        let (here, there) = (lab.notes(relay()).await, lab.notes(relay()).await);
-        // The first part here, the rest there.
-        let mut items = here.follow("t", KEPT);
-        start(&here).await;
-        run(&here).await;
-        assert_eq!(some(&mut items, 3).await, ["1 values [\"a\"]", "2 values [\"a\",\"b\"]", "waits for go"]);
-        there.signal("t", "go", "1", &()).await.expect("is taken");
-        run(&there).await;
-        assert_eq!(lines(items).await, [
-            "stored 3 values [\"a\",\"b\",\"wait\"]",
-            "stored 4 values [\"a\",\"b\",\"wait\",\"c\"]",
-            "stored 5 values [\"a\",\"b\",\"wait\",\"c\",\"d\"]",
-            "stored Done",
-        ]);
-    }
-}
-
-promise! {
-    async fn what_happened_elsewhere_is_told_before_what_happens_here(lab) {
-        let (here, there) = (lab.notes(relay()).await, lab.notes(relay()).await);
-        let items = here.follow_from("t", 0, KEPT);
-        // The first part there; nobody reads until it is over here.
-        start(&there).await;
-        run(&there).await;
-        here.signal("t", "go", "1", &()).await.expect("is taken");
-        run(&here).await;
-        assert_eq!(lines(items).await, [
-            "stored 1 values [\"a\"]",
-            "stored 2 values [\"a\",\"b\"]",
-            "3 values [\"a\",\"b\",\"wait\"]",
-            "4 values [\"a\",\"b\",\"wait\",\"c\"]",
-            "5 values [\"a\",\"b\",\"wait\",\"c\",\"d\"]",
-            "Done",
-        ]);
-    }
-}
-
-promise! {
-    async fn a_reader_goes_on_from_the_checkpoint_that_it_knows(lab) {
-        let engine = lab.notes(relay()).await;
-        start_and_run(&engine).await;
-        let mut items = engine.follow_from("t", 1, KEPT);
-        assert_eq!(some(&mut items, 2).await, ["stored 2 values [\"a\",\"b\"]", "stored waits for go"]);
-        engine.signal("t", "go", "1", &()).await.expect("is taken");
-        run(&engine).await;
-        assert_eq!(lines(engine.follow_from("t", 4, KEPT)).await, ["stored 5 values [\"a\",\"b\",\"wait\",\"c\",\"d\"]", "stored Done"]);
-        assert_eq!(lines(engine.follow_from("t", 5, KEPT)).await, ["stored Done"]);
-    }
-}
-
-promise! {
-    async fn a_follower_hears_of_another_process_without_a_poll(lab) {
-        let (runner, other) = (lab.notes(relay()).await, lab.notes(relay()).await);
-        let never = Duration::from_mins(10);
-        let reader: Engine = Engine::builder(lab.store.clone())
-            .graph(relay().compile().expect("compiles"))
-            .poll(never)
-            .build()
-            .await
-            .expect("builds");
-        let server = serve(&runner, ServeOptions { poll: never, ..options() });
-        let mut items = reader.follow_from("t", 0, KEPT);
-        let mut told = Vec::new();
-        let (some, ()) = tokio::join!(some(&mut items, 3), async {
-            takes(20).await;
-            start(&other).await;
-        });
-        told.extend(some);
-        other.signal("t", "go", "1", &()).await.expect("is taken");
-        told.extend(lines(items).await);
-        assert_eq!(told.len(), 7, "{told:?}");
-        assert_eq!(told.last().map(String::as_str), Some("stored Done"));
-        server.drain().await;
-    }
-}
-
-/// Counts how often states are read.
-struct Counted {
-    inner: Arc<dyn Checkpointer>,
-    reads: Count,
-}
-
-#[async_trait]
-impl Delegate for Counted {
-    fn inner(&self) -> &dyn Checkpointer {
-        &*self.inner
-    }
-    async fn state_rows(
-        &self,
-        thread: &ThreadId,
-        checkpoint: Option<u64>,
-    ) -> Result<StateRows, StorageError> {
-        self.reads.up();
-        self.inner.state_rows(thread, checkpoint).await
-    }
-}
-
-promise! {
-    async fn a_follower_that_has_much_to_catch_up_with_reads_many_states_at_once(lab) {
-        const STEPS: u32 = 400;
-        let runner = lab.notes(counting(STEPS.into())).await;
-        start_and_run(&runner).await;
-        let reads = Count::default();
-        let store = Arc::new(Delegating(Counted { inner: lab.store.clone(), reads: reads.clone() }));
-        let graph = counting(STEPS.into()).compile().expect("compiles");
-        let reader = Engine::builder(store).graph(graph).build().await.expect("builds");
-        let told = lines(reader.follow_from("t", 0, Modes::VALUES | Modes::UPDATES)).await;
-        let mut log = Vec::new();
-        let mut expected = Vec::new();
-        for n in 0..STEPS {
-            log.push(n.to_string());
-            expected.push(format!("stored {} count [{{\"log\":[\"{n}\"],\"sum\":1}}]", n + 1));
-            expected.push(format!("stored {} values {}", n + 1, json!(log)));
-        }
-        expected.push("stored Done".to_owned());
-        assert!(told == expected, "{:?}", told.iter().zip(&expected).find(|(told, expected)| told != expected));
-        // Where states are kept as they are, each is looked up by itself.
-        if !lab.store.keeps_values() {
-            assert!(reads.get() * 10 <= STEPS as usize, "{} requests", reads.get());
-        }
-    }
-}
-
-/// Counts to so many, a step each.
-fn counting(to: i64) -> GraphBuilder<Notes> {
-    notes("g")
-        .node("count", |notes: Arc<Notes>, _| async move {
-            Ok(log(notes.sum.to_string()).sum(1))
-        })
-        .edge(START, "count")
-        .conditional("count", ["count", END], move |s: &Notes| {
-            if s.sum < to { "count" } else { END }
-        })
-}
-
-promise! {
-    async fn a_reader_is_told_what_pruning_has_taken_before_it_came(lab) {
-        let engine = lab.notes(counting(5)).await;
-        start_and_run(&engine).await;
-        engine.prune("t", Keep::latest()).await.expect("prunes");
-        let last = ["stored 5 values [\"0\",\"1\",\"2\",\"3\",\"4\"]", "stored Done"];
-        for (from, missed) in [(0, "stored missed 4"), (1, "stored missed 3"), (3, "stored missed 1")] {
-            let told = lines(engine.follow_from("t", from, KEPT)).await;
-            assert_eq!(told, [missed, last[0], last[1]], "from {from}");
-        }
-        // Who knows the one before has missed nothing.
-        assert_eq!(lines(engine.follow_from("t", 4, KEPT)).await, last);
-    }
-}
-
-promise! {
-    async fn a_reader_is_told_what_pruning_takes_while_it_reads(lab) {
-        let engine = lab.notes(counting(200)).await;
-        start_and_run(&engine).await;
-        let mut items = engine.follow_from("t", 0, Modes::UPDATES);
-        // The list of all of them is read with the first, and what is in some of them.
-        let first = some(&mut items, 1).await;
-        assert_eq!(first, ["stored 1 count [{\"log\":[\"0\"],\"sum\":1}]"]);
-        engine.prune("t", Keep::latest()).await.expect("prunes");
-        let mut rest = lines(items).await;
-        assert_eq!(rest.pop().as_deref(), Some("stored Done"));
-        let missed = rest.pop().expect("says how much is missing");
-        for (line, n) in rest.iter().zip(1..) {
-            assert_eq!(*line, format!("stored {} count [{{\"log\":[\"{n}\"],\"sum\":1}}]", n + 1));
-        }
-        assert!(rest.len() < 60, "{}", rest.len());
-        // What the last step changed is not kept apart from what was before it.
-        assert_eq!(missed, format!("stored missed {}", 198 - rest.len()));
-    }
-}
-
-promise! {
-    async fn a_follower_goes_along_when_another_branch_becomes_the_head(lab) {
-        let (here, there) = (lab.notes(relay()).await, lab.notes(relay()).await);
-        for (id, runner) in [("live", &here), ("stored", &there)] {
-            start_as(runner, id).await;
-            run(runner).await;
-            let mut items = here.follow_from(id, 0, KEPT);
-            let first = some(&mut items, 3).await;
-            assert_eq!(first, ["stored 1 values [\"a\"]", "stored 2 values [\"a\",\"b\"]", "stored waits for go"]);
-            // As if `wait` had run, on a branch from where it was to run.
-            let branch = runner.fork(id, 2, "wait", &log("as wait")).await.expect("forks");
-            runner.set_head(id, branch).await.expect("is a branch");
-            run(runner).await;
-            let rest = lines(items).await;
-            let states: Vec<&str> = rest.iter().map(|line| line.trim_start_matches("stored ")).collect();
-            assert_eq!(states, [
-                "2 values [\"a\",\"b\",\"as wait\"]",
-                "3 values [\"a\",\"b\",\"as wait\",\"c\"]",
-                "4 values [\"a\",\"b\",\"as wait\",\"c\",\"d\"]",
-                "Done",
-            ], "{id}");
-        }
-    }
-}
-
 promise! {
     async fn an_error_handler_that_takes_over_is_seen_in_the_step_of_the_failed_task(lab) {
         let engine = lab.notes(
@@ -640,5 +388,154 @@ promise! {
             "1 checkpoint 1 on 0 then ",
             "Done",
         ]);
+    }
+}
+
+// ---- tasks inside of subgraphs ----
+
+promise! {
+    async fn tasks_inside_of_subgraphs_are_seen_where_they_are(lab) {
+        let ran = [Count::default(), Count::default(), Count::default()];
+        let engine = lab.notes(
+            notes("g").subgraph("sub", &asks(&ran), nothing, back).edge(START, "sub").edge("sub", END),
+        ).await;
+        let tasks = engine.follow("t", Modes::TASKS);
+        // Who wants something else is not told of them.
+        let values = engine.follow("t", Modes::CHECKPOINTS);
+        let waiting = start_and_run(&engine).await;
+        engine.answer("t", &waiting.waits[0].id, "Ada").await.expect("is taken");
+        run(&engine).await;
+        assert_eq!(placed(tasks).await, [
+            "1 start sub #1",
+            "sub: 1 start sub/1/before #1",
+            "sub: 1 done sub/1/before #1",
+            "sub: 2 start sub/2/ask #1",
+            "sub: 2 suspended sub/2/ask on name",
+            "1 suspended sub on name",
+            "waits for name",
+            "1 start sub #1",
+            "sub: 2 start sub/2/ask #1",
+            "sub: 2 done sub/2/ask #1",
+            "sub: 3 start sub/3/after #1",
+            "sub: 3 done sub/3/after #1",
+            "1 done sub #1",
+            "Done",
+        ]);
+        assert_eq!(placed(values).await, ["waits for name", "1 checkpoint 1 on 0 then ", "Done"]);
+    }
+}
+
+promise! {
+    async fn what_fails_inside_of_a_subgraph_is_seen_and_what_is_not_run_again(lab) {
+        let tries = Count::default();
+        let counted = tries.clone();
+        let child = inner("child")
+            .node("bad", move |_, _| {
+                let n = counted.up();
+                async move { if n == 1 { Err(NodeError::msg("no")) } else { Ok(line("bad")) } }
+            })
+            .node("good", |_, _| async { Ok(line("good")) })
+            .edge(START, "bad").edge(START, "good").edge("bad", END).edge("good", END)
+            .compile().expect("compiles");
+        let retry = RetryPolicy::default().attempts(2).first_interval(Duration::from_millis(1));
+        let options = SubgraphOptions::default().node(NodeOptions::default().retry(retry));
+        let engine = lab.notes(
+            notes("g").subgraph_with("sub", options, &child, nothing, back).edge(START, "sub").edge("sub", END),
+        ).await;
+        let tasks = engine.follow("t", Modes::TASKS);
+        start_and_run(&engine).await;
+        let told = placed(tasks).await;
+        assert_eq!(told[..5], [
+            "1 start sub #1",
+            "sub: 1 start sub/1/bad #1",
+            "sub: 1 start sub/1/good #1",
+            "sub: 1 failed sub/1/bad #1: node `bad`: no",
+            "sub: 1 done sub/1/good #1",
+        ]);
+        assert!(told[5].starts_with("1 failed sub #1: ") && told[5].ends_with(" again"), "{}", told[5]);
+        assert_eq!(told[6..], [
+            "1 start sub #2",
+            "sub: 1 start sub/1/bad #2",
+            "sub: 1 done sub/1/bad #2",
+            "sub: 1 done sub/1/good cached",
+            "1 done sub #2",
+            "Done",
+        ]);
+    }
+}
+
+promise! {
+    async fn what_is_cancelled_inside_of_a_subgraph_is_seen(lab) {
+        let started = Arc::new(Notify::new());
+        let tell = started.clone();
+        let child = inner("child")
+            .node("a", move |_, ctx: Context| {
+                let tell = tell.clone();
+                async move {
+                    tell.notify_one();
+                    crate::lab::until_cancelled(&ctx).await;
+                    Err::<(), _>(NodeError::msg("stopped"))
+                }
+            })
+            .edge(START, "a").edge("a", END)
+            .compile().expect("compiles");
+        let engine = lab.notes(
+            notes("g").subgraph("sub", &child, nothing, back).edge(START, "sub").edge("sub", END),
+        ).await;
+        let tasks = engine.follow("t", Modes::TASKS);
+        let server = serve(&engine, options());
+        start(&engine).await;
+        started.notified().await;
+        engine.cancel("t", "enough").await.expect("is taken");
+        assert_eq!(placed(tasks).await, [
+            "1 start sub #1",
+            "sub: 1 start sub/1/a #1",
+            "sub: 1 cancelled sub/1/a",
+            "1 cancelled sub",
+            "Cancelled",
+        ]);
+        server.drain().await;
+    }
+}
+
+promise! {
+    async fn each_task_of_a_fan_out_is_seen_with_what_runs_inside_of_it_however_deep(lab) {
+        let deepest = inner("deepest")
+            .node("leaf", |_: Arc<Inner>, _| async { Ok(line("leaf")) })
+            .edge(START, "leaf").edge("leaf", END)
+            .compile().expect("compiles");
+        let middle = inner("middle")
+            .node("calls", move |_: Arc<Inner>, ctx: Context| {
+                let deepest = deepest.clone();
+                async move {
+                    // Also one that leaves nothing behind.
+                    let leaf = ctx.invoke("deep", &deepest, SubgraphMemory::Stateless, InnerUpdate::default()).await?;
+                    Ok(InnerUpdate::default().lines(leaf.lines.clone()))
+                }
+            })
+            .edge(START, "calls").edge("calls", END)
+            .compile().expect("compiles");
+        let engine = lab.notes(
+            notes("g")
+                .subgraph("sub", &middle, nothing, back)
+                .conditional(START, ["sub"], |_| Goto::sends((0..2).map(|n| Send::new("sub", &n))))
+                .edge("sub", END),
+        ).await;
+        let tasks = engine.follow("t", Modes::TASKS);
+        start_and_run(&engine).await;
+        let told = placed(tasks).await;
+        for task in ["0:sub", "1:sub"] {
+            let of_it: Vec<&String> = told.iter().filter(|line| line.contains(task)).collect();
+            let n = &task[..1];
+            assert_eq!(of_it, [
+                &format!("1 start {task}({n}) #1"),
+                &format!("{task}: 1 start {task}/1/calls #1"),
+                &format!("{task}/calls+deep: 1 start {task}/1/calls+deep/1/leaf #1"),
+                &format!("{task}/calls+deep: 1 done {task}/1/calls+deep/1/leaf #1"),
+                &format!("{task}: 1 done {task}/1/calls #1"),
+                &format!("1 done {task} #1"),
+            ], "{told:?}");
+        }
+        assert_eq!(told.len(), 13);
     }
 }

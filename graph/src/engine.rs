@@ -126,7 +126,7 @@ impl Engine {
             });
         }
         let input = serde_json::to_value(update)?;
-        self.shared.graph(graph)?.check_input(&input)?;
+        let input = self.shared.graph(graph)?.read_input(input)?;
         let thread = NewThread {
             id,
             graph: graph.to_owned(),

@@ -9,8 +9,8 @@ use crate::{
     builder::Compiled,
     cache::Cache,
     checkpoint::{
-        Bell, Channels, Checkpointer, Claim, Commit, Loaded, NewCheckpoint, StateRow, StateRows,
-        StorageError, StoredPart, ThreadRecord, ThreadStatus,
+        Bell, Channels, Checkpointer, Claim, Commit, Input, Loaded, NewCheckpoint, StateRow,
+        StateRows, StorageError, StoredPart, ThreadRecord, ThreadStatus,
     },
     documents::Documents,
     error::EngineError,
@@ -40,20 +40,23 @@ pub(crate) trait AnyGraph: Send + Sync {
     fn name(&self) -> &str;
     fn shape(&self) -> &Shape;
     fn state_type(&self) -> TypeId;
+    /// Reads a first update. An error if it does not fit.
+    fn read_input(&self, input: Value) -> Result<Input, ChannelError>;
+    /// Whether a further update fits.
     fn check_input(&self, input: &Value) -> Result<(), ChannelError>;
-    fn values(&self, input: &Value, rows: StateRows) -> Result<Value, ChannelError>;
+    fn values(&self, input: &Input, rows: StateRows) -> Result<Value, ChannelError>;
     /// What a checkpoint holds when what was before it goes.
-    fn snapshot(&self, input: &Value, rows: StateRows) -> Result<Channels, ChannelError>;
+    fn snapshot(&self, input: &Input, rows: StateRows) -> Result<Channels, ChannelError>;
     /// The updates whose effect, one after the other, is that of a row.
     fn updates(&self, row: &StateRow) -> Vec<Value>;
     /// The nodes that run first.
-    fn entry(&self, input: &Value) -> Vec<String>;
+    fn entry(&self, input: &Input) -> Vec<String>;
     /// What is stored, channel by channel.
-    fn stored(&self, input: &Value, rows: StateRows) -> Result<StoredState, ChannelError>;
+    fn stored(&self, input: &Input, rows: StateRows) -> Result<StoredState, ChannelError>;
     fn fork(
         &self,
         thread: &ThreadId,
-        input: &Value,
+        input: &Input,
         rows: StateRows,
         as_node: Option<&str>,
         change: Forked,
@@ -80,16 +83,21 @@ impl<S: State> AnyGraph for Compiled<S> {
         TypeId::of::<S>()
     }
 
-    fn check_input(&self, input: &Value) -> Result<(), ChannelError> {
-        S::Update::from_json(input.clone()).map(|_| ())
+    fn read_input(&self, input: Value) -> Result<Input, ChannelError> {
+        let update = S::Update::read(&input)?;
+        Ok(Input::read(input, update))
     }
 
-    fn values(&self, input: &Value, mut rows: StateRows) -> Result<Value, ChannelError> {
+    fn check_input(&self, input: &Value) -> Result<(), ChannelError> {
+        S::Update::read(input).map(|_| ())
+    }
+
+    fn values(&self, input: &Input, mut rows: StateRows) -> Result<Value, ChannelError> {
         let state: Arc<S> = restore(input, &mut rows)?;
         Ok(Value::Object(state.channels()?))
     }
 
-    fn snapshot(&self, input: &Value, mut rows: StateRows) -> Result<Channels, ChannelError> {
+    fn snapshot(&self, input: &Input, mut rows: StateRows) -> Result<Channels, ChannelError> {
         let pasts = Pasts::of(&rows);
         let extent = Extent::on::<S>(&rows.rows);
         let state: Arc<S> = restore(input, &mut rows)?;
@@ -98,7 +106,7 @@ impl<S: State> AnyGraph for Compiled<S> {
         Ok(snapshot)
     }
 
-    fn stored(&self, input: &Value, rows: StateRows) -> Result<StoredState, ChannelError> {
+    fn stored(&self, input: &Input, rows: StateRows) -> Result<StoredState, ChannelError> {
         StoredState::read::<S>(&self.name, input, rows)
     }
 
@@ -106,7 +114,7 @@ impl<S: State> AnyGraph for Compiled<S> {
         updates_of::<S>(row)
     }
 
-    fn entry(&self, input: &Value) -> Vec<String> {
+    fn entry(&self, input: &Input) -> Vec<String> {
         rebuild::<S>(input, Vec::new())
             .ok()
             .and_then(|state| Plan::entry(self, &state).ok())
@@ -117,7 +125,7 @@ impl<S: State> AnyGraph for Compiled<S> {
     fn fork(
         &self,
         thread: &ThreadId,
-        input: &Value,
+        input: &Input,
         rows: StateRows,
         as_node: Option<&str>,
         change: Forked,

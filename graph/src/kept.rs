@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     builder::Compiled,
-    checkpoint::{Channels, KeptState, KeptStep, StateRows, Step, Whole},
+    checkpoint::{Channels, Input, KeptState, KeptStep, StateRows, Step, Whole},
     nest::Pasts,
     plan::Plan,
     private::chain,
@@ -81,7 +81,7 @@ pub(crate) fn output<S: State>(graph: &Compiled<S>, state: &S) -> Value {
 
 /// The state that the rows lead to: the one that was kept, if it is of this type, else rebuilt.
 pub(crate) fn restore<S: State>(
-    input: &Value,
+    input: &Input,
     rows: &mut StateRows,
 ) -> Result<Arc<S>, ChannelError> {
     // Taken out, so that the run is the only one who has it, and can change it in place.

@@ -20,6 +20,14 @@ pub fn from_value<T: DeserializeOwned>(
     serde_json::from_value(value).map_err(|source| ChannelError::Value { channel, source })
 }
 
+/// The same of a value that is needed afterwards.
+pub fn from_ref<T: DeserializeOwned>(
+    channel: &'static str,
+    value: &Value,
+) -> Result<T, ChannelError> {
+    T::deserialize(value).map_err(|source| ChannelError::Value { channel, source })
+}
+
 pub fn unknown_channel<S: State>(channel: String) -> ChannelError {
     let known = S::CHANNELS
         .iter()

@@ -2,11 +2,14 @@
 //!
 //! Both traits here are implemented by `#[derive(State)]`; nobody writes them by hand.
 
+#[cfg(test)]
+mod tests;
+
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
-    checkpoint::{Channels, StateRow},
+    checkpoint::{Channels, Input, StateRow},
     kept::Updates,
     nest::HIDDEN,
 };
@@ -148,6 +151,19 @@ pub trait Update: Clone + Default + Serialize + DeserializeOwned + Send + Sync +
             Value::String(_) => Err(ChannelError::NotAnObject("a string")),
             Value::Array(_) => Err(ChannelError::NotAnObject("an array")),
         }
+    }
+
+    /// The same of a value that is needed afterwards: [`Update::from_json`] without taking it.
+    fn read(value: &Value) -> Result<Self, ChannelError> {
+        match value {
+            Value::Object(channels) => Self::read_channels(channels),
+            other => Self::from_json(other.clone()),
+        }
+    }
+
+    /// [`Update::from_channels`] without taking them.
+    fn read_channels(channels: &Channels) -> Result<Self, ChannelError> {
+        Self::from_channels(channels.clone())
     }
 }
 
@@ -356,15 +372,28 @@ pub(crate) fn snapshot<S: State>(state: &S, extent: Extent) -> Result<Channels, 
 }
 
 /// Rebuilds a state from its first update and the rows of its branch.
-pub(crate) fn rebuild<S: State>(input: &Value, mut rows: Vec<StateRow>) -> Result<S, ChannelError> {
+pub(crate) fn rebuild<S: State>(input: &Input, mut rows: Vec<StateRow>) -> Result<S, ChannelError> {
     let mut state = S::default();
-    let mut first = input.clone();
+    if let Some(update) = input.update::<S::Update>()
+        && rows.iter().all(|row| row.snapshot.is_none())
+    {
+        state.apply(update.clone());
+        replay(&mut state, rows)?;
+        return Ok(state);
+    }
+    let mut first = Value::clone(input);
     if let Value::Object(channels) = &mut first {
         // What the struct does not have any more is passed over, as in the rows.
         channels.retain(|name, _| S::CHANNELS.iter().any(|channel| channel.name == name));
     }
     forget_settled(&mut first, &mut rows);
     state.apply(S::Update::from_json(first)?);
+    replay(&mut state, rows)?;
+    Ok(state)
+}
+
+/// Folds the rows of a branch into a state.
+fn replay<S: State>(state: &mut S, rows: Vec<StateRow>) -> Result<(), ChannelError> {
     for row in rows {
         let mut appends = row.appends;
         let mut changes = row.changes;
@@ -388,9 +417,9 @@ pub(crate) fn rebuild<S: State>(input: &Value, mut rows: Vec<StateRow>) -> Resul
                 }
             }
         }
-        Changes { appends, changes }.replay(&mut state)?;
+        Changes { appends, changes }.replay(state)?;
     }
-    Ok(state)
+    Ok(())
 }
 
 /// Takes out what the newest snapshot has values for anyway: it need not even fit the channels' types.
@@ -459,136 +488,4 @@ pub(crate) fn channels_weight(fields: &Channels) -> usize {
         .map(|(name, value)| name.len() + weight(value) + 4)
         .sum::<usize>()
         + 2
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use serde_json::json;
-
-    use super::*;
-
-    fn longest(word: &mut String, other: &str) {
-        if other.len() > word.len() {
-            other.clone_into(word);
-        }
-    }
-
-    #[derive(Clone, Debug, Default, PartialEq, crate::State)]
-    struct All {
-        #[channel(append)]
-        list: Vec<u8>,
-        #[channel(merge)]
-        map: BTreeMap<String, u8>,
-        #[channel(merge)]
-        set: BTreeSet<u8>,
-        #[channel(reduce = |word: &mut String, other: String| longest(word, &other))]
-        word: String,
-        #[channel(reduce = Vec::push, update = u8)]
-        pushed: Vec<u8>,
-        maybe: Option<u8>,
-        r#type: String,
-    }
-
-    fn update() -> AllUpdate {
-        AllUpdate::default()
-            .list(vec![1])
-            .list(vec![2])
-            .map([("a".to_owned(), 1)].into())
-            .set([3].into())
-            .word("long".into())
-            .pushed(9)
-            .maybe(Some(4))
-            .r#type("t".into())
-    }
-
-    #[test]
-    fn an_update_goes_through_json_and_back() {
-        let json = serde_json::to_value(update()).expect("is JSON");
-        assert_eq!(
-            json,
-            json!({"list": [1, 2], "map": {"a": 1}, "set": [3], "word": "long", "pushed": 9, "maybe": 4, "type": "t"})
-        );
-        let back: AllUpdate = serde_json::from_value(json).expect("is an update");
-        assert_eq!(
-            format!("{back:?}"),
-            "AllUpdate(list, map, set, word, pushed, maybe, type)"
-        );
-        let (mut one, mut other) = (All::default(), All::default());
-        one.apply(update());
-        other.apply(back);
-        assert_eq!(one, other);
-    }
-
-    #[test]
-    fn null_sets_an_optional_channel_to_nothing() {
-        let mut all = All::default();
-        all.apply(update());
-        all.apply(AllUpdate::from_json(json!({"maybe": null})).expect("is an update"));
-        assert_eq!(all.maybe, None);
-        all.apply(AllUpdate::from_json(Value::Null).expect("changes nothing"));
-        assert!(AllUpdate::from_json(json!([])).is_err());
-    }
-
-    #[test]
-    fn stored_changes_rebuild_the_state() {
-        let mut changes = Changes::default();
-        for update in [
-            update(),
-            AllUpdate::default().word("longer".into()).pushed(8),
-        ] {
-            changes.add::<All>(&update).expect("is JSON");
-        }
-        let row = StateRow {
-            checkpoint: 1,
-            appends: changes.appends,
-            changes: changes.changes,
-            snapshot: None,
-            kept: None,
-        };
-        let mut expected = All::default();
-        expected.apply(update());
-        expected.apply(AllUpdate::default().word("longer".into()).pushed(8));
-        let rebuilt: All = rebuild(&Value::Null, vec![row.clone()]).expect("fits");
-        assert_eq!(rebuilt, expected);
-        // The same from a snapshot: only the appends before it and in it count.
-        let row = StateRow {
-            snapshot: Some(snapshot(&expected, Extent::Usual).expect("is JSON")),
-            ..row
-        };
-        let rebuilt: All = rebuild(&json!({"word": "the very longest"}), vec![row]).expect("fits");
-        assert_eq!(rebuilt, expected);
-    }
-
-    #[test]
-    fn an_append_channel_in_a_snapshot_is_overwritten() {
-        let rows = [json!([1]), json!([2])].map(|items| StateRow {
-            checkpoint: 1,
-            appends: Map::from_iter([("list".to_owned(), items)]),
-            changes: Map::new(),
-            snapshot: None,
-            kept: None,
-        });
-        let mut rows = Vec::from(rows);
-        rows[1].snapshot = Some(Map::from_iter([("list".to_owned(), json!([7]))]));
-        let rebuilt: All = rebuild(&Value::Null, rows).expect("fits");
-        assert_eq!(rebuilt.list, [7]);
-    }
-
-    #[test]
-    fn channels_that_are_gone_are_passed_over_and_new_ones_have_their_default() {
-        let row = StateRow {
-            checkpoint: 1,
-            appends: Map::from_iter([("was".to_owned(), json!([1]))]),
-            changes: Map::from_iter([
-                ("gone".to_owned(), json!(1)),
-                ("maybe".to_owned(), json!(2)),
-            ]),
-            snapshot: None,
-            kept: None,
-        };
-        let rebuilt: All = rebuild(&Value::Null, vec![row]).expect("fits");
-        assert_eq!((rebuilt.maybe, rebuilt.list.len()), (Some(2), 0));
-    }
 }

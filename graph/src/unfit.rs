@@ -99,7 +99,8 @@ fn channel<S: State>(
         let fault = format!("the state of graph `{graph}` has no such channel (any more)");
         return (raw(name, None, &input, rows), Some(fault));
     };
-    let fits = rebuild::<S>(&input, rows.clone()).and_then(|state| state.channel(index));
+    let fits =
+        rebuild::<S>(&input.clone().into(), rows.clone()).and_then(|state| state.channel(index));
     match fits {
         Ok(value) => (value, None),
         Err(error) => {

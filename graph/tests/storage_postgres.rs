@@ -48,7 +48,7 @@ async fn running(db: &PostgresCheckpointer, count: usize) -> Vec<Lease> {
             graph: "g".to_owned(),
             parent: None,
             priority: Priority::Medium,
-            input: json!({}),
+            input: json!({}).into(),
         };
         db.create_thread(thread).await.expect("creates");
     }

@@ -29,7 +29,7 @@ fn thread(id: &str) -> NewThread {
         graph: "g".to_owned(),
         parent: None,
         priority: Priority::Medium,
-        input: json!({}),
+        input: json!({}).into(),
     }
 }
 
@@ -440,7 +440,7 @@ async fn what_the_database_refuses_is_refused_alone() {
     let bad_start = {
         let db = db.clone();
         let poisoned = NewThread {
-            input: json!("poison"),
+            input: json!("poison").into(),
             ..thread("bad")
         };
         asked(async move { db.create_thread(poisoned).await }).await

@@ -67,7 +67,7 @@ async fn the_clock_is_moved() {
         graph: "g".to_owned(),
         parent: None,
         priority: Priority::Medium,
-        input: serde_json::json!({}),
+        input: serde_json::json!({}).into(),
     };
     db.create_thread(thread).await.expect("creates");
     let thread = db

@@ -196,6 +196,12 @@ fn update_type(input: &DeriveInput, channels: &[Channel<'_>]) -> TokenStream {
             #name => update.#ident = ::core::option::Option::Some(::graph::__private::from_value(#name, value)?),
         }
     });
+    let read = channels.iter().map(|channel| {
+        let Channel { ident, name, .. } = channel;
+        quote! {
+            #name => update.#ident = ::core::option::Option::Some(::graph::__private::from_ref(#name, value)?),
+        }
+    });
     let debug = channels.iter().map(|channel| {
         let Channel { ident, name, .. } = channel;
         quote!(if self.#ident.is_some() { names.push(#name); })
@@ -234,6 +240,27 @@ fn update_type(input: &DeriveInput, channels: &[Channel<'_>]) -> TokenStream {
                             ::core::mem::drop(value);
                             return ::core::result::Result::Err(
                                 ::graph::__private::unknown_channel::<#state>(name),
+                            );
+                        }
+                    }
+                }
+                ::core::result::Result::Ok(update)
+            }
+
+            fn read_channels(
+                channels: &::graph::checkpoint::Channels,
+            ) -> ::core::result::Result<Self, ::graph::ChannelError> {
+                #[allow(unused_mut)]
+                let mut update = Self::default();
+                for (name, value) in channels {
+                    match name.as_str() {
+                        #(#read)*
+                        _ => {
+                            let _ = value;
+                            return ::core::result::Result::Err(
+                                ::graph::__private::unknown_channel::<#state>(
+                                    ::std::string::String::from(name.as_str()),
+                                ),
                             );
                         }
                     }

@@ -31,6 +31,7 @@
 mod bell;
 mod commit;
 mod error;
+mod input;
 mod kept;
 mod mail;
 mod retention;
@@ -50,6 +51,7 @@ use crate::{
 pub use bell::{Bell, MAX_MESSAGE_BYTES};
 pub use commit::{Commit, Loaded, Receipt, Then};
 pub use error::{StorageError, StoredPart};
+pub use input::Input;
 pub use kept::{KeptState, KeptStep, KeptWrite};
 pub(crate) use kept::{Noted, Step, Whole};
 pub use mail::{

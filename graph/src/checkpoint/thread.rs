@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Loaded;
+use super::{Input, Loaded};
 use crate::ids::ThreadId;
 
 /// How much longer a thread of the next lower priority waits before it is served first, in seconds.
@@ -125,7 +125,7 @@ pub struct NewThread {
     /// How urgent it is.
     pub priority: Priority,
     /// Its first update: an object of channels.
-    pub input: Value,
+    pub input: Input,
 }
 
 impl NewThread {
@@ -230,7 +230,7 @@ pub struct ThreadRecord {
     /// How many supersteps led to it.
     pub step: u64,
     /// Its first update.
-    pub input: Value,
+    pub input: Input,
     /// What it waits for.
     pub waits: Vec<WaitRecord>,
     /// When its wait ends by itself.

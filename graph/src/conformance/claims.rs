@@ -478,7 +478,7 @@ pub async fn a_yielded_thread_is_due_at_once(lab: &Lab) {
 pub async fn loading_needs_the_lease(lab: &Lab) {
     lab.db
         .create_thread(NewThread {
-            input: serde_json::json!({"n": 1}),
+            input: serde_json::json!({"n": 1}).into(),
             ..new_thread("t")
         })
         .await

@@ -463,7 +463,7 @@ pub async fn consumed_signals_leave_the_mailbox_and_their_keys_stay(lab: &Lab) {
 pub async fn a_child_is_started_once(lab: &Lab) {
     let lease = lab.running("t").await;
     let first = NewThread {
-        input: json!({"n": 1}),
+        input: json!({"n": 1}).into(),
         ..child("t", "c")
     };
     let commit = Commit {
@@ -474,7 +474,7 @@ pub async fn a_child_is_started_once(lab: &Lab) {
     let started = lab.thread("t/c").await;
     let second = NewThread {
         graph: "another".to_owned(),
-        input: json!({"n": 2}),
+        input: json!({"n": 2}).into(),
         ..child("t", "c")
     };
     let commit = Commit {

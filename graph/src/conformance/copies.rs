@@ -36,7 +36,7 @@ pub async fn a_copy_is_what_the_original_was(lab: &Lab) {
     });
     let new = NewThread {
         parent,
-        input: json!({"log": ["in"]}),
+        input: json!({"log": ["in"]}).into(),
         ..new_thread("t")
     };
     lab.db.create_thread(new).await.expect("creates");

@@ -179,7 +179,7 @@ pub(super) fn new_thread(id: &str) -> NewThread {
         graph: id.to_owned(),
         parent: None,
         priority: Priority::Medium,
-        input: json!({}),
+        input: json!({}).into(),
     }
 }
 

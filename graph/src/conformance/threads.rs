@@ -23,7 +23,7 @@ pub async fn a_new_thread_is_as_it_was_given(lab: &Lab) {
             name: "child".to_owned(),
         }),
         priority: Priority::Critical,
-        input: json!({"spec": {"title": "x"}, "n": 1}),
+        input: json!({"spec": {"title": "x"}, "n": 1}).into(),
     };
     lab.db.create_thread(given.clone()).await.expect("creates");
     let thread = lab.thread("mother/child").await;
@@ -48,7 +48,7 @@ pub async fn creating_a_thread_again_changes_nothing(lab: &Lab) {
     let again = NewThread {
         graph: "other".to_owned(),
         priority: Priority::Low,
-        input: json!({"other": true}),
+        input: json!({"other": true}).into(),
         ..new_thread("t")
     };
     let created = lab.db.create_thread(again).await.expect("answers");
@@ -335,7 +335,7 @@ pub async fn values_of_every_kind_come_back(lab: &Lab) {
     });
     lab.db
         .create_thread(NewThread {
-            input: value.clone(),
+            input: value.clone().into(),
             ..new_thread("t")
         })
         .await

@@ -132,10 +132,11 @@ impl Context {
         }
         let run = &self.inner.run;
         let input = serde_json::to_value(input)?;
-        run.engine
+        let input = run
+            .engine
             .graph(graph)
             .map_err(|error| NodeError::from(error).fatal())?
-            .check_input(&input)
+            .read_input(input)
             .map_err(|error| NodeError::from(error).fatal())?;
         let name = child_name(&run.renamed.lock(), name);
         let id = run.thread.child(&name);

@@ -112,7 +112,7 @@ pub(super) fn thread_as_far(row: &PgRow) -> Result<(Thread, Option<String>), Fau
         branch: count(row, 6)?,
         checkpoint: wide(row, 7)?,
         step: wide(row, 8)?,
-        input: or_noted(&mut bad, Value::Null, input)?,
+        input: or_noted(&mut bad, Value::Null, input)?.into(),
         waits: or_noted(&mut bad, Vec::new(), waits)?,
         wake_at: or_noted(&mut bad, None, wake_at)?.map(|time| time.0),
         error: optional(row, 16)?,

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     builder::Compiled,
-    checkpoint::{Channels, NewCheckpoint, Source, StateRows},
+    checkpoint::{Channels, Input, NewCheckpoint, Source, StateRows},
     error::EngineError,
     ids::ThreadId,
     kept::restore,
@@ -27,7 +27,7 @@ pub(crate) enum Forked {
 pub(crate) fn forked<S: State>(
     graph: &Compiled<S>,
     thread: &ThreadId,
-    input: &Value,
+    input: &Input,
     mut rows: StateRows,
     as_node: Option<&str>,
     change: Forked,

@@ -43,7 +43,7 @@ pub fn thread(id: &str) -> NewThread {
         graph: "g".to_owned(),
         parent: None,
         priority: Priority::Medium,
-        input: json!({"n": 1}),
+        input: json!({"n": 1}).into(),
     }
 }
 

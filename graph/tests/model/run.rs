@@ -65,7 +65,7 @@ impl Names {
                 name: "kid".to_owned(),
             }),
             priority: Priority::Medium,
-            input: json!({}),
+            input: json!({}).into(),
         }
     }
 }

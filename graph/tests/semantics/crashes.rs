@@ -455,7 +455,7 @@ promise! {
             graph: "g".to_owned(),
             parent: None,
             priority: Priority::default(),
-            input: serde_json::json!({"log": 5}),
+            input: serde_json::json!({"log": 5}).into(),
         }).await.expect("creates");
         crate::lab::run(&engine).await;
         assert_eq!(thread(&engine).await.status, ThreadStatus::Failed);

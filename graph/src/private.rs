@@ -1,6 +1,6 @@
 //! What the code written by `#[derive(State)]` calls. Not for anybody else; may change at any time.
 
-use std::fmt;
+use std::{fmt, future::poll_fn, pin::pin};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
@@ -71,4 +71,18 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Does some work while a future waits for the first time: what is dropped while a database writes delays nobody.
+pub(crate) async fn meanwhile<F: Future>(future: F, work: impl FnOnce()) -> F::Output {
+    let mut future = pin!(future);
+    let mut work = Some(work);
+    poll_fn(|context| {
+        let polled = future.as_mut().poll(context);
+        if let Some(work) = work.take() {
+            work();
+        }
+        polled
+    })
+    .await
 }

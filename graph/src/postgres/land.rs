@@ -1,5 +1,5 @@
-//! The statements that write jobs: one for a checkpoint alone, one for any number of them, one for everything, and (in
-//! [`pace`]) one for what most supersteps, starts and ends have.
+//! Writes jobs with the statement that does the least for them: those of [`step`] for one superstep, or for many that are nothing
+//! but checkpoints; that of [`pace`] for what most supersteps, starts and ends have; and the one here for everything.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,12 +9,12 @@ use super::{
     DEADLOCK_ATTEMPTS, is_transient,
     job::{Answer, CommitJob, Head, Job, More, SignalRow, StartRow, narrow},
     pace,
-    rows::{optional, wide},
+    step::{self, receipt},
     threads,
-    values::{Jsonb, Time, plain, text},
+    values::{Jsonb, Time, plain},
 };
 use crate::{
-    checkpoint::{Created, MAILBOX_LIMIT, Receipt, SignalOutcome, StorageError},
+    checkpoint::{Created, MAILBOX_LIMIT, SignalOutcome, StorageError},
     stored::{Fault, int, number},
 };
 
@@ -44,18 +44,26 @@ async fn once(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fault> {
             let outcome = threads::signal(db, signal).await?;
             Ok(vec![Ok(Answer::Signalled(outcome))])
         }
-        [Job::Commit(commit)] if commit.more.is_none() => step(db, commit).await,
+        [Job::Commit(commit)] if commit.more.is_none() => step::step(db, commit).await,
+        [Job::Commit(commit)] if step::is_lone(commit) => match step::lone(db, commit).await? {
+            Some(answers) => Ok(answers),
+            None => Box::pin(everything(db, jobs)).await,
+        },
+        // In boxes, because these are large, and what comes before them is moved about with each commit.
         _ => match bare(jobs) {
-            Some(steps) => step_all(db, &steps).await,
-            None => match pace::light(jobs) {
-                Some(light) => match light.land(db).await? {
-                    Some(answers) => Ok(answers),
-                    None => everything(db, jobs).await,
-                },
-                None => everything(db, jobs).await,
-            },
+            Some(steps) => Box::pin(step::step_all(db, &steps)).await,
+            None => Box::pin(mixed(db, jobs)).await,
         },
     }
+}
+
+async fn mixed(db: &mut PgConnection, jobs: &[&Job]) -> Result<Answers, Fault> {
+    if let Some(light) = pace::light(jobs)
+        && let Some(answers) = light.land(db).await?
+    {
+        return Ok(answers);
+    }
+    everything(db, jobs).await
 }
 
 /// The commits, if all jobs are commits of no more than a checkpoint.
@@ -68,137 +76,6 @@ fn bare<'a>(jobs: &[&'a Job]) -> Option<Vec<(&'a CommitJob, &'a Head)>> {
             _ => None,
         })
         .collect()
-}
-
-pub(super) fn receipt(checkpoint: u64, mail: i64, cancel: Option<String>, now: Time) -> Receipt {
-    Receipt {
-        checkpoint: Some(checkpoint),
-        released: false,
-        mail: number(mail),
-        cancel,
-        undelivered: Vec::new(),
-        now: now.0,
-    }
-}
-
-/// A row of what the two statements below answer.
-fn step_receipt(row: &PgRow) -> Result<Receipt, Fault> {
-    Ok(receipt(
-        wide(row, 0)?,
-        row.try_get(1)?,
-        optional(row, 2)?,
-        row.try_get(3)?,
-    ))
-}
-
-/// The fence, the head and the checkpoint in one statement.
-async fn step(db: &mut PgConnection, commit: &CommitJob) -> Result<Answers, Fault> {
-    let Some(head) = &commit.head else {
-        return Ok(vec![Err(commit.fenced())]);
-    };
-    let found = sqlx::query(
-        "with u as ( \
-             update graph_thread t set checkpoint = t.last_checkpoint + 1, last_checkpoint = t.last_checkpoint + 1, \
-                 step = $5, takeovers = 0, updated_at = now() \
-             where t.id = $1 and t.token = $2 and t.owner is not null and t.branch = $4 and t.checkpoint = $3 \
-             returning t.thread, t.checkpoint, t.last_signal, t.cancel \
-         ), i as ( \
-             insert into graph_checkpoint (thread, number, parent, branch, step, source, plan, appends, changes, snapshot) \
-             select thread, checkpoint, $3, $4, $5, $6, $7::text::json, $8, $9, $10 from u \
-         ) \
-         select checkpoint, last_signal, cancel, now() from u",
-    )
-    .bind(&commit.id)
-    .bind(commit.token)
-    .bind(narrow(head.parent))
-    .bind(narrow(head.branch.into()))
-    .bind(narrow(head.step))
-    .bind(&head.source)
-    .bind(head.plan.as_text())
-    .bind(&head.appends)
-    .bind(&head.changes)
-    .bind(&head.snapshot)
-    .fetch_optional(&mut *db)
-    .await?;
-    let answer = match &found {
-        Some(row) => Ok(Answer::Committed(step_receipt(row)?)),
-        None => Err(refusal(db, commit).await?),
-    };
-    Ok(vec![answer])
-}
-
-/// The same for many: who is refused finds no row, writes nothing, and the others do not notice.
-async fn step_all(db: &mut PgConnection, steps: &[(&CommitJob, &Head)]) -> Result<Answers, Fault> {
-    fn column<'a, T>(
-        steps: &[(&'a CommitJob, &'a Head)],
-        of: impl Fn(&'a CommitJob, &'a Head) -> T,
-    ) -> Vec<T> {
-        steps
-            .iter()
-            .map(|(commit, head)| of(commit, head))
-            .collect()
-    }
-    let found = sqlx::query(
-        "with u as ( \
-             update graph_thread t set checkpoint = t.last_checkpoint + 1, last_checkpoint = t.last_checkpoint + 1, \
-                 step = b.step, takeovers = 0, updated_at = now() \
-             from unnest($1::text[], $2::bigint[], $3::int[], $4::int[], $5::int[], $6::text[], $7::text[], $8::jsonb[], \
-                 $9::jsonb[], $10::jsonb[]) with ordinality \
-                 as b (id, token, parent, branch, step, source, plan, appends, changes, snapshot, ord) \
-             where t.id = any (array[b.id]) and t.token = b.token and t.owner is not null \
-                 and t.branch = b.branch and t.checkpoint = b.parent \
-             returning b.*, t.thread, t.checkpoint, t.last_signal, t.cancel \
-         ), i as ( \
-             insert into graph_checkpoint (thread, number, parent, branch, step, source, plan, appends, changes, snapshot) \
-             select thread, checkpoint, parent, branch, step, source, plan::json, appends, changes, snapshot from u \
-         ) \
-         select checkpoint, last_signal, cancel, now(), ord from u",
-    )
-    .bind(column(steps, |commit, _| commit.id.as_str()))
-    .bind(column(steps, |commit, _| commit.token))
-    .bind(column(steps, |_, head| narrow(head.parent)))
-    .bind(column(steps, |_, head| narrow(head.branch.into())))
-    .bind(column(steps, |_, head| narrow(head.step)))
-    .bind(column(steps, |_, head| head.source.as_deref()))
-    .bind(column(steps, |_, head| head.plan.as_text()))
-    .bind(column(steps, |_, head| head.appends.as_ref()))
-    .bind(column(steps, |_, head| head.changes.as_ref()))
-    .bind(column(steps, |_, head| head.snapshot.as_ref()))
-    .fetch_all(&mut *db)
-    .await?;
-    let mut receipts: Vec<Option<Receipt>> = steps.iter().map(|_| None).collect();
-    for row in &found {
-        let at = usize::try_from(row.try_get::<i64, _>(4)? - 1).unwrap_or(usize::MAX);
-        if let Some(receipt) = receipts.get_mut(at) {
-            *receipt = Some(step_receipt(row)?);
-        }
-    }
-    let mut answers = Vec::with_capacity(steps.len());
-    for ((commit, _), receipt) in steps.iter().zip(receipts) {
-        answers.push(match receipt {
-            Some(receipt) => Ok(Answer::Committed(receipt)),
-            None => Err(refusal(db, commit).await?),
-        });
-    }
-    Ok(answers)
-}
-
-/// Why a commit was refused: its lease is not good, or it does not stand on the tip.
-pub(super) async fn refusal(
-    db: &mut PgConnection,
-    commit: &CommitJob,
-) -> Result<StorageError, sqlx::Error> {
-    if commit.head.is_none() {
-        return Ok(commit.fenced());
-    }
-    let holds = sqlx::query_scalar(
-        "select exists (select 1 from graph_thread where id = $1 and token = $2 and owner is not null)",
-    )
-    .bind(text(commit.lease.thread.as_str()))
-    .bind(commit.token)
-    .fetch_one(db)
-    .await?;
-    Ok(commit.refusal(holds))
 }
 
 /// A group of columns, as the database takes it: nothing when there is no row.

@@ -18,6 +18,7 @@ mod pace;
 mod retention;
 mod rows;
 mod sharing;
+mod step;
 mod threads;
 mod values;
 
@@ -42,6 +43,7 @@ use crate::{
     },
     documents::DocumentStore,
     ids::{Cursor, ThreadId},
+    private::meanwhile,
     stored::Fault,
 };
 
@@ -451,7 +453,7 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
         let job = Job::Commit(Box::new(CommitJob::of(lease, &commit)?));
-        match self.sharing.write(job).await? {
+        match meanwhile(self.sharing.write(job), || drop(commit)).await? {
             Answer::Committed(receipt) => Ok(receipt),
             other => Err(other.unexpected()),
         }

@@ -5,7 +5,8 @@ use sqlx::{PgConnection, Row, postgres::PgDatabaseError};
 
 use super::{
     job::{Answer, CommitJob, Head, Job, More, StartRow, narrow},
-    land::{Answers, Events, count, group, list, receipt, start_answer, started},
+    land::{Answers, Events, count, group, list, start_answer, started},
+    step::receipt,
     values::{Time, plain},
 };
 use crate::{
@@ -209,7 +210,8 @@ impl<'a> Light<'a> {
     }
 }
 
-fn is_beyond(error: &sqlx::Error) -> bool {
+/// Whether a statement was given up because of what `graph_land` can do only.
+pub(super) fn is_beyond(error: &sqlx::Error) -> bool {
     error
         .as_database_error()
         .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())

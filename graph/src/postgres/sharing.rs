@@ -19,8 +19,9 @@ use tokio::{runtime::Handle, sync::oneshot};
 use super::{
     hands::{Hands, is_refusal},
     job::{Answer, Job},
-    land::{Answers, REFUSED, land, refusal},
+    land::{Answers, REFUSED, land},
     limits::is_given_up,
+    step::refusal,
 };
 use crate::{checkpoint::StorageError, stored::Fault};
 

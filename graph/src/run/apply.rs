@@ -10,7 +10,7 @@ use crate::{
     kept::Updates,
     nest::Kept,
     plan::{Finished, Plan, PlanError, conflicts},
-    private::chain,
+    private::{chain, meanwhile},
     state::{Changes, ChannelError, State, channels_weight, snapshot},
 };
 
@@ -117,7 +117,12 @@ impl<S: State> Run<S> {
             self.keep(&mut commit);
         }
         let parent = commit.base;
-        let receipt = self.land(commit, names).await?;
+        let over = || {
+            if wanted == Modes::NONE {
+                tasks.clear();
+            }
+        };
+        let receipt = meanwhile(self.land(commit, names), over).await?;
         self.keep_cached(fresh).await;
         if wanted != Modes::NONE {
             self.tell(&tasks, Landed::on(parent, &receipt));

@@ -29,6 +29,11 @@ pub fn docker(args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The tests' image: a shell and some programs.
+pub fn small_image() -> String {
+    variable("ARTEL_TEST_IMAGE")
+}
+
 /// The tests' image with the program where workers' images have it; made once for every build of the program.
 pub fn worker_image() -> String {
     let program = Path::new(env!("CARGO_BIN_EXE_artel"));

@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 /// What the server does with a request.
 pub enum Reply {
@@ -22,6 +23,8 @@ pub enum Reply {
     Status(u16, Option<u64>, Value),
     /// Begins an answer and drops the connection.
     Drop,
+    /// Gives the other reply when this has become at least so much.
+    When(watch::Receiver<usize>, usize, Box<Reply>),
 }
 
 /// A request as the script sees it.
@@ -83,7 +86,15 @@ pub const KEY: &str = "sk-test-canary-of-the-model-endpoint-1234567890";
 
 impl OpenAi {
     pub async fn start(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on("127.0.0.1", script).await
+    }
+
+    /// On another address of this machine.
+    pub async fn start_on(
+        address: &str,
+        script: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let server = Self {
             url,
@@ -135,7 +146,12 @@ async fn complete(State(server): State<OpenAi>, headers: HeaderMap, body: Bytes)
     };
     let stream = asked.body["stream"] == json!(true);
     let usage = json!({"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120});
-    let (message, reason) = match (server.script)(&asked) {
+    let mut reply = (server.script)(&asked);
+    while let Reply::When(mut reached, enough, then) = reply {
+        let _ = reached.wait_for(|now| *now >= enough).await;
+        reply = *then;
+    }
+    let (message, reason) = match reply {
         Reply::Text(text) => (json!({"role": "assistant", "content": text}), "stop"),
         Reply::Shell(command) => (
             json!({"role": "assistant", "content": null, "tool_calls": [{
@@ -152,6 +168,7 @@ async fn complete(State(server): State<OpenAi>, headers: HeaderMap, body: Bytes)
             }
             return response;
         }
+        Reply::When(..) => unreachable!("it was waited for"),
         Reply::Drop => {
             let parts: Vec<Result<Bytes, std::io::Error>> = vec![
                 Ok(Bytes::from_static(

@@ -50,7 +50,12 @@ pub const TOKEN: &str = "123456789:AAE-test-token-of-the-double-000000";
 
 impl Telegram {
     pub async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on("127.0.0.1").await
+    }
+
+    /// On another address of this machine.
+    pub async fn start_on(address: &str) -> Self {
+        let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let telegram = Self {
             world: Arc::default(),

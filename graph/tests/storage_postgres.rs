@@ -9,7 +9,7 @@ use graph::{
     checkpoint::{Checkpointer, ClaimRequest, Commit, Lease, NewCheckpoint, NewEvent, NewThread},
 };
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool, postgres::PgPoolOptions};
 use storage::Schema;
 
 async fn fresh() -> (PostgresCheckpointer, Schema) {
@@ -265,6 +265,81 @@ async fn a_bad_step_does_not_take_its_neighbours_with_it() {
             } else {
                 assert_eq!(result.expect("commits").checkpoint, Some(round + 1));
             }
+        }
+    }
+}
+
+/// What somebody else's pool of such connections is said to be. Nothing is changed over it.
+async fn refused(schema: &Schema, setting: &'static str) -> String {
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                sqlx::raw_sql(setting).execute(connection).await?;
+                Ok(())
+            })
+        })
+        .connect(&schema.url)
+        .await
+        .expect("connects");
+    let error = PostgresCheckpointer::from_pool(pool).migrate().await;
+    let error = error.expect_err("is refused");
+    assert!(
+        matches!(error, StorageError::UnfitConnections { .. }),
+        "{error:?}"
+    );
+    let tables: i64 = sqlx::query_scalar(
+        "select count(*) from pg_tables where schemaname = current_schema() and tablename like 'graph%'",
+    )
+    .fetch_one(&mut beside(schema).await)
+    .await
+    .expect("looks");
+    assert_eq!(tables, 0);
+    error.to_string()
+}
+
+#[tokio::test]
+async fn a_pool_whose_connections_do_not_do_what_they_are_told_is_refused_before_anything_is_changed()
+ {
+    let schema = Schema::make().await;
+    let said = refused(&schema, "begin").await;
+    assert!(said.contains("begun by somebody else"), "{said}");
+    let said = refused(&schema, "set default_transaction_read_only = on").await;
+    assert!(said.contains("default_transaction_read_only"), "{said}");
+    let said = refused(&schema, "set search_path = 'nowhere'").await;
+    assert!(said.contains("search_path"), "{said}");
+    // One that is set up for nothing else is taken.
+    let pool = PgPool::connect(&schema.url).await.expect("connects");
+    let db = PostgresCheckpointer::from_pool(pool);
+    db.migrate().await.expect("migrates");
+    assert_eq!(running(&db, 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_pool_that_is_closed_or_leads_nowhere_is_an_error_of_the_database() {
+    let schema = Schema::make().await;
+    let closed = PgPool::connect(&schema.url).await.expect("connects");
+    closed.close().await;
+    // A port that nobody listens on, which nobody else is given while it is held.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let port = nobody.local_addr().expect("is bound").port();
+    let silent = PgPoolOptions::new()
+        .acquire_timeout(Duration::from_millis(100))
+        .connect_lazy(&format!("postgres://nobody@127.0.0.1:{port}/nothing"))
+        .expect("is a URL");
+    for pool in [closed, silent] {
+        let db = PostgresCheckpointer::from_pool(pool);
+        let answers = [
+            db.migrate().await.err(),
+            db.thread(&"t".into()).await.err(),
+            db.append("id", event("a", "first")).await.err(),
+            db.break_leases("nobody").await.err(),
+        ];
+        for answer in answers {
+            assert!(
+                matches!(answer, Some(StorageError::Backend { .. })),
+                "{answer:?}"
+            );
         }
     }
 }

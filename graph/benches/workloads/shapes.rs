@@ -227,8 +227,10 @@ struct Wide {
 fn letters(count: usize) -> String {
     let mut letters = vec![0; count];
     rand::fill(&mut letters[..]);
-    let letter = |byte: u8| char::from(b'a' + byte % 26);
-    letters.into_iter().map(letter).collect()
+    for letter in &mut letters {
+        *letter = b'a' + *letter % 26;
+    }
+    String::from_utf8(letters).unwrap_or_default()
 }
 
 /// Adds a node that only computes an update.

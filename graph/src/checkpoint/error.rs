@@ -89,6 +89,14 @@ pub enum StorageError {
         /// The parent that the new checkpoint named.
         parent: u64,
     },
+    /// The connections that the checkpointer was given are such that it cannot work over them. Nothing was changed.
+    #[error("the database cannot be used over these connections: {what}; {remedy}")]
+    UnfitConnections {
+        /// What is wrong with them.
+        what: &'static str,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// What is stored cannot be read.
     #[error("stored data cannot be read ({what}); restore it from a backup, or delete the thread")]
     Corrupt {

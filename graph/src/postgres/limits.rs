@@ -8,7 +8,7 @@ use std::{io, time::Duration};
 
 use sqlx::{PgConnection, Row as _, postgres::PgDatabaseError};
 
-use crate::stored::Fault;
+use crate::{checkpoint::StorageError, stored::Fault};
 
 /// How long what runs wait for may take.
 pub(super) const SHORT: Duration = Duration::from_secs(30);
@@ -78,6 +78,41 @@ pub(super) async fn is_well(connection: &mut PgConnection) -> bool {
         Ok(Ok(row)) => row.try_get(0).unwrap_or(false),
         _ => false,
     }
+}
+
+/// Finds out whether statements that go over a connection do what they say. A pool that somebody else has set up may be for
+/// something else; better that it is refused at the beginning than that what is acknowledged is never committed.
+pub(super) async fn check(connection: &mut PgConnection) -> Result<(), Fault> {
+    // In a transaction, time stands still since it began.
+    let asked = sqlx::raw_sql(
+        "select pg_catalog.now() <> pg_catalog.statement_timestamp(), pg_catalog.pg_is_in_recovery(), \
+             pg_catalog.current_setting('transaction_read_only') = 'on', pg_catalog.current_schema() is null",
+    );
+    let row = asked.fetch_one(connection).await?;
+    let faults = [
+        (
+            "they come with a transaction that was begun by somebody else, so that nothing would be committed",
+            "give it a pool whose connections are in no transaction",
+        ),
+        (
+            "the server is a standby, which only reads",
+            "name the primary server",
+        ),
+        (
+            "they only read",
+            "take `default_transaction_read_only` away from the role, the database or the pool",
+        ),
+        (
+            "their search path names no schema that is there, so that there is no place for the tables",
+            "create the schema, or set `search_path`",
+        ),
+    ];
+    for (column, (what, remedy)) in faults.into_iter().enumerate() {
+        if row.try_get(column)? {
+            return Err(StorageError::UnfitConnections { what, remedy }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Whether the server gave a statement up because it took too long (or somebody asked it to).

@@ -121,7 +121,9 @@ impl PostgresCheckpointer {
 
     /// Uses somebody else's pool, whose search path says where the tables live. A few connections are taken out of it for
     /// good and set to this crate's needs: claims and commits go over them. It should have `test_before_acquire` off, which
-    /// costs a round trip for each request.
+    /// costs a round trip for each request. [`Checkpointer::migrate`], with which every engine begins, says whether it can be
+    /// used: [`StorageError::UnfitConnections`] if statements over it would not do what they say, [`StorageError::Backend`] if it
+    /// is closed or the server does not answer.
     #[must_use]
     pub fn from_pool(pool: PgPool) -> Self {
         Self::with(pool, Limits::new(limits::SHORT))
@@ -167,6 +169,7 @@ impl PostgresCheckpointer {
             ..Migrator::DEFAULT
         };
         let mut connection = self.pool.acquire().await?;
+        self.limits.short(limits::check(&mut connection)).await?;
         let limit: String = sqlx::query_scalar("show statement_timeout")
             .fetch_one(&mut *connection)
             .await?;

@@ -30,14 +30,22 @@
 //! tokens = 10000000
 //! ```
 
+mod error;
+mod price;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use jiff::civil::Date;
-use ports::{Plaintext, Role, Usage};
+use ports::{Plaintext, Role};
 use serde::Deserialize;
 use url::Url;
+
+pub use error::ConfigError;
+pub use price::Price;
+pub(crate) use price::priced;
 
 /// The endpoint that a model without an endpoint is asked at.
 pub const DEFAULT_ENDPOINT: &str = "default";
@@ -189,68 +197,6 @@ impl ModelChoice {
     }
 }
 
-/// What a model costs.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Price {
-    /// US dollars for a million tokens read.
-    pub input_per_million_usd: f64,
-    /// US dollars for a million tokens written.
-    pub output_per_million_usd: f64,
-    /// US dollars for a million tokens read from the endpoint's cache; none: the price of tokens read.
-    #[serde(default)]
-    pub cache_read_per_million_usd: Option<f64>,
-    /// US dollars for a million tokens read and written into that cache; none: the price of tokens read.
-    #[serde(default)]
-    pub cache_write_per_million_usd: Option<f64>,
-    /// The day on which somebody looked this up.
-    pub as_of: Date,
-}
-
-impl Price {
-    /// A price without special ones for cached tokens.
-    pub fn new(input_per_million_usd: f64, output_per_million_usd: f64, as_of: Date) -> Self {
-        Self {
-            input_per_million_usd,
-            output_per_million_usd,
-            cache_read_per_million_usd: None,
-            cache_write_per_million_usd: None,
-            as_of,
-        }
-    }
-
-    /// What these tokens cost, where a part of those read came from the cache or went into it.
-    pub(crate) fn cost_with_cache(&self, input: u64, read: u64, written: u64, output: u64) -> f64 {
-        let plain = self.input_per_million_usd;
-        let cached = |tokens: u64, price: Option<f64>| {
-            // Counts of tokens stay far below the 2^52 that a double holds exactly.
-            #[allow(clippy::cast_precision_loss)]
-            let tokens = tokens as f64;
-            tokens * price.unwrap_or(plain) / 1e6
-        };
-        self.cost_usd(input, output)
-            + cached(read, self.cache_read_per_million_usd)
-            + cached(written, self.cache_write_per_million_usd)
-    }
-
-    /// What these tokens cost, in US dollars.
-    pub fn cost_usd(&self, input_tokens: u64, output_tokens: u64) -> f64 {
-        // Counts of tokens stay far below the 2^52 that a double holds exactly.
-        #[allow(clippy::cast_precision_loss)]
-        let (input, output) = (input_tokens as f64, output_tokens as f64);
-        (input * self.input_per_million_usd + output * self.output_per_million_usd) / 1e6
-    }
-}
-
-/// Tokens with what they cost, where a price is known.
-pub(crate) fn priced(price: Option<&Price>, input_tokens: u64, output_tokens: u64) -> Usage {
-    Usage {
-        input_tokens,
-        output_tokens,
-        cost_usd: price.map(|price| price.cost_usd(input_tokens, output_tokens)),
-    }
-}
-
 /// What a project may spend. A call whose price is known is held to `cost_usd`, any other to `tokens`. A call with a known
 /// price and no limit in US dollars is held to `tokens` as well.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -316,67 +262,6 @@ impl Default for RetryConfig {
             max_wait_s: 60,
         }
     }
-}
-
-/// What is wrong with the configuration of models.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// An address that is none.
-    #[error(
-        "models.endpoints.{endpoint}.base_url is {base_url:?}, which is not an address: write one like https://api.openai.com/v1"
-    )]
-    BaseUrl {
-        /// The endpoint's name.
-        endpoint: String,
-        /// What stands there.
-        base_url: String,
-    },
-    /// A chain names an endpoint that is not configured.
-    #[error(
-        "{place} names the endpoint {endpoint:?}, which is not configured: add [models.endpoints.{endpoint}] with its base_url"
-    )]
-    UnknownEndpoint {
-        /// Where in the configuration.
-        place: String,
-        /// The name.
-        endpoint: String,
-    },
-    /// A chain of the crew's own names an endpoint that it cannot talk to.
-    #[error(
-        "{place} names the endpoint {endpoint:?}, which does not speak OpenAI's chat completions: only the developer's models may be there"
-    )]
-    NotChat {
-        /// Where in the configuration.
-        place: String,
-        /// The name.
-        endpoint: String,
-    },
-    /// The variable that should hold a key is not set.
-    #[error(
-        "models.endpoints.{endpoint}.api_key_env names {variable}, which is not set: set it to the endpoint's key"
-    )]
-    MissingKey {
-        /// The endpoint's name.
-        endpoint: String,
-        /// The variable's name.
-        variable: String,
-    },
-    /// A number that makes no sense.
-    #[error("{place} is {value}: {expected}")]
-    Number {
-        /// Where in the configuration.
-        place: String,
-        /// What stands there.
-        value: String,
-        /// What should.
-        expected: &'static str,
-    },
-    /// The HTTP client could not be made.
-    #[error("the HTTP client for models cannot be made: {message}")]
-    Client {
-        /// Why.
-        message: String,
-    },
 }
 
 impl Config {
@@ -680,97 +565,4 @@ pub(crate) fn without_credentials(base_url: &str) -> String {
     url.set_query(None);
     url.set_fragment(None);
     url.to_string().trim_end_matches('/').to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FULL: &str = r#"
-        model = "small"
-        [endpoints.default]
-        base_url = "https://models.example/v1/"
-        api_key_env = "OPENAI_API_KEY"
-        [endpoints.backup]
-        base_url = "http://127.0.0.1:8000/v1"
-        [roles.architect]
-        models = ["large", { endpoint = "backup", model = "other" }]
-        temperature = 0.2
-        max_output_tokens = 16000
-        [prices."large"]
-        input_per_million_usd = 1.0
-        output_per_million_usd = 10.0
-        as_of = "2026-05-01"
-        [budget]
-        cost_usd = 2.5
-        [retry]
-        tries = 3
-    "#;
-
-    #[test]
-    fn the_tables_of_the_configuration_are_read() {
-        let mut config: Config = toml::from_str(FULL).unwrap();
-        config.validate().unwrap();
-        assert!(config.is_complete());
-        let chain = config.chain(Role::Architect);
-        assert_eq!(chain[0].parts(), ("default", "large"));
-        assert_eq!(chain[1].parts(), ("backup", "other"));
-        assert_eq!(config.chain(Role::Reviewer)[0].parts().1, "small");
-        assert_eq!(config.max_output_tokens(Role::Architect), 16000);
-        assert_eq!(config.max_output_tokens(Role::Reviewer), 8192);
-        assert_eq!(config.budget.cost_usd, Some(2.5));
-        assert_eq!(config.budget.tokens, Some(10_000_000));
-        assert!((config.prices["large"].cost_usd(1_000_000, 100_000) - 2.0).abs() < 1e-9);
-
-        assert!(config.resolve_keys(|_| None).is_err());
-        config
-            .resolve_keys(|name| (name == "OPENAI_API_KEY").then(|| "sk-canary".to_owned()))
-            .unwrap();
-        assert!(!format!("{config:?}").contains("canary"));
-    }
-
-    #[test]
-    fn the_environment_alone_is_a_configuration() {
-        let env = |name: &str| match name {
-            "OPENAI_BASE_URL" => Some("http://127.0.0.1:1/v1".to_owned()),
-            "ARTEL_MODEL" => Some("m".to_owned()),
-            "OPENAI_API_KEY" => Some("  ".to_owned()),
-            _ => None,
-        };
-        let config = Config::from_env(env);
-        config.validate().unwrap();
-        assert!(config.is_complete());
-        assert!(config.endpoints["default"].api_key.is_none());
-        assert!(!Config::from_env(|_| None).is_complete());
-    }
-
-    #[test]
-    fn a_wrong_configuration_is_named_by_its_place() {
-        for (change, place) in [
-            ("temperature = 0.2", "temperature = 9.0"),
-            ("endpoint = \"backup\"", "endpoint = \"nowhere\""),
-            ("https://models.example/v1/", "models.example"),
-            (
-                "input_per_million_usd = 1.0",
-                "input_per_million_usd = -1.0",
-            ),
-            ("tries = 3", "tries = 0"),
-        ] {
-            let config: Config = toml::from_str(&FULL.replace(change, place)).unwrap();
-            let message = config.validate().unwrap_err().to_string();
-            assert!(message.contains("models."), "{message}");
-        }
-        let unknown = FULL.replace("[budget]", "[budget]\ncost_eur = 1.0");
-        assert!(toml::from_str::<Config>(&unknown).is_err());
-    }
-
-    #[test]
-    fn an_address_is_shown_without_its_credentials() {
-        assert_eq!(
-            without_credentials("https://me:pw@h.example/v1?key=x"),
-            "https://h.example/v1"
-        );
-        let url = parse_base_url("d", "http://h:1/v1/chat/completions").unwrap();
-        assert_eq!(url.as_str(), "http://h:1/v1");
-    }
 }

@@ -3,7 +3,7 @@
 # From the sources, with the whole folder as context:
 #   docker build --target artel -t artel:dev .
 #   docker build --target spawner -t artel-spawner:dev .
-# From a program that is built already, with a context that has it and `images/unmasked` and nothing else:
+# From programs that are built already, with a context that has `artel`, `spawner` and `images/unmasked` and nothing else:
 #   docker build --target artel-prebuilt -t artel:dev -f Dockerfile CONTEXT
 #   docker build --target spawner-prebuilt -t artel-spawner:dev -f Dockerfile CONTEXT
 # Both base images are arguments; what is installed comes from Debian's packages. Stages that are not needed for a target stand behind

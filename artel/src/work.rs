@@ -130,7 +130,8 @@ pub fn git_tokens(config: &Config) -> Arc<dyn GitTokens> {
 
 /// What all workers of this machine may use together.
 pub fn capacity(config: &Config) -> spawner::Capacity {
-    spawner::Capacity::detect(config.worker_cpus, config.worker_memory_mb)
+    let waiting = config.docker_runtime.as_ref().map_or(0, |_| config.warm);
+    spawner::Capacity::detect(config.worker_cpus, config.worker_memory_mb, waiting)
 }
 
 impl Workers {

@@ -8,6 +8,9 @@ use tokio::sync::watch;
 
 /// How many tasks of ordinary size share a core: most of the time a worker waits for its model.
 const SHARE_A_CORE: f64 = 4.0;
+/// What a container that waits for a job takes of the memory, with what the engine has for it, in MiB. It does not use its
+/// limits before there is a job, and that counts by itself.
+const WAITING_MB: u64 = 16;
 
 /// What all workers together may use, and what becomes of jobs that do not fit.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,8 +41,9 @@ impl Capacity {
 
     /// What was configured (cores, MiB); what was not is what this machine, or our control group, has: its memory, and its cores
     /// four times over, because a worker waits for its model most of the time. Never less than one task of ordinary size, which
-    /// is slower on a small machine, but runs.
-    pub fn detect(cores: Option<f64>, memory_mb: Option<u64>) -> Self {
+    /// is slower on a small machine, but runs. Of memory that was not configured something is left for so many containers that
+    /// wait.
+    pub fn detect(cores: Option<f64>, memory_mb: Option<u64>, waiting: usize) -> Self {
         let ordinary = Size::of(&protocol::Limits::default());
         let detected = || {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -50,7 +54,12 @@ impl Capacity {
         };
         Self::of(Size {
             cpu_milli: cores.map_or_else(detected, |cores| Size::new(cores, 0).cpu_milli),
-            memory_mb: memory_mb.unwrap_or_else(|| machine_memory_mb().max(ordinary.memory_mb)),
+            memory_mb: memory_mb.unwrap_or_else(|| {
+                let waiting = u64::try_from(waiting).unwrap_or(u64::MAX);
+                machine_memory_mb()
+                    .saturating_sub(waiting.saturating_mul(WAITING_MB))
+                    .max(ordinary.memory_mb)
+            }),
         })
     }
 }
@@ -213,9 +222,12 @@ mod tests {
 
     #[test]
     fn what_is_configured_counts_and_what_is_detected_is_never_too_small_for_an_ordinary_task() {
-        let configured = Capacity::detect(Some(0.5), Some(100)).size;
+        let configured = Capacity::detect(Some(0.5), Some(100), 16).size;
         assert_eq!(configured, Size::new(0.5, 100));
-        let detected = Capacity::detect(None, None).size;
+        let beside = Capacity::detect(None, None, usize::MAX).size;
+        assert!(Size::of(&protocol::Limits::default()).fits(beside));
+        let detected = Capacity::detect(None, None, 0).size;
+        assert!(beside.memory_mb <= detected.memory_mb);
         assert!(Size::of(&protocol::Limits::default()).fits(detected));
         assert!(machine_memory_mb() > 0, "this machine says how much it has");
     }

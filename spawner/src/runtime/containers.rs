@@ -115,26 +115,9 @@ impl Containers {
         is_other.then_some(user)
     }
 
-    /// What is run inside.
-    fn argv(&self, work: &Work) -> Vec<String> {
-        let mut argv = Vec::new();
-        if let Some(relay) = &work.relay {
-            let out = format!("{}={}", relay.listen(), Relay::socket());
-            argv.extend(program(&["launch", "--out", &out, "--"]));
-        }
-        match &work.inside {
-            Inside::Program(words) => argv.extend(words.iter().cloned()),
-            Inside::Agent(words) => {
-                argv.extend(program(&["agent"]));
-                argv.extend(words.iter().cloned());
-            }
-        }
-        argv
-    }
-
     fn spec(&self, work: &Work, image: String) -> Spec {
         let who = &work.who;
-        let argv = self.argv(work);
+        let argv = argv(work);
         let mut mounts = vec![mount(&work.workspace, Path::new(WORKSPACE), true)];
         mounts.extend(
             work.relay
@@ -204,6 +187,23 @@ impl Containers {
         });
         Ok(all)
     }
+}
+
+/// What is run inside.
+fn argv(work: &Work) -> Vec<String> {
+    let mut argv = Vec::new();
+    if let Some(relay) = &work.relay {
+        let out = format!("{}={}", relay.listen(), Relay::socket());
+        argv.extend(program(&["launch", "--out", &out, "--"]));
+    }
+    match &work.inside {
+        Inside::Program(words) => argv.extend(words.iter().cloned()),
+        Inside::Agent(words) => {
+            argv.extend(program(&["agent"]));
+            argv.extend(words.iter().cloned());
+        }
+    }
+    argv
 }
 
 /// Words for the program in the image.

@@ -234,96 +234,170 @@ async fn a_container_that_does_not_take_its_job_is_removed_and_the_job_is_done_i
     until(async || (!containers(ready.containers.label()).contains(&first)).then_some(())).await;
 }
 
-/// The program that dies: not a test of its own, but the other process of the one below.
+/// The program that dies: not a test of its own, but the other process of those below. It takes the job that it finds in the
+/// home, if there is one.
 #[tokio::test]
-#[ignore = "runs as the child process of the test below"]
+#[ignore = "runs as the child process of the tests below"]
 async fn the_program_that_dies() {
-    let home = PathBuf::from(std::env::var_os(HOME).expect("started by the test below"));
+    let home = PathBuf::from(std::env::var_os(HOME).expect("started by a test below"));
     let (containers, cleanup) = connect(&home, &worker_image(), 1).await;
     // Whoever started us has one.
     std::mem::forget(cleanup);
-    let bus: Arc<dyn Transport> = Arc::new(LocalTransport::open(home.join("bus")).await.unwrap());
+    let bus = bus(&home).await;
     let models = Arc::new(Models::default());
     let options = options(&home, containers.clone(), Arc::clone(&bus), models);
     let spawner = tokio::spawn(Spawner::new(options).unwrap().run(CancellationToken::new()));
     until(async || (containers.waiting() == 1).then_some(())).await;
-    let taken = waiting(containers.label());
-    let request = std::fs::read(home.join("request")).unwrap();
-    bus.publish_job(&serde_json::from_slice(&request).unwrap())
-        .await
-        .unwrap();
-    // The job has taken it, and there is another one.
-    until(async || {
-        let now = waiting(containers.label());
-        let both = now.len() == 2 && taken.iter().all(|id| now.contains(id));
-        (both && containers.waiting() == 1).then_some(())
-    })
-    .await;
+    if let Ok(request) = std::fs::read(home.join("request")) {
+        let taken = waiting(containers.label());
+        let request = serde_json::from_slice(&request).unwrap();
+        bus.publish_job(&request).await.unwrap();
+        // The job has taken it, and there is another one.
+        until(async || {
+            let now = waiting(containers.label());
+            let both = now.len() == 2 && taken.iter().all(|id| now.contains(id));
+            (both && containers.waiting() == 1).then_some(())
+        })
+        .await;
+    }
     std::fs::write(home.join("ready"), "").unwrap();
     spawner.await.unwrap().unwrap();
 }
 
+async fn bus(home: &Path) -> Arc<dyn Transport> {
+    Arc::new(LocalTransport::open(home.join("bus")).await.unwrap())
+}
+
+/// A home in which a spawner was killed, and what the next one has, which keeps no container ready.
+struct Killed {
+    home: PathBuf,
+    bare: PathBuf,
+    workspace: PathBuf,
+    request: SpawnRequest,
+    label: String,
+    next: Arc<Containers>,
+    // In this order: containers, then what they have mounted.
+    _cleanup: Cleanup,
+    _folder: tempfile::TempDir,
+}
+
+impl Killed {
+    /// While a container waited, and, `at_work`, another one worked, until there is a file `go`.
+    async fn new(at_work: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let base = repository(folder.path());
+        let home = folder.path().join("home");
+        let bare = folder.path().join("repository.git");
+        let (next, cleanup) = connect(&home, &worker_image(), 0).await;
+        let mut request = suite::request("r1");
+        request.project_id = "p".into();
+        request.job_id = "job-1".into();
+        request.task_id = "one".into();
+        request.repository.source = Source::Path(bare.to_str().unwrap().into());
+        request.repository.base_sha = base;
+        request.repository.branch = "task/one".into();
+        request.agent.adapter = "command".into();
+        let script = format!(
+            "echo run >> .git/runs; touch here; while [ ! -e go ]; do sleep 0.05; done; rm here go; {WHICH}"
+        );
+        request.agent.command = ["sh", "-euc", &script].map(str::to_owned).to_vec();
+        let workspace = home.join("workspaces/p/job-1/one");
+        let mut signs = vec![home.join("ready")];
+        if at_work {
+            let request = serde_json::to_vec(&request).unwrap();
+            std::fs::write(home.join("request"), request).unwrap();
+            signs.push(workspace.join("here"));
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "warm::the_program_that_dies",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(HOME, &home)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        for sign in signs {
+            until(async || sign.exists().then_some(())).await;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        Self {
+            home,
+            bare,
+            workspace,
+            request,
+            label: cleanup.0.clone().unwrap(),
+            next,
+            _cleanup: cleanup,
+            _folder: folder,
+        }
+    }
+
+    /// The next spawner brings the job to its end and leaves nothing. `worker` finds the container that works on it.
+    async fn goes_on(&self, worker: impl AsyncFn() -> Option<String>) {
+        let bus = bus(&self.home).await;
+        let first = bus.next_job(std::time::Duration::ZERO).await.unwrap();
+        match first {
+            Some(kept) => bus.release_job(&kept.receipt).await.unwrap(),
+            None => bus.publish_job(&self.request).await.unwrap(),
+        }
+        let models = Arc::new(Models::default());
+        let options = options(&self.home, self.next.clone(), Arc::clone(&bus), models);
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(Spawner::new(options).unwrap().run(shutdown.clone()));
+        let worker = until(worker).await;
+        std::fs::write(self.workspace.join("go"), "").unwrap();
+        assert_succeeded(&wait_result(&bus, "r1").await);
+        let which = git(&self.bare, &["show", "task/one:which"]);
+        assert!(worker.starts_with(which.trim()), "it is the same one");
+        let runs = std::fs::read_to_string(self.workspace.join(".git/runs")).unwrap();
+        assert_eq!(runs, "run\n", "it worked once");
+        until(async || containers(&self.label).is_empty().then_some(())).await;
+        until(async || (slots(&self.home) == 0).then_some(())).await;
+        shutdown.cancel();
+        let ended = tokio::time::timeout(SOON, running).await.unwrap();
+        ended.unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn of_a_spawner_that_was_killed_the_worker_is_adopted_and_what_waits_is_removed() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = repository(folder.path());
-    let home = folder.path().join("home");
-    let bare = folder.path().join("repository.git");
-    let (next, cleanup) = connect(&home, &worker_image(), 0).await;
-    let label = cleanup.0.clone().unwrap();
-    let mut request = suite::request("r1");
-    request.project_id = "p".into();
-    request.job_id = "job-1".into();
-    request.task_id = "one".into();
-    request.repository.source = Source::Path(bare.to_str().unwrap().into());
-    request.repository.base_sha = base;
-    request.repository.branch = "task/one".into();
-    request.agent.adapter = "command".into();
-    let script = format!(
-        "echo run >> .git/runs; touch here; while [ ! -e go ]; do sleep 0.05; done; rm here go; {WHICH}"
-    );
-    request.agent.command = ["sh", "-euc", &script].map(str::to_owned).to_vec();
-    std::fs::write(home.join("request"), serde_json::to_vec(&request).unwrap()).unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "warm::the_program_that_dies",
-            "--ignored",
-            "--nocapture",
-        ])
-        .env(HOME, &home)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let workspace = home.join("workspaces/p/job-1/one");
-    for sign in [home.join("ready"), workspace.join("here")] {
-        until(async || sign.exists().then_some(())).await;
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    // The next one has the same folders, and keeps none ready.
-    let bus: Arc<dyn Transport> = Arc::new(LocalTransport::open(home.join("bus")).await.unwrap());
-    let models = Arc::new(Models::default());
-    let options = options(&home, next, Arc::clone(&bus), models);
-    let shutdown = CancellationToken::new();
-    let running = tokio::spawn(Spawner::new(options).unwrap().run(shutdown.clone()));
-    let worker = until(async || {
-        let all = containers(&label);
-        (all.len() == 1).then(|| all[0].clone())
-    })
-    .await;
-    std::fs::write(workspace.join("go"), "").unwrap();
-    assert_succeeded(&wait_result(&bus, "r1").await);
-    let which = git(&bare, &["show", "task/one:which"]);
-    assert!(worker.starts_with(which.trim()), "it is the same one");
-    let runs = std::fs::read_to_string(workspace.join(".git/runs")).unwrap();
-    assert_eq!(runs, "run\n", "it worked once");
-    until(async || containers(&label).is_empty().then_some(())).await;
-    until(async || (slots(&home) == 0).then_some(())).await;
-    shutdown.cancel();
-    tokio::time::timeout(SOON, running)
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let killed = Killed::new(true).await;
+    let before = waiting(&killed.label);
+    let only = async || {
+        let all = containers(&killed.label);
+        let one = all.len() == 1 && before.contains(&all[0]);
+        one.then(|| all[0].clone())
+    };
+    killed.goes_on(only).await;
+}
+
+#[tokio::test]
+async fn a_spawner_that_was_killed_before_the_last_word_to_a_container_has_begun_nothing() {
+    let killed = Killed::new(false).await;
+    let waited = containers(&killed.label).pop().unwrap();
+    // It ends with its spawner, and says so.
+    let code = || {
+        let format = "{{.State.Status}} {{.State.ExitCode}}";
+        docker(&["inspect", "-f", format, &waited])
+    };
+    until(async || (code().trim() == "exited 120").then_some(())).await;
+    // As if it had been killed between these two.
+    let mut slots = std::fs::read_dir(killed.home.join("pool")).unwrap();
+    let slot = slots.next().unwrap().unwrap().path();
+    let taken = serde_json::json!({
+        "container": waited, "project": "p", "job": "job-1", "task": "one", "request": "r1", "attempt": 1,
+        "at_s": 0, "deadline_s": i64::MAX,
+    });
+    std::fs::write(slot.join("taken"), taken.to_string()).unwrap();
+    let another = async || {
+        let all = containers(&killed.label);
+        let at_work = all.len() == 1 && all[0] != waited;
+        let here = killed.workspace.join("here").exists();
+        (at_work && here).then(|| all[0].clone())
+    };
+    killed.goes_on(another).await;
 }

@@ -223,15 +223,7 @@ pub(super) fn taken(slot: &Path) -> Option<Taken> {
 
 /// The right to a slot that nobody has.
 pub(super) fn hold(slot: &Path) -> Option<File> {
-    // Opening it must not make a folder's lock anew that is just going.
-    slot.join(LOCK)
-        .exists()
-        .then(|| {
-            try_lock_file(&slot.join(LOCK), File::try_lock)
-                .ok()
-                .flatten()
-        })
-        .flatten()
+    try_lock_file(&slot.join(LOCK), File::try_lock).ok().flatten()
 }
 
 impl Place {
@@ -324,8 +316,8 @@ mod tests {
         names
     }
 
-    /// A task's workspace and its broker's folder, and a slot.
-    async fn stage(folder: &Path) -> (PathBuf, PathBuf, Place) {
+    /// A task's workspace and its broker's folder, and a slot; a socket needs a runtime.
+    fn stage(folder: &Path) -> (PathBuf, PathBuf, Place) {
         let (workspace, broker) = (folder.join("task"), folder.join("task~/broker"));
         std::fs::create_dir_all(workspace.join(".git")).unwrap();
         std::fs::create_dir_all(&broker).unwrap();
@@ -343,7 +335,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_container_has_mounted_becomes_the_workspace_and_the_way_to_the_broker() {
         let folder = tempfile::tempdir().unwrap();
-        let (workspace, broker, place) = stage(folder.path()).await;
+        let (workspace, broker, place) = stage(folder.path());
         let id = |path: &Path| std::fs::metadata(path).unwrap().ino();
         let mounted = (id(&place.workspace()), id(&place.broker()));
         place.move_in(&workspace, &broker).unwrap();
@@ -356,7 +348,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_moved_as_a_whole_stays_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
-        let (workspace, broker, place) = stage(folder.path()).await;
+        let (workspace, broker, place) = stage(folder.path());
         std::fs::write(broker.join("stranger"), "").unwrap();
         place.move_in(&workspace, &broker).unwrap_err();
         assert_eq!(tree(&broker), ["socket", "stranger"]);
@@ -373,7 +365,7 @@ mod tests {
     #[tokio::test]
     async fn who_has_taken_a_slot_is_known_to_whoever_comes_next() {
         let folder = tempfile::tempdir().unwrap();
-        let (_, _, place) = stage(folder.path()).await;
+        let (_, _, place) = stage(folder.path());
         let pool = Pool::new(folder.path(), Warm::default());
         let who = Identity {
             project: "p".to_owned(),

@@ -7,7 +7,7 @@ use super::go::{Go, Line, NEVER_BEGAN, SOCKET};
 use super::pool::{self, Slot, Taken};
 use super::{
     BROKER, Contained, Containers, Found, Identity, LABEL, Path, Spec, WORKSPACE, Work, Worker,
-    base_env, deadline_s, docker_limits, label, mount, program,
+    argv, base_env, deadline_s, docker_limits, label, mount, program,
 };
 use crate::docker;
 use crate::runtime::{Error, Limits};
@@ -63,7 +63,7 @@ impl Containers {
 
     async fn hand(&self, mut slot: Slot, work: &Work) -> io::Result<Box<dyn Worker>> {
         let go = Go {
-            argv: self.argv(work),
+            argv: argv(work),
             env: work.env.clone(),
         };
         let (Some(frame), Some(relay)) = (go.frame(), &work.relay) else {

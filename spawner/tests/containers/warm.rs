@@ -342,7 +342,7 @@ impl Killed {
         let first = bus.next_job(std::time::Duration::ZERO).await.unwrap();
         match first {
             Some(kept) => bus.release_job(&kept.receipt).await.unwrap(),
-            None => bus.publish_job(&self.request).await.unwrap(),
+            None => drop(bus.publish_job(&self.request).await.unwrap()),
         }
         let models = Arc::new(Models::default());
         let options = options(&self.home, self.next.clone(), Arc::clone(&bus), models);

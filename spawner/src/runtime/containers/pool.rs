@@ -223,7 +223,9 @@ pub(super) fn taken(slot: &Path) -> Option<Taken> {
 
 /// The right to a slot that nobody has.
 pub(super) fn hold(slot: &Path) -> Option<File> {
-    try_lock_file(&slot.join(LOCK), File::try_lock).ok().flatten()
+    try_lock_file(&slot.join(LOCK), File::try_lock)
+        .ok()
+        .flatten()
 }
 
 impl Place {

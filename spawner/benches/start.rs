@@ -105,16 +105,19 @@ impl Ready {
         Ok(Self { stage, containers })
     }
 
-    /// One worker, in a container that waited or in another one.
-    async fn worker(&self, id: &str, warm: bool) -> Result<(f64, f64, f64), Failed> {
-        let label = self.containers.label();
-        // Nothing but the one that waits is in the way.
-        let waits = until(async || {
-            let all = containers(label);
+    /// The one container that waits, when nothing else is left that would be in the way.
+    async fn settled(&self) -> String {
+        until(async || {
+            let all = containers(self.containers.label());
             let alone = all.len() == 1 && self.containers.waiting() == 1;
             alone.then(|| all.into_iter().next()).flatten()
         })
-        .await;
+        .await
+    }
+
+    /// One worker, in a container that waited or in another one.
+    async fn worker(&self, id: &str, warm: bool) -> Result<(f64, f64, f64), Failed> {
+        let waits = self.settled().await;
         let stage = &self.stage;
         let mut request = stage.script(id, 1, FIRST);
         request.task_id = id.into();
@@ -195,6 +198,7 @@ async fn main() -> Result<(), Failed> {
     let (mut cold, mut warm, mut theirs) = (Begun::default(), Begun::default(), Vec::new());
     for round in 0..=rounds {
         let in_new = ready.worker(&format!("cold{round}"), false).await?;
+        ready.settled().await;
         let bare = bare(folder.path(), &image)?;
         let in_waiting = ready.worker(&format!("warm{round}"), true).await?;
         // The first of each warms up what all use.

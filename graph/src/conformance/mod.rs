@@ -39,6 +39,7 @@ mod lab;
 pub mod retention;
 pub mod signals;
 pub mod threads;
+pub mod writes;
 
 pub use lab::Lab;
 
@@ -92,10 +93,10 @@ macro_rules! checkpointer_conformance {
             commits::a_stale_lease_writes_nothing_at_all,
             commits::a_lease_that_was_given_back_writes_nothing,
             commits::only_the_tip_grows,
-            commits::pending_writes_are_replaced_by_their_key,
-            commits::pending_writes_belong_to_the_newest_checkpoint,
-            commits::pending_writes_are_forgotten_when_they_became_part_of_a_checkpoint,
-            commits::single_pending_writes_are_forgotten,
+            writes::pending_writes_are_replaced_by_their_key,
+            writes::pending_writes_belong_to_the_newest_checkpoint,
+            writes::pending_writes_are_forgotten_when_they_became_part_of_a_checkpoint,
+            writes::single_pending_writes_are_forgotten,
             commits::consumed_signals_leave_the_mailbox_and_their_keys_stay,
             commits::a_child_is_started_once,
             commits::the_end_of_a_child_wakes_its_parent,

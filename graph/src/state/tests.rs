@@ -74,7 +74,7 @@ fn an_update_is_read_by_reference_as_it_is_by_value() {
             (AllUpdate::read(&given), AllUpdate::from_json(given.clone()));
         match (by_reference, by_value) {
             (Ok(one), Ok(other)) => {
-                assert_eq!(one.to_channels().ok(), other.to_channels().ok())
+                assert_eq!(one.to_channels().ok(), other.to_channels().ok());
             }
             (Err(one), Err(other)) => {
                 assert_eq!(crate::private::chain(&one), crate::private::chain(&other));

@@ -3,6 +3,7 @@
 mod bad_input;
 mod breakpoints;
 mod caching;
+mod cancelling;
 mod children;
 mod cleaning;
 mod corruption;

@@ -21,7 +21,7 @@ use crate::{
     state::{Extent, State, Update, snapshot},
 };
 
-use super::{Inner, record::Recording, record_write};
+use super::{Inner, landing::record_write, record::Recording};
 
 impl<S: State> Run<S> {
     /// Lets the subgraphs inside the tasks of a superstep clean up: each task that has begun one that wants to runs once more, only

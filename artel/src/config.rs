@@ -162,6 +162,8 @@ pub struct Config {
     pub worker_cpus: Option<f64>,
     /// Memory that they may use together, in MiB; none for what the machine has.
     pub worker_memory_mb: Option<u64>,
+    /// How their workspaces are kept from growing beyond a job's limit.
+    pub worker_disk: spawner::Disk,
     /// Where workers run: the runtime of the Docker engine; none for a sandbox on this machine. A process that is nothing but a
     /// spawner asks [`Config::of_spawner`].
     pub docker_runtime: Option<String>,
@@ -336,6 +338,16 @@ impl Config {
                     "SPAWNER_MEMORY_MB",
                     "a number of MiB from 64 to 67108864 is expected",
                     |text| text.parse().ok().filter(|n| (64..=67_108_864).contains(n)),
+                )?,
+                worker_disk: reader.parse(
+                    "SPAWNER_DISK",
+                    "`auto`, `loop` or `polled` is expected",
+                    |text| match text {
+                        "auto" => Some(spawner::Disk::Auto),
+                        "loop" => Some(spawner::Disk::Loop),
+                        "polled" => Some(spawner::Disk::Polled),
+                        _ => None,
+                    },
                 )?,
                 docker_runtime: reader
                     .parse_opt(

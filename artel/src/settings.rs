@@ -169,6 +169,11 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
                 "Memory that their limits may come to together, in MiB. Empty: the memory of this machine.",
             ),
             setting(
+                "SPAWNER_DISK",
+                "auto",
+                "How a workspace is kept from growing beyond its job's limit: `loop` (each is a disk of its own: an image of that size, on a loop device; needs root), `polled` (its size is looked at), or `auto`: `loop` for workers in Docker where it can be had and none are kept ready (SPAWNER_WARM), else `polled`.",
+            ),
+            setting(
                 "SPAWNER_RUNTIME",
                 "",
                 "Where they run: `bubblewrap` (a sandbox on this machine), or in Docker with the runtime `sysbox-runc` (docs/sysbox.md), `runc`, `runsc` or `kata`. Default: `bubblewrap`; in the full size (ARTEL_MODE=full, and for `artel spawner`) `sysbox-runc`.",

@@ -114,6 +114,8 @@ pub struct Workers {
     pub max: usize,
     /// What they may use together.
     pub capacity: spawner::Capacity,
+    /// How their workspaces are kept small.
+    pub disk: spawner::Disk,
 }
 
 /// The credentials that the configuration has for repositories elsewhere.
@@ -146,6 +148,7 @@ impl Workers {
             tokens: git_tokens(&app.config),
             max: app.config.max_workers,
             capacity: capacity(&app.config),
+            disk: app.config.worker_disk,
         })
     }
 }
@@ -349,6 +352,7 @@ impl Work {
         options.tokens = workers.tokens;
         options.max_workers = workers.max;
         options.capacity = workers.capacity;
+        options.disk = workers.disk;
         options.name = name;
         options.continue_trace = telemetry::set_parent;
         let spawner = Spawner::new(options)?;

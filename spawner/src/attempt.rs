@@ -2,6 +2,7 @@
 
 use crate::broker::{self, Broker, Said, Status};
 use crate::collect::Taken;
+use crate::disk;
 use crate::docker;
 use crate::events::Events;
 use crate::places::Places;
@@ -9,7 +10,7 @@ use crate::process::{self, Exit};
 use crate::remote::Reach;
 use crate::runtime::{self, Identity, Worker};
 use crate::stop::Stop;
-use crate::trouble::{Trouble, kind, tail};
+use crate::trouble::{Trouble, chain, kind, tail};
 use crate::{Options, keeping, workspace};
 use jiff::Timestamp;
 use protocol::{Check, CheckStatus, EventKind, ResultStatus, SpawnRequest, Usage, WorkerResult};
@@ -80,7 +81,9 @@ impl Attempt<'_> {
         };
         let exit = match worker {
             Some(worker) => {
-                let watch = process::watch(worker, &self.request, &broker, self.events, self.stop);
+                let disk = self.places.disk.as_ref();
+                let watch =
+                    process::watch(worker, &self.request, &broker, self.events, self.stop, disk);
                 Some(watch.instrument(self.span("run")).await)
             }
             None => None,
@@ -117,7 +120,7 @@ impl Attempt<'_> {
     /// The worker that a former process of ours has started for this request, if there is one, with a broker that knows it.
     async fn adopted(&self) -> Result<Option<Equipped>, Trouble> {
         let who = Identity::of(&self.request);
-        let limits = (&self.request.limits).into();
+        let limits = self.places.limits(&self.request.limits);
         let adopt = self
             .options
             .runtime
@@ -126,6 +129,7 @@ impl Attempt<'_> {
             return Ok(None);
         };
         tracing::info!("a worker that a former spawner has started is watched again");
+        self.mounted().await?;
         self.events.phase("adopted");
         let broker = Broker::go_on(
             Arc::clone(&self.request),
@@ -153,6 +157,7 @@ impl Attempt<'_> {
             cleared.map_err(|error| process::failed(&error))
         };
         self.unless_stopped(clear).await?;
+        self.unless_stopped(self.mounted()).await?;
         self.events.phase("cloning");
         let reach = self.reach();
         let prepare = workspace::prepare(runtime, self.places, &self.request, &reach);
@@ -182,6 +187,22 @@ impl Attempt<'_> {
         let start = process::start(runtime, self.places, &self.request, &broker, fresh);
         let worker = self.unless_stopped(start).await?;
         Ok((broker, Some(worker)))
+    }
+
+    /// The disk of the workspace, made and mounted, if it is to be one of its own.
+    async fn mounted(&self) -> Result<(), Trouble> {
+        let Some(image) = self.places.disk.clone() else {
+            return Ok(());
+        };
+        let most_mb = self.request.limits.disk_mb;
+        let mounted = disk::blocking(move || image.mount(most_mb)).await;
+        mounted.map_err(|error| {
+            Trouble::failed(
+                kind::CLONE_FAILED,
+                "The disk of the workspace cannot be mounted; an admin has to look at the spawner's host.",
+            )
+            .evidence(chain(&error))
+        })
     }
 
     /// How a repository that is elsewhere is reached.
@@ -241,12 +262,19 @@ fn judge(
     exit: Option<&Exit>,
     model: Option<(&'static str, String)>,
 ) -> Result<(), Trouble> {
-    let log = exit.map(|exit| exit.tail.as_str()).unwrap_or_default();
+    let mut log = exit.map(|exit| exit.tail.clone()).unwrap_or_default();
+    let disk_full = exit.is_some_and(|exit| exit.disk_full);
+    if disk_full {
+        let most = request.limits.disk_mb;
+        log += &format!(
+            "\n--- the disk of {most} MiB was full; what was written beyond was refused ---"
+        );
+    }
     let ended = exit.map(|exit| exit.ended.evidence.as_str());
     let Some(said) = said else {
         let evidence = match ended {
             Some(ended) if !ended.is_empty() => format!("{log}\n--- {ended} ---"),
-            _ => log.to_owned(),
+            _ => log,
         };
         return Err(silent_end(request, exit, model).evidence(evidence));
     };
@@ -255,11 +283,12 @@ fn judge(
     if starved && said.status == Status::Failed {
         return Err(silent_end(request, exit, model).evidence(log));
     }
+    let starved = disk_full && model.is_none();
     let reason = said.reason.trim();
     let first = reason.lines().next().unwrap_or_default();
     let evidence = format!(
         "{}\n\n--- the agent's reason ---\n{}",
-        tail(log, 4096),
+        tail(&log, 4096),
         reason
     );
     match said.status {
@@ -267,6 +296,7 @@ fn judge(
         Status::Blocked => Err(Trouble::failed(kind::AGENT_BLOCKED, first)
             .status(ResultStatus::Blocked)
             .evidence(evidence)),
+        Status::Failed if starved => Err(silent_end(request, exit, model).evidence(evidence)),
         Status::Failed => {
             let trouble = match model {
                 Some((kind, words)) => Trouble::failed(kind, words),
@@ -341,6 +371,17 @@ fn silent_end(
                 limits.disk_mb
             ),
         ),
+        Reason::Exited(_) | Reason::Signalled(_)
+            if exit.disk_full && exit.ended.from_outside.is_none() && model.is_none() =>
+        {
+            Trouble::failed(
+                kind::LIMIT_DISK,
+                format!(
+                    "The worker filled the {} MiB of disk that it may use.",
+                    limits.disk_mb
+                ),
+            )
+        }
         Reason::Exited(127) => Trouble::failed(
             kind::AGENT_MISSING,
             "The agent's program could not be started in the sandbox.",

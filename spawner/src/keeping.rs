@@ -5,6 +5,7 @@
 //! before anything is removed. What stays of a workspace is its lock and the highest fencing token that worked there, so that an
 //! old job that comes late changes nothing.
 
+use crate::disk;
 use crate::mirror::try_lock_file;
 use crate::places;
 use std::fs::File;
@@ -89,6 +90,8 @@ pub(crate) fn once(home: &Path, keep: &Keep) -> io::Result<usize> {
             let size = kept
                 .paths
                 .iter()
+                // What is mounted there is counted with its disk.
+                .filter(|path| !path.ends_with("disk"))
                 .map(|path| sandbox::used_mb(path))
                 .sum::<u64>();
             rest.push((kept, size));
@@ -119,6 +122,7 @@ fn remove(kept: &Kept) -> bool {
             return Ok(false);
         }
         for path in &kept.paths {
+            disk::unmount_all(path).map_err(io::Error::other)?;
             places::remove_any(path)?;
         }
         Ok(true)

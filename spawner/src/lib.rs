@@ -5,6 +5,7 @@
 //! * `workspace`, `refresh.sh`: the clone that outlives its workers.
 //! * `remote`, `mirror`, [`GitTokens`]: repositories that are elsewhere, the mirror that the tasks of one share, and the
 //!   credentials for them.
+//! * [`Disk`]: workspaces that are disks of their own, as large as their jobs' limits.
 //! * `keeping`: how long mirrors and workspaces are kept.
 //! * [`Capacity`]: what workers may use together.
 //! * `broker`: model, proxy and report of one worker, behind a key that ends with it.
@@ -22,6 +23,7 @@ mod attempt;
 mod broker;
 mod capacity;
 mod collect;
+mod disk;
 pub mod docker;
 mod events;
 mod git;
@@ -39,6 +41,7 @@ mod trouble;
 mod workspace;
 
 pub use capacity::Capacity;
+pub use disk::Disk;
 pub use keeping::Keep;
 pub use service::{Handle, Spawner};
 pub use tokens::{GitToken, GitTokens, HostToken, NoTokens, TokenError};
@@ -79,6 +82,8 @@ pub struct Options {
     pub max_workers: usize,
     /// What they may use together, and what becomes of jobs that do not fit.
     pub capacity: Capacity,
+    /// How a workspace is kept from growing beyond its job's limit.
+    pub disk: Disk,
     /// How long mirrors and workspaces are kept.
     pub keep: Keep,
     /// Name of this spawner in events and heartbeats.
@@ -108,6 +113,7 @@ impl Options {
             git_patience: Duration::from_mins(1),
             max_workers: 4,
             capacity: Capacity::unlimited(),
+            disk: Disk::default(),
             keep: Keep::default(),
             name: "local".to_owned(),
             continue_trace: |_, _| false,
@@ -136,6 +142,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Workspaces cannot be disks of their own, and were to be.
+    #[error(
+        "SPAWNER_DISK is `loop`, and workspaces cannot be disks of their own here: {reason}; give the spawner root, loop devices and the programs, or choose `auto` or `polled`"
+    )]
+    NoDisks {
+        /// Why not.
+        reason: String,
+    },
     /// The transport cannot be listened to.
     #[error("cannot listen for orders to workers")]
     Transport(#[source] protocol::TransportError),
@@ -143,5 +157,7 @@ pub enum Error {
 
 /// Removes every workspace of a project; for a project that is removed. Nothing of it may be running.
 pub fn remove_workspaces(home: &Path, project_id: &str) -> io::Result<()> {
-    places::remove_any(&places::project(home, project_id))
+    let folder = places::project(home, project_id);
+    disk::unmount_all(&folder).map_err(io::Error::other)?;
+    places::remove_any(&folder)
 }

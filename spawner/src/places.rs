@@ -3,9 +3,12 @@
 //! ```text
 //! mirrors/{repository}.git, .lock        the mirror of a repository elsewhere; no worker sees it but read-only
 //! workspaces/{project}/{job}/{task}/     what the worker sees as /workspace
-//! workspaces/{project}/{job}/{task}~/    what the spawner keeps about it; no worker sees it
+//! workspaces/{project}/{job}/{task}~/    what the spawner keeps about it; no worker sees it. The workspace is in there when it is a disk
+//!                                        of its own; see `disk`
 //! ```
 
+use crate::disk::Image;
+use crate::runtime::Limits;
 use protocol::SpawnRequest;
 use sha2::{Digest as _, Sha256};
 use std::fs::{File, Permissions};
@@ -22,6 +25,8 @@ pub(crate) struct Places {
     pub(crate) state: PathBuf,
     /// The mirrors of repositories elsewhere.
     pub(crate) mirrors: PathBuf,
+    /// The disk that the workspace is on, when it is one of its own.
+    pub(crate) disk: Option<Image>,
 }
 
 impl Places {
@@ -33,6 +38,37 @@ impl Places {
             state: job.join(format!("{task}~")),
             workspace: job.join(task),
             mirrors: mirrors(home),
+            disk: None,
+        }
+    }
+
+    /// The same as they are to be used: a workspace that is there stays where it is; a new one is a disk of its own if
+    /// workspaces are (`disks`). Whoever asks has the workspace's lock.
+    pub(crate) fn settled(self, disks: bool) -> Self {
+        let image = Image::of(&self.state);
+        let is_folder = std::fs::symlink_metadata(&self.workspace).is_ok();
+        if !image.exists() && (is_folder || !disks) {
+            return self;
+        }
+        Self {
+            workspace: image.workspace(),
+            disk: Some(image),
+            ..self
+        }
+    }
+
+    /// A folder from which something can be renamed to the workspace.
+    pub(crate) fn beside(&self) -> PathBuf {
+        let disk = self.disk.as_ref();
+        disk.map_or_else(|| self.state.clone(), Image::folder)
+    }
+
+    /// What a worker may use there. A disk that was made for a higher limit has to be looked at.
+    pub(crate) fn limits(&self, limits: &protocol::Limits) -> Limits {
+        let disk = self.disk.as_ref();
+        Limits {
+            disk_watched: disk.is_none_or(|disk| disk.size_mb() > limits.disk_mb),
+            ..limits.into()
         }
     }
 }

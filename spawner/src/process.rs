@@ -1,6 +1,7 @@
 //! The worker's process: what it is given, and how it is watched until it ends.
 
 use crate::broker::Broker;
+use crate::disk::Image;
 use crate::docker;
 use crate::events::Events;
 use crate::places::Places;
@@ -31,6 +32,8 @@ pub(crate) struct Exit {
     pub(crate) tail: String,
     /// It was silent for too long and was stopped for that.
     pub(crate) idle: bool,
+    /// The disk of its workspace was full, at its end or before.
+    pub(crate) disk_full: bool,
 }
 
 /// Starts the agent of a request. `fresh` says whether there is nothing but a clone in its workspace.
@@ -59,7 +62,7 @@ pub(crate) async fn start(
             folder: broker.folder().to_owned(),
             port,
         }),
-        limits: (&request.limits).into(),
+        limits: places.limits(&request.limits),
         fresh,
         docker: request.docker,
     };
@@ -99,6 +102,7 @@ pub(crate) async fn watch(
     broker: &Broker,
     events: &Events,
     stop: &Stop,
+    disk: Option<&Image>,
 ) -> Result<Exit, Trouble> {
     let mut lines = running.take_lines();
     let idle_limit = Duration::from_secs(request.limits.idle_s);
@@ -109,6 +113,8 @@ pub(crate) async fn watch(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = (Instant::now(), String::new());
     let (mut stopping, mut idle) = (false, false);
+    let is_full = || disk.is_some_and(Image::is_full);
+    let mut disk_full = false;
     let mut farewell: Option<Instant> = None;
     let ended = loop {
         tokio::select! {
@@ -126,6 +132,7 @@ pub(crate) async fn watch(
                 farewell = Some(Instant::now() + FAREWELL);
             }
             _ = tick.tick() => {
+                disk_full = disk_full || is_full();
                 if !stopping && farewell.is_some_and(|end| Instant::now() >= end) {
                     stopping = true;
                     running.stop(GRACE);
@@ -155,6 +162,7 @@ pub(crate) async fn watch(
             ended,
             tail: log,
             idle,
+            disk_full: disk_full || is_full(),
         }),
         Err(error) => Err(failed(&error)),
     }

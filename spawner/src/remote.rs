@@ -486,6 +486,7 @@ mod tests {
             workspace: "/w".into(),
             state: "/w~".into(),
             mirrors: "/m".into(),
+            disk: None,
         };
         let reach = Reach {
             tokens: &NoTokens,
@@ -514,6 +515,7 @@ mod tests {
             workspace: "/w".into(),
             state: "/w~".into(),
             mirrors: "/m".into(),
+            disk: None,
         };
         let tokens = crate::HostToken::github("http://git.example", "canary".to_owned()).unwrap();
         let reach = Reach {

@@ -8,7 +8,7 @@ use crate::places::{self, Places};
 use crate::runtime::Identity;
 use crate::stop::{self, Stop, Why};
 use crate::trouble::{Trouble, chain, kind};
-use crate::{Error, Options, keeping, mirror, reconcile};
+use crate::{Error, Options, disk, keeping, mirror, reconcile};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use protocol::{
@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -63,6 +63,8 @@ struct Shared {
     running: Mutex<HashMap<String, Stop>>,
     /// Newer receipts of those, by request: a hold that ran out while the transport was away, and came back to us.
     again: Mutex<HashMap<String, String>>,
+    /// Whether workspaces are disks of their own, once it is known.
+    disks: OnceLock<bool>,
     /// Who works in a workspace.
     desks: Mutex<HashMap<PathBuf, Arc<Desk>>>,
 }
@@ -110,6 +112,7 @@ impl Spawner {
                 drain: CancellationToken::new(),
                 running: Mutex::default(),
                 again: Mutex::default(),
+                disks: OnceLock::new(),
                 desks: Mutex::default(),
             }),
         })
@@ -124,7 +127,10 @@ impl Spawner {
     /// until it is drained (the workers that run are finished).
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let shared = self.shared;
-        let transport = &shared.options.transport;
+        let options = &shared.options;
+        let disks = disk::choose(options.disk, &options.home, options.runtime.as_ref()).await?;
+        shared.disks.get_or_init(|| disks);
+        let transport = &options.transport;
         let controls = transport.controls().await.map_err(Error::Transport)?;
         let tasks = TaskTracker::new();
         // Ends the helpers when the last worker has ended, however this returns.
@@ -159,6 +165,10 @@ impl Spawner {
             let (shared, stop) = (Arc::clone(&shared), taking.clone());
             async move { shared.options.runtime.keep_warm(&stop).await }
         });
+        tokio::spawn(over.clone().run_until_cancelled_owned({
+            let home = shared.options.home.clone();
+            async move { disk::forever(&home).await }
+        }));
         let rooms = shared.load.rooms();
         loop {
             let delivery = tokio::select! {
@@ -211,6 +221,11 @@ impl Spawner {
         // What is not cleared away by then is found by the next one.
         if tokio::time::timeout(FAREWELL, warm).await.is_err() {
             tracing::warn!("containers that waited for a job were not removed in time");
+        }
+        // What was interrupted is mounted still. A worker that goes on keeps its disk.
+        let home = options.home.clone();
+        if let Err(error) = disk::blocking(move || disk::sweep(&home)).await {
+            tracing::warn!(%error, "disks stay mounted; the next spawner unmounts them");
         }
         Ok(())
     }
@@ -480,6 +495,7 @@ impl Shared {
         let places = Places::of(&self.options.home, request);
         let result = match self.sit_down(&places, request, stop).await {
             Seat::Free(seat) => {
+                let places = places.settled(self.disks.get() == Some(&true));
                 let attempt = Attempt {
                     options: &self.options,
                     request: Arc::new(request.clone()),
@@ -488,6 +504,7 @@ impl Shared {
                     stop,
                 };
                 let result = attempt.run().await;
+                self.unmount(&places).await;
                 drop(seat);
                 Some(result)
             }
@@ -498,6 +515,15 @@ impl Shared {
         // What was said last should be heard before the result; but not at any price.
         let _ = tokio::time::timeout(Duration::from_secs(1), publisher).await;
         result
+    }
+
+    /// What cannot be unmounted now is found again by [`disk::forever`].
+    async fn unmount(&self, places: &Places) {
+        if let Some(image) = places.disk.clone()
+            && let Err(error) = disk::blocking(move || image.unmount()).await
+        {
+            tracing::warn!(%error, "the disk of a workspace stays mounted; trying again later");
+        }
     }
 
     /// Waits for the workspace, ending an older attempt that works in it.

@@ -7,6 +7,7 @@
 //! worker could.
 
 use crate::collect::{self, Taken};
+use crate::disk::{self, Image};
 use crate::git::{self, Git};
 use crate::mirror::Right;
 use crate::places::{self, Places};
@@ -40,9 +41,10 @@ pub(crate) async fn prepare(
     std::fs::create_dir_all(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
     places::private_folder(&places.state).map_err(|e| clone_failed("making a folder", &e))?;
     let repository = repository(request, places, reach)?;
-    // Earlier versions kept a mirror for each task.
-    places::remove_any(&places.state.join("remote.git"))
-        .map_err(|e| clone_failed("making a folder", &e))?;
+    if let Some(image) = places.disk.as_ref().filter(|image| image.is_full()) {
+        tracing::warn!("the disk of the workspace is full since a former attempt; it is set aside");
+        renew(image, request).await?;
+    }
     // Whoever reads a mirror keeps those out who would change it.
     let mut right: Option<Right> = None;
     let bare = match &repository {
@@ -74,10 +76,12 @@ pub(crate) async fn prepare(
         }
     }
     if fresh {
-        set_aside(places, request.attempt)
-            .map_err(|e| clone_failed("setting the old workspace aside", &e))?;
+        set_aside(places, request).await?;
         match (clone(places, request, bare).await, &repository) {
             (Ok(()), _) => {}
+            (Err(trouble), _) if is_too_large(places, &trouble) => {
+                return Err(too_large(request, trouble));
+            }
             (Err(trouble), Where::Here(_)) => return Err(trouble),
             (Err(trouble), Where::Elsewhere(remote)) => {
                 tracing::warn!(
@@ -237,13 +241,41 @@ fn is_usable(workspace: &Path) -> bool {
 }
 
 /// Keeps what is left of a broken workspace, for a person to look at.
-fn set_aside(places: &Places, attempt: u32) -> io::Result<()> {
+async fn set_aside(places: &Places, request: &SpawnRequest) -> Result<(), Trouble> {
     if std::fs::symlink_metadata(&places.workspace).is_err() {
         return Ok(());
     }
-    let aside = places.state.join(format!("broken-{attempt}"));
-    places::remove_any(&aside)?;
-    std::fs::rename(&places.workspace, aside)
+    if let Some(image) = &places.disk {
+        return renew(image, request).await;
+    }
+    let aside = places.state.join(format!("broken-{}", request.attempt));
+    places::remove_any(&aside)
+        .and_then(|()| std::fs::rename(&places.workspace, aside))
+        .map_err(|e| clone_failed("setting the old workspace aside", &e))
+}
+
+/// Puts a disk aside with all that is on it, and an empty one in its place.
+async fn renew(image: &Image, request: &SpawnRequest) -> Result<(), Trouble> {
+    let (image, most_mb) = (image.clone(), request.limits.disk_mb);
+    let renewed = disk::blocking(move || image.renew(most_mb)).await;
+    renewed.map_err(|e| clone_failed("making a new disk", &e))
+}
+
+/// Whether a clone failed because the disk is too small for it. Git takes away what it could not finish.
+fn is_too_large(places: &Places, trouble: &Trouble) -> bool {
+    let disk = places.disk.as_ref();
+    disk.is_some_and(|disk| disk.is_full() || trouble.evidence.contains("No space left on device"))
+}
+
+fn too_large(request: &SpawnRequest, trouble: Trouble) -> Trouble {
+    Trouble::failed(
+        kind::LIMIT_DISK,
+        format!(
+            "The repository does not fit on the {} MiB of disk that the task may use; the project's limit has to be raised.",
+            request.limits.disk_mb
+        ),
+    )
+    .evidence(trouble.evidence)
 }
 
 /// Takes away what a worker may have left for Git to obey or to stumble over.
@@ -293,7 +325,7 @@ fn remove_locks(folder: &Path, depth: u32) -> io::Result<()> {
 /// Clones beside the workspace and renames it, so that half a clone is never a workspace.
 async fn clone(places: &Places, request: &SpawnRequest, bare: &Path) -> Result<(), Trouble> {
     let failed = |error: git::Error| clone_failed("cloning", &error);
-    let fresh = places.state.join("clone");
+    let fresh = places.beside().join("clone");
     places::remove_any(&fresh).map_err(|e| clone_failed("making a folder", &e))?;
     std::fs::create_dir_all(&fresh).map_err(|e| clone_failed("making a folder", &e))?;
     let git = Git::new(&fresh);
@@ -377,7 +409,7 @@ async fn refresh(
             cpu: 2.0,
             memory_mb: 1024,
             pids: 256,
-            disk_mb: request.limits.disk_mb,
+            ..places.limits(&request.limits)
         },
         fresh: false,
         docker: false,

@@ -178,6 +178,7 @@ pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
         tokens: git_tokens(config),
         max: config.max_workers,
         capacity: capacity(config),
+        disk: config.worker_disk,
     })?;
     let needs = Needs {
         home,

@@ -9,7 +9,15 @@ use std::path::{Path, PathBuf};
 /// Keys of Redis that stay, because they are what it is all about; none of them grows with the jobs.
 const STAY: [&str; 3] = ["worker:jobs", "worker:results", "spawner:heartbeats"];
 /// What a spawner keeps about a workspace on purpose, as long as the project is there.
-const KEPT: [&str; 5] = ["fencing", "lock", "broker", "broker.json", "delivered"];
+const KEPT: [&str; 7] = [
+    "fencing",
+    "lock",
+    "broker",
+    "broker.json",
+    "delivered",
+    "disk",
+    "disk.img",
+];
 
 /// In Redis: no job, no result, no pending entry, no dead letter, no key that stays for ever.
 pub fn in_redis(url: &str) {
@@ -71,7 +79,13 @@ pub fn on_the_machine(home: &Home, engine: Option<&Engine>, engine_died: bool, t
     let found: BTreeSet<String> = names(&job).collect();
     let wanted: BTreeSet<String> = (0..tasks)
         .map(crate::crew::task)
-        .flat_map(|task| [format!("{task}~"), task])
+        .flat_map(|task| {
+            let state = format!("{task}~");
+            // In there, when it is a disk of its own.
+            let is_disk = job.join(&state).join("disk.img").exists();
+            [Some(state), (!is_disk).then_some(task)]
+        })
+        .flatten()
         .collect();
     assert_eq!(found, wanted);
     for state in found.iter().filter(|name| name.ends_with('~')) {

@@ -36,6 +36,11 @@ struct House {
 
 impl House {
     async fn new(engine: Option<Engine>, at_a_time: usize) -> Self {
+        Self::on("auto", engine, at_a_time).await
+    }
+
+    /// With workspaces as `SPAWNER_DISK` says.
+    async fn on(disk: &str, engine: Option<Engine>, at_a_time: usize) -> Self {
         let redis = Redis::start().await;
         let mut home = Home::with_tape();
         home.set("REDIS_URL", &redis.url());
@@ -43,6 +48,7 @@ impl House {
         // However small the machine is: these workers do next to nothing.
         home.set("SPAWNER_CPUS", "16");
         home.set("SPAWNER_MEMORY_MB", "8192");
+        home.set("SPAWNER_DISK", disk);
         match &engine {
             None => home.set("SPAWNER_RUNTIME", "bubblewrap"),
             Some(engine) => {

@@ -19,6 +19,7 @@ use bollard::query_parameters::{
 };
 use futures::TryStreamExt as _;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use running::Past;
@@ -142,6 +143,7 @@ pub struct Found {
 #[derive(Clone)]
 pub struct Engine {
     docker: Docker,
+    socket: PathBuf,
     runtime: String,
     version: String,
     processors: Option<u32>,
@@ -168,6 +170,7 @@ impl Engine {
         has_runtime(&about, runtime)?;
         Ok(Self {
             docker,
+            socket: host.trim_start_matches("unix://").into(),
             runtime: runtime.to_owned(),
             version: about.server_version.unwrap_or_default(),
             processors: about.ncpu.and_then(|count| u32::try_from(count).ok()),
@@ -181,6 +184,26 @@ impl Engine {
             &about.map_err(Error::refused("to tell its runtimes"))?,
             SYSBOX,
         )
+    }
+
+    /// Whether the engine sees what is mounted here: it lives in the same mount namespace. If not, why.
+    pub async fn shares_mounts(&self) -> Result<(), String> {
+        let untold = |error: std::io::Error| {
+            format!(
+                "it cannot be told whether the Docker engine sees what is mounted here: {error}"
+            )
+        };
+        let stream = tokio::net::UnixStream::connect(&self.socket).await;
+        let peer = stream.map_err(untold)?.peer_cred().map_err(untold)?;
+        // Nobody that we could know, when it is outside of our process namespace.
+        let pid = peer.pid().filter(|pid| *pid > 0).ok_or_else(elsewhere)?;
+        let namespace =
+            |whose: &str| std::fs::read_link(format!("/proc/{whose}/ns/mnt")).map_err(untold);
+        if namespace("self")? == namespace(&pid.to_string())? {
+            Ok(())
+        } else {
+            Err(elsewhere())
+        }
     }
 
     /// For people, such as `docker 28.2.2 with sysbox-runc`.
@@ -490,6 +513,11 @@ fn has_runtime(about: &SystemInfo, runtime: &str) -> Result<(), Error> {
         runtime: runtime.to_owned(),
         known: known.join(", "),
     })
+}
+
+fn elsewhere() -> String {
+    "the Docker engine does not see what is mounted here: it runs in another mount namespace"
+        .to_owned()
 }
 
 fn is_missing(error: &DockerError) -> bool {

@@ -274,7 +274,9 @@ fn docker_limits(limits: &Limits, workspace: &Path) -> docker::Limits {
         pids: limits.pids,
         tmp_mb: TMP_MB,
         wall_s: Some(limits.wall_s),
-        disk: Some((workspace.to_owned(), limits.disk_mb)),
+        disk: limits
+            .disk_watched
+            .then(|| (workspace.to_owned(), limits.disk_mb)),
     }
 }
 
@@ -295,6 +297,20 @@ impl Runtime for Containers {
 
     fn outlives(&self) -> bool {
         true
+    }
+
+    fn looks_seldom(&self) -> bool {
+        true
+    }
+
+    async fn sees_mounts(&self) -> Result<(), String> {
+        if self.pool.warm.count > 0 {
+            return Err(
+                "containers are kept ready (SPAWNER_WARM), which see other folders before a job is known"
+                    .to_owned(),
+            );
+        }
+        self.engine.shares_mounts().await
     }
 
     async fn docker_inside(&self) -> Result<(), Error> {

@@ -71,7 +71,7 @@ impl Local {
                 // Waiting for a model is silent and no idling: that is watched elsewhere.
                 idle_s: None,
                 file_mb: limits.disk_mb,
-                disk_mb: Some(limits.disk_mb),
+                disk_mb: limits.disk_watched.then_some(limits.disk_mb),
                 ..Limits::default()
             })
     }

@@ -89,6 +89,8 @@ pub struct Limits {
     pub pids: u64,
     /// Disk, in MiB.
     pub disk_mb: u64,
+    /// Whether the runtime has to see to that; the workspace is a disk of this size otherwise.
+    pub disk_watched: bool,
 }
 
 impl From<&protocol::Limits> for Limits {
@@ -99,6 +101,7 @@ impl From<&protocol::Limits> for Limits {
             memory_mb: limits.memory_mb,
             pids: limits.pids,
             disk_mb: limits.disk_mb,
+            disk_watched: true,
         }
     }
 }
@@ -222,6 +225,16 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// User and group of its workers on this machine, when they are not ours: workspaces have to belong to them.
     fn owner(&self) -> Option<(u32, u32)>;
+
+    /// Whether it looks too seldom how large a workspace is to hold back one that grows fast.
+    fn looks_seldom(&self) -> bool {
+        false
+    }
+
+    /// Whether its workers see what this process mounts in a workspace; if not, why.
+    async fn sees_mounts(&self) -> Result<(), String> {
+        Ok(())
+    }
 
     /// A port for [`Relay`] that is free inside.
     fn port(&self) -> io::Result<u16> {

@@ -2,7 +2,7 @@
 
 use crate::stage::{
     Cleanup, Models, Stage, assert_succeeded, containers, docker, git, kind, options, repository,
-    runtime, until, variable, wait_result,
+    runtime, until, variable, wait_result, workspace,
 };
 use futures::StreamExt as _;
 use protocol::{EventKind, LocalTransport, ResultStatus, Source, SpawnRequest, Transport, suite};
@@ -33,7 +33,6 @@ async fn the_program_that_dies() {
 /// A worker whose spawner was killed.
 struct Orphan {
     home: PathBuf,
-    workspace: PathBuf,
     bare: PathBuf,
     request: SpawnRequest,
     label: String,
@@ -45,6 +44,11 @@ struct Orphan {
 impl Orphan {
     /// The script works until there is a file `go`; then `rest` is done.
     async fn new(rest: &str) -> Self {
+        Self::on("polled", rest).await
+    }
+
+    /// The same, with workspaces as `ARTEL_TEST_DISK` says.
+    async fn on(disk: &str, rest: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let base = repository(folder.path());
         let home = folder.path().join("home");
@@ -67,7 +71,6 @@ impl Orphan {
         bus.publish_job(&request).await.unwrap();
         drop(bus);
         let orphan = Self {
-            workspace: home.join("workspaces/p/job-1/one"),
             label: cleanup.0.clone().unwrap(),
             home,
             bare,
@@ -75,16 +78,16 @@ impl Orphan {
             _cleanup: cleanup,
             _folder: folder,
         };
-        let mut spawner = orphan.spawner();
-        let here = orphan.workspace.join("here");
-        until(async || here.exists().then_some(())).await;
+        let mut spawner = orphan.spawner(disk);
+        until(async || orphan.workspace().join("here").exists().then_some(())).await;
         spawner.kill().unwrap();
         spawner.wait().unwrap();
-        assert_eq!(orphan.running(), 1, "the worker outlives its spawner");
+        // It outlives its spawner. The engine may say so a moment later than the worker itself.
+        until(async || (orphan.running() == 1).then_some(())).await;
         orphan
     }
 
-    fn spawner(&self) -> Child {
+    fn spawner(&self, disk: &str) -> Child {
         Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -93,13 +96,18 @@ impl Orphan {
                 "--nocapture",
             ])
             .env(HOME, &self.home)
+            .env("ARTEL_TEST_DISK", disk)
             .stdout(Stdio::null())
             .spawn()
             .unwrap()
     }
 
+    fn workspace(&self) -> PathBuf {
+        workspace(&self.home)
+    }
+
     fn go(&self) {
-        std::fs::write(self.workspace.join("go"), "").unwrap();
+        std::fs::write(self.workspace().join("go"), "").unwrap();
     }
 
     fn running(&self) -> usize {
@@ -109,7 +117,7 @@ impl Orphan {
     }
 
     fn runs(&self) -> String {
-        std::fs::read_to_string(self.workspace.join(".git/runs")).unwrap()
+        std::fs::read_to_string(self.workspace().join(".git/runs")).unwrap()
     }
 
     async fn gone(&self) {
@@ -172,6 +180,44 @@ async fn a_spawner_that_was_killed_leaves_its_worker_to_the_next_one_which_adopt
     );
     assert_eq!(orphan.runs(), "run\n", "it worked once");
     orphan.gone().await;
+    next.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_spawner_leaves_its_workers_disk_to_the_next_one_which_takes_it_away_at_the_end() {
+    let orphan = Orphan::on("loop", COMMIT).await;
+    let image = orphan.home.join("workspaces/p/job-1/one~/disk.img");
+    let devices = || {
+        let all = Command::new("losetup").arg("--list").output().unwrap();
+        let all = String::from_utf8_lossy(&all.stdout).into_owned();
+        let mine = all
+            .lines()
+            .filter(|line| line.contains(image.to_str().unwrap()));
+        mine.count()
+    };
+    let mounts = || {
+        let all = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let home = orphan.home.display().to_string();
+        all.lines().filter(|line| line.contains(&home)).count()
+    };
+    assert_eq!((mounts(), devices()), (1, 1));
+    // As after a restart of what had it mounted, but for the worker, which has it still.
+    let unmounted = Command::new("umount")
+        .arg(orphan.workspace().parent().unwrap())
+        .status();
+    assert!(unmounted.unwrap().success());
+    assert_eq!((mounts(), devices()), (0, 1));
+    let next = Next::start(&orphan, transport(&orphan.home).await).await;
+    until(async || orphan.workspace().join("here").exists().then_some(())).await;
+    assert_eq!(devices(), 1, "two of one file would ruin it");
+    orphan.go();
+    assert_succeeded(&wait_result(&next.bus, "r1").await);
+    assert_eq!(
+        git(&orphan.bare, &["show", "task/one:hello.txt"]),
+        "hello\n"
+    );
+    orphan.gone().await;
+    until(async || ((mounts(), devices()) == (0, 0)).then_some(())).await;
     next.stop().await;
 }
 

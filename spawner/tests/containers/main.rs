@@ -5,6 +5,8 @@ mod adoption;
 mod bad_input;
 #[path = "../spawner/broker.rs"]
 mod broker;
+#[path = "../spawner/disk.rs"]
+mod disk;
 #[path = "../spawner/hostile.rs"]
 mod hostile;
 mod image;

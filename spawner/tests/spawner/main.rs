@@ -5,6 +5,7 @@ mod bad_input;
 mod broker;
 mod capacity;
 mod crash;
+mod disk;
 mod githost;
 mod hostile;
 mod limits;

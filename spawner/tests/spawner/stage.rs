@@ -9,7 +9,7 @@ use protocol::{
 };
 use serde_json::{Value, json};
 use spawner::runtime::{Containers, DockerOptions, Local, Runtime, Warm};
-use spawner::{Options, Spawner};
+use spawner::{Disk, Options, Spawner};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -200,13 +200,23 @@ pub fn worker_image() -> String {
     name
 }
 
+/// How workspaces are kept small: looked at, but where a test wants disks; `ARTEL_TEST_DISK=loop` has all tests want them.
+fn disk() -> Disk {
+    match std::env::var_os("ARTEL_TEST_DISK") {
+        Some(chosen) if chosen == "loop" => Disk::Loop,
+        _ => Disk::Polled,
+    }
+}
+
 pub fn options(
     home: &Path,
     runtime: Arc<dyn Runtime>,
     transport: Arc<dyn Transport>,
     models: Arc<Models>,
 ) -> Options {
-    Options::new(home, runtime, transport, models)
+    let mut options = Options::new(home, runtime, transport, models);
+    options.disk = disk();
+    options
 }
 
 impl Stage {
@@ -308,7 +318,7 @@ impl Stage {
     }
 
     pub fn workspace(&self) -> PathBuf {
-        self.home().join("workspaces/p/job-1/one")
+        workspace(&self.home())
     }
 
     /// A request for the built-in agent.
@@ -383,6 +393,15 @@ impl Stage {
     pub fn show(&self, path: &str) -> String {
         git(&self.bare(), &["show", &format!("task/one:{path}")])
     }
+}
+
+/// Where the task's workspace is, or will be when it is no disk of its own.
+pub fn workspace(home: &Path) -> PathBuf {
+    let job = home.join("workspaces/p/job-1");
+    if job.join("one~/disk.img").exists() {
+        return job.join("one~/disk/workspace");
+    }
+    job.join("one")
 }
 
 pub async fn wait_result(transport: &Arc<dyn Transport>, id: &str) -> WorkerResult {

@@ -79,6 +79,16 @@ pub(crate) fn failed(error: &runtime::Error) -> Trouble {
         .status(ResultStatus::Lost)
         .evidence(chain(error));
     }
+    if let runtime::Error::Docker(
+        docker::Error::OnlyTheName { .. } | docker::Error::Unmarked { .. },
+    ) = error
+    {
+        return Trouble::failed(
+            kind::UNSUPPORTED,
+            format!("The worker could not be run: {error}."),
+        )
+        .evidence(chain(error));
+    }
     if let runtime::Error::Docker(docker::Error::NoImage { .. }) = error {
         return Trouble::failed(
             kind::IMAGE_MISSING,

@@ -284,22 +284,53 @@ async fn a_container_of_somebody_else_is_never_removed() {
 
 #[tokio::test]
 async fn sysbox_is_asked_for_by_its_name() {
-    // The engine's runtime of this name is runc behind a script that writes its calls down; see scripts/with-docker.
+    // The engine's runtime of this name is runc behind a script that writes its calls down and adds a user namespace; see
+    // scripts/with-docker.
     let engine = Engine::connect(Some(&variable("ARTEL_TEST_DOCKER_HOST")), "sysbox-runc")
         .await
         .unwrap();
     assert!(engine.describe().ends_with("with sysbox-runc"));
-    let mut stage = Stage::new("true").await;
+    let mut stage = Stage::new("cat /proc/self/uid_map; sleep 600").await;
     stage.engine = engine;
     let id = stage.engine.create(&stage.spec).await.unwrap();
     let mut running = stage.engine.start(&id, &stage.spec.limits).await.unwrap();
-    running.wait().await.unwrap();
+    let mut lines = running.take_lines().unwrap();
+    let first = tokio::time::timeout(SOON, lines.recv()).await.unwrap();
+    let first = first.unwrap().text;
+    assert!(!first.trim().starts_with("0          0"), "{first}");
     stage.engine.remove(&id).await.unwrap();
     let calls = std::fs::read_to_string(variable("ARTEL_TEST_RUNTIME_LOG")).unwrap();
     assert!(
         calls.contains(&id),
         "the runtime was called for this container"
     );
+}
+
+#[tokio::test]
+async fn a_runtime_that_only_has_the_name_of_sysbox_is_refused_and_what_it_started_ended() {
+    let engine = Engine::connect(Some(&variable("ARTEL_TEST_DOCKER_HOST")), "sysbox-runc")
+        .await
+        .unwrap();
+    let mut stage = Stage::new("sleep 600").await;
+    stage.engine = engine;
+    // To the script that stands for Sysbox: hand this one to runc as it is.
+    let name = ("ARTEL_TEST_ONLY_THE_NAME".to_owned(), "1".to_owned());
+    stage.spec.env.push(name);
+    let id = stage.engine.create(&stage.spec).await.unwrap();
+    let refused = stage.engine.start(&id, &stage.spec.limits).await.err();
+    let text = refused.unwrap().to_string();
+    for words in [
+        "root of this machine",
+        "uid_map 0 0",
+        "SPAWNER_RUNTIME",
+        "docs/sysbox.md",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    let mut over = stage.engine.adopt(&id, &stage.spec.limits);
+    let ended = tokio::time::timeout(SOON, over.wait()).await.unwrap();
+    assert_eq!(ended.unwrap().exit_code, 137);
+    stage.engine.remove(&id).await.unwrap();
 }
 
 #[tokio::test]

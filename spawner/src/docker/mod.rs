@@ -7,6 +7,7 @@
 //! Nothing here knows a job, a broker or a repository. *Architecture invariant:* only containers with our label are ever
 //! stopped or removed.
 
+mod mark;
 mod running;
 mod spec;
 
@@ -20,8 +21,11 @@ use bollard::query_parameters::{
 use futures::TryStreamExt as _;
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mark::Mark;
 use running::Past;
 pub use running::{Ended, Running, Stopper};
 pub use spec::{HOME, LABEL, Limits, Mount, SYSBOX, Spec};
@@ -78,6 +82,22 @@ pub enum Error {
         /// What there is.
         known: String,
     },
+    /// What is called Sysbox makes no user namespace.
+    #[error(
+        "the Docker engine's runtime \"sysbox-runc\" has no more than the name of Sysbox: root in its containers is root of this machine (uid_map {uid_map}); an admin has to install Sysbox under that name (docs/sysbox.md), or to choose another runtime openly with SPAWNER_RUNTIME"
+    )]
+    OnlyTheName {
+        /// The container's table of users.
+        uid_map: String,
+    },
+    /// Whether it does cannot be seen.
+    #[error(
+        "it cannot be seen whether the Docker engine's runtime \"sysbox-runc\" is Sysbox ({reason}); the spawner has to see the engine's processes in its /proc, or an admin to choose another runtime openly with SPAWNER_RUNTIME"
+    )]
+    Unmarked {
+        /// Why not.
+        reason: String,
+    },
     /// There is no such image, and it may not or cannot be had.
     #[error("the image {image} is not there: {reason}")]
     NoImage {
@@ -114,6 +134,8 @@ impl Error {
                     ..
                 }
             ),
+            // It may have ended before we looked.
+            Self::Unmarked { .. } => true,
             _ => false,
         }
     }
@@ -147,6 +169,7 @@ pub struct Engine {
     runtime: String,
     version: String,
     processors: Option<u32>,
+    mark: Arc<Mark>,
 }
 
 impl Engine {
@@ -174,6 +197,7 @@ impl Engine {
             runtime: runtime.to_owned(),
             version: about.server_version.unwrap_or_default(),
             processors: about.ncpu.and_then(|count| u32::try_from(count).ok()),
+            mark: Arc::default(),
         })
     }
 
@@ -257,6 +281,9 @@ impl Engine {
         if spec.docker_inside {
             self.has_sysbox().await?;
         }
+        if spec.docker_inside || self.runtime == SYSBOX {
+            self.mark.asked.store(true, Ordering::Relaxed);
+        }
         let options = || {
             CreateContainerOptionsBuilder::default()
                 .name(&spec.name)
@@ -290,12 +317,13 @@ impl Engine {
         Ok(running)
     }
 
-    /// Starts a container that was made, and leaves it alone.
+    /// Starts a container that was made, and leaves it alone. In Sysbox it has to show that it is.
     pub async fn begin(&self, id: &str) -> Result<(), Error> {
         // Starting what was started already is fine.
         patiently(|| self.docker.start_container(id, None))
             .await
-            .map_err(Error::refused("to start a container"))
+            .map_err(Error::refused("to start a container"))?;
+        self.is_what_it_is_called(id).await
     }
 
     /// Watches a container that waits, and begins now.

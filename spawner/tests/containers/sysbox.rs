@@ -1,6 +1,9 @@
 //! Docker inside a worker: Sysbox is asked for, and its absence is said. Sysbox itself is tried only where it is installed.
 
-use crate::stage::{Stage, assert_succeeded, docker, kind, variable};
+use crate::stage::{
+    Cleanup, Stage, assert_succeeded, containers as containers_of, docker, kind, runtime, until,
+    variable, worker_image,
+};
 use spawner::runtime::{Containers, DockerOptions, Runtime, Warm};
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,7 +12,8 @@ const COMMIT: &str = "id -u > user; git add user; git commit -q -m 'Add the user
 
 #[tokio::test]
 async fn a_worker_with_docker_inside_is_root_in_sysbox_whatever_runtime_others_have() {
-    // The engine's runtime of this name is runc behind a script that writes its calls down; see scripts/with-docker.
+    // The engine's runtime of this name is runc behind a script that writes its calls down and adds a user namespace; see
+    // scripts/with-docker.
     let stage = Stage::new([]).await;
     let mut request = stage.script(
         "r1",
@@ -39,6 +43,47 @@ async fn a_worker_with_docker_inside_is_root_in_sysbox_whatever_runtime_others_h
     let second = stage.script("r2", 2, COMMIT);
     assert_succeeded(&stage.run(&second).await);
     assert_eq!(stage.show("user"), "1000\n");
+}
+
+#[tokio::test]
+async fn a_sysbox_that_is_none_runs_no_worker_and_who_can_mend_it_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    drop(runtime(&home).await);
+    // What stands for Sysbox here hands containers of this image to runc as they are.
+    let image = format!("artel-test-only-the-name:{}", std::process::id());
+    let made = docker(&["create", &worker_image(), "true"]);
+    let change = "ENV ARTEL_TEST_ONLY_THE_NAME=1";
+    docker(&["commit", "--change", change, made.trim(), &image]);
+    docker(&["rm", made.trim()]);
+    let containers = Containers::connect(DockerOptions {
+        host: Some(variable("ARTEL_TEST_DOCKER_HOST")),
+        runtime: "sysbox-runc".to_owned(),
+        image: image.clone(),
+        spawner: "local".to_owned(),
+        home,
+        warm: Warm::default(),
+    })
+    .await
+    .unwrap();
+    let label = containers.label().to_owned();
+    let cleanup = Cleanup(Some(label.clone()));
+    let stage = Stage::with(folder, Arc::new(containers), cleanup, []).await;
+    for (n, docker) in [(1, false), (2, true)] {
+        let mut request = stage.script(&format!("r{n}"), n, COMMIT);
+        request.docker = docker;
+        // The second one without the workspace of the first, which would be brought up to date in a worker.
+        request.task_id = format!("task-{n}");
+        let result = stage.run(&request).await;
+        assert_eq!(kind(&result), spawner::kind::UNSUPPORTED, "{result:#?}");
+        let said = result.failure.unwrap().message;
+        for words in ["no more than the name", "an admin", "SPAWNER_RUNTIME"] {
+            assert!(said.contains(words), "{said}");
+        }
+    }
+    until(async || containers_of(&label).is_empty().then_some(())).await;
+    drop(stage);
+    docker(&["rmi", "-f", &image]);
 }
 
 /// An engine that has runc alone and answers nothing but what it is.

@@ -266,8 +266,8 @@ fn judge(
     let disk_full = exit.is_some_and(|exit| exit.disk_full);
     if disk_full {
         let most = request.limits.disk_mb;
-        log += &format!(
-            "\n--- the disk of {most} MiB was full; what was written beyond was refused ---"
+        log = format!(
+            "{log}\n--- the disk of {most} MiB was full; what was written beyond was refused ---"
         );
     }
     let ended = exit.map(|exit| exit.ended.evidence.as_str());

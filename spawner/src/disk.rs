@@ -458,16 +458,9 @@ fn plain(word: &[u8]) -> PathBuf {
     while let Some((first, after)) = rest.split_first() {
         let code = after.get(..3).filter(|_| *first == b'\\');
         let code = code.and_then(|code| std::str::from_utf8(code).ok());
-        match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
+        let byte = code.and_then(|code| u8::from_str_radix(code, 8).ok());
+        rest = if byte.is_some() { &after[3..] } else { after };
+        bytes.push(byte.unwrap_or(*first));
     }
     std::ffi::OsString::from_vec(bytes).into()
 }

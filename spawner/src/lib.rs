@@ -34,6 +34,7 @@ mod process;
 mod reconcile;
 mod remote;
 pub mod runtime;
+mod seat;
 mod service;
 mod stop;
 mod tokens;

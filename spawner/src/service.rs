@@ -6,9 +6,10 @@ use crate::capacity::{self, Fit, Load};
 use crate::events::Events;
 use crate::places::{self, Places};
 use crate::runtime::Identity;
+use crate::seat::{Desks, Seat};
 use crate::stop::{self, Stop, Why};
 use crate::trouble::{Trouble, chain, kind};
-use crate::{Error, Options, disk, keeping, mirror, reconcile};
+use crate::{Error, Options, disk, keeping, reconcile};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use protocol::{
@@ -17,12 +18,9 @@ use protocol::{
 };
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::OwnedMutexGuard;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -35,10 +33,6 @@ const POLL: Duration = Duration::from_secs(5);
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// How often a running job is renewed and its cancellation looked up.
 const RENEW: Duration = Duration::from_secs(2);
-/// How long a former attempt in the same workspace may take to end.
-const HANDOVER: Duration = Duration::from_mins(1);
-/// How often it is looked whether another process has left a workspace.
-const LOOK: Duration = Duration::from_millis(100);
 /// How long the transport may fail until a result is given up (the job is offered again then).
 const PUBLISH_TRIES: u32 = 30;
 /// How long removing what is left of a worker may take.
@@ -66,14 +60,7 @@ struct Shared {
     /// Whether workspaces are disks of their own, once it is known.
     disks: OnceLock<bool>,
     /// Who works in a workspace.
-    desks: Mutex<HashMap<PathBuf, Arc<Desk>>>,
-}
-
-/// A workspace, as far as attempts compete for it.
-#[derive(Default)]
-struct Desk {
-    lock: Arc<tokio::sync::Mutex<()>>,
-    sitting: Mutex<Option<(u64, Stop)>>,
+    desks: Desks,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -113,7 +100,7 @@ impl Spawner {
                 running: Mutex::default(),
                 again: Mutex::default(),
                 disks: OnceLock::new(),
-                desks: Mutex::default(),
+                desks: Desks::default(),
             }),
         })
     }
@@ -493,7 +480,7 @@ impl Shared {
         );
         events.phase("queued");
         let places = Places::of(&self.options.home, request);
-        let result = match self.sit_down(&places, request, stop).await {
+        let result = match self.desks.sit_down(&places, request, stop).await {
             Seat::Free(seat) => {
                 let places = places.settled(self.disks.get() == Some(&true));
                 let attempt = Attempt {
@@ -525,60 +512,6 @@ impl Shared {
             tracing::warn!(%error, "the disk of a workspace stays mounted; trying again later");
         }
     }
-
-    /// Waits for the workspace, ending an older attempt that works in it.
-    async fn sit_down(&self, places: &Places, request: &SpawnRequest, stop: &Stop) -> Seat {
-        let mine = request.fencing_token;
-        let desk = {
-            let mut desks = lock(&self.desks);
-            desks.retain(|_, desk| Arc::strong_count(desk) > 1);
-            Arc::clone(desks.entry(places.workspace.clone()).or_default())
-        };
-        if let Some((token, other)) = lock(&desk.sitting).as_ref() {
-            if *token > mine {
-                return Seat::Stale;
-            }
-            other.stop(Why::Superseded);
-        }
-        let waiting = Arc::clone(&desk.lock).lock_owned();
-        let Ok(guard) = tokio::time::timeout(HANDOVER, waiting).await else {
-            return Seat::Taken;
-        };
-        // Another spawner on this machine may share the workspaces, and hold this one until it finds that the job is not
-        // its own any more. The kernel lets go of the lock of one that died.
-        let elsewhere = match shut(&places.state).await {
-            Ok(Some(lock)) => lock,
-            Ok(None) => return Seat::Taken,
-            Err(error) => {
-                tracing::error!(%error, "cannot lock {}", places.state.display());
-                return Seat::Taken;
-            }
-        };
-        // The highest token that ever worked here is kept, so that an old job that comes late,
-        // after a restart for example, changes nothing.
-        let path = places.state.join("fencing");
-        let kept = std::fs::read_to_string(&path)
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok());
-        if kept.is_some_and(|kept| kept > mine) {
-            return Seat::Stale;
-        }
-        if let Err(error) = places::write_whole(&path, mine.to_string().as_bytes()) {
-            tracing::error!(%error, "cannot write {}", path.display());
-            return Seat::Taken;
-        }
-        // From now on there may be work here that nobody has.
-        if let Err(error) = places::remove_any(&places.state.join(keeping::DELIVERED)) {
-            tracing::error!(%error, "cannot tidy {}", places.state.display());
-            return Seat::Taken;
-        }
-        *lock(&desk.sitting) = Some((mine, stop.clone()));
-        Seat::Free(Sitting {
-            shared_desk: desk,
-            _guard: guard,
-            _elsewhere: elsewhere,
-        })
-    }
 }
 
 /// What becomes of a job.
@@ -591,46 +524,6 @@ enum Settled {
     Later,
     /// It is somebody else's.
     Lost,
-}
-
-enum Seat {
-    Free(Sitting),
-    /// A later attempt was here.
-    Stale,
-    /// It could not be had in time.
-    Taken,
-}
-
-/// The right to work in a workspace.
-struct Sitting {
-    shared_desk: Arc<Desk>,
-    _guard: OwnedMutexGuard<()>,
-    /// Keeps spawners in other processes out.
-    _elsewhere: File,
-}
-
-impl Drop for Sitting {
-    fn drop(&mut self) {
-        *lock(&self.shared_desk.sitting) = None;
-    }
-}
-
-/// Locks a workspace against other processes; none when it could not be had in time.
-async fn shut(state: &Path) -> std::io::Result<Option<File>> {
-    let until = Instant::now() + HANDOVER;
-    loop {
-        // Again each time: what nobody needs any more is removed with its lock.
-        std::fs::create_dir_all(state)?;
-        if let Some(file) = mirror::try_lock_file(&state.join("lock"), File::try_lock)? {
-            // Says when somebody worked here last.
-            file.set_modified(std::time::SystemTime::now())?;
-            return Ok(Some(file));
-        }
-        if Instant::now() >= until {
-            return Ok(None);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
 }
 
 fn failed(request: &SpawnRequest, trouble: Trouble) -> WorkerResult {

@@ -8,6 +8,8 @@
 //! stopped or removed.
 
 mod mark;
+mod noticed;
+mod output;
 mod running;
 mod spec;
 

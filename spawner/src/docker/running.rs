@@ -1,31 +1,25 @@
 //! A container that runs: its output, what it uses, its end with the evidence. The engine may go away meanwhile and come back.
 
 use bollard::Docker;
-use bollard::container::LogOutput;
 use bollard::errors::Error as DockerError;
 use bollard::models::{ContainerStateStatusEnum, ContainerStatsResponse};
 use bollard::query_parameters::{
-    EventsOptionsBuilder, KillContainerOptionsBuilder, LogsOptionsBuilder, StatsOptionsBuilder,
-    WaitContainerOptionsBuilder,
+    KillContainerOptionsBuilder, StatsOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use futures::StreamExt as _;
 use sandbox::{Line, Reason};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::noticed::{Noticed, witness};
+use super::output::listen;
 use super::{AGAIN, Error, Limits, PATIENCE, is_missing};
 
 /// Lines that wait for their reader; more of them are dropped, but for the tail.
 const LINES: usize = 256;
-/// A longer line is cut into pieces of this many bytes.
-const LINE_BYTES: usize = 64 * 1024;
-/// How much of the end of the output is kept.
-const TAIL_BYTES: usize = 64 * 1024;
-/// Output of which more than this was seen may have gone through several files of the engine.
-const ROTATED_BYTES: usize = 8 << 20;
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the last output may take after the end: the engine may have much of it to read from its disk.
@@ -33,8 +27,6 @@ const DRAIN: Duration = Duration::from_secs(15);
 
 /// How long the engine may take to tell of an end that we know of already.
 const TOLD: Duration = Duration::from_secs(2);
-/// Most signals that are kept.
-const SIGNALS: usize = 16;
 /// How often in a row the engine has to see the limit of processes reached: a second apart.
 const PIDS_SEEN: u32 = 2;
 
@@ -427,214 +419,5 @@ impl Used {
         };
         self.read = self.read.max(sum("read"));
         self.written = self.written.max(sum("write"));
-    }
-}
-
-/// What the engine told of a container while it was watched.
-#[derive(Debug, Default)]
-struct Noticed {
-    /// Signals that were sent through the engine.
-    signals: Vec<String>,
-    /// How often the engine went away.
-    breaks: u32,
-}
-
-impl Noticed {
-    /// Who ended a container that ended with this code, if that was neither itself nor we, who have sent it nothing.
-    fn outside(&self, exit_code: i64) -> Option<String> {
-        // What ends by a signal says 128 and its number; 255 is what an engine says that does not know.
-        if !matches!(exit_code, 129..=192 | 255 | -1) {
-            return None;
-        }
-        if let Some(signal) = self.signals.last() {
-            return Some(format!(
-                "somebody else had the engine send it signal {signal}"
-            ));
-        }
-        (self.breaks > 0).then(|| "the engine went away while it ran".to_owned())
-    }
-}
-
-/// Keeps what the engine tells of a container, until its end; asks for what it missed when the engine was away.
-async fn witness(docker: Docker, id: String, age: Duration, noticed: Arc<Mutex<Noticed>>) {
-    let age = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
-    let mut since = jiff::Timestamp::now()
-        .as_second()
-        .saturating_sub(age)
-        .saturating_sub(1)
-        .to_string();
-    loop {
-        let filters = HashMap::from([
-            ("type", vec!["container".to_owned()]),
-            ("container", vec![id.clone()]),
-            (
-                "event",
-                ["kill", "die", "destroy"].map(str::to_owned).into(),
-            ),
-        ]);
-        let options = EventsOptionsBuilder::default()
-            .since(&since)
-            .filters(&filters)
-            .build();
-        let events = docker.events(Some(options));
-        tokio::pin!(events);
-        while let Some(Ok(event)) = events.next().await {
-            if let Some(at) = event.time_nano {
-                // Behind this one.
-                since = nanos(at.saturating_add(1));
-            }
-            match event.action.as_deref() {
-                Some("kill") => {
-                    let attributes = event.actor.and_then(|actor| actor.attributes);
-                    let signal = attributes.and_then(|mut all| all.remove("signal"));
-                    let mut noticed = lock(&noticed);
-                    if noticed.signals.len() < SIGNALS {
-                        noticed.signals.push(signal.unwrap_or_default());
-                    }
-                }
-                Some("die" | "destroy") => return,
-                _ => {}
-            }
-        }
-        lock(&noticed).breaks += 1;
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
-/// A moment as the engine takes it: seconds, a point, nine digits.
-fn nanos(at: i64) -> String {
-    format!("{}.{:09}", at / 1_000_000_000, at % 1_000_000_000)
-}
-
-/// Reads the output to its end, also when the engine goes away in between: then the rest is asked for by its time.
-async fn listen(
-    docker: Docker,
-    id: String,
-    adopted: bool,
-    tail: Arc<Mutex<VecDeque<u8>>>,
-    lines: mpsc::Sender<Line>,
-) {
-    let mut since = 0_i64;
-    let mut splitter = Splitter::default();
-    let mut seen = 0_usize;
-    loop {
-        let now = i32::try_from(since).unwrap_or(0);
-        let mut options = LogsOptionsBuilder::default()
-            .follow(true)
-            .stdout(true)
-            .stderr(true)
-            .since(now);
-        if adopted && since == 0 {
-            options = options.tail("1000");
-        }
-        let mut output = docker.logs(&id, Some(options.build()));
-        let mut broken = false;
-        loop {
-            match output.next().await {
-                Some(Ok(piece)) => {
-                    let bytes = match &piece {
-                        LogOutput::StdOut { message }
-                        | LogOutput::StdErr { message }
-                        | LogOutput::StdIn { message }
-                        | LogOutput::Console { message } => message,
-                    };
-                    keep(&tail, bytes);
-                    seen = seen.saturating_add(bytes.len());
-                    splitter.push(bytes);
-                    for line in splitter.ready.drain(..) {
-                        // A reader that is too slow, or gone, holds nobody up.
-                        let _ = lines.try_send(line);
-                    }
-                }
-                Some(Err(_)) => {
-                    broken = true;
-                    break;
-                }
-                None => break,
-            }
-        }
-        let runs = match docker.inspect_container(&id, None).await {
-            Ok(about) => about.state.and_then(|state| state.running).unwrap_or(false),
-            Err(error) if is_missing(&error) => return,
-            Err(_) => true,
-        };
-        if !runs {
-            if broken || seen > ROTATED_BYTES {
-                // Files may have been rotated away under a reader that was too slow.
-                last_words(&docker, &id, &tail).await;
-            }
-            return;
-        }
-        since = jiff::Timestamp::now().as_second();
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
-/// Replaces the tail by the last lines that the engine has.
-async fn last_words(docker: &Docker, id: &str, tail: &Mutex<VecDeque<u8>>) {
-    let options = LogsOptionsBuilder::default()
-        .stdout(true)
-        .stderr(true)
-        .tail("1000");
-    let mut output = docker.logs(id, Some(options.build()));
-    let found = Mutex::default();
-    while let Some(Ok(piece)) = output.next().await {
-        keep(&found, &piece.into_bytes());
-    }
-    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if !found.is_empty() {
-        *lock(tail) = found;
-    }
-}
-
-fn keep(tail: &Mutex<VecDeque<u8>>, bytes: &[u8]) {
-    let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
-    let bytes = &bytes[bytes.len().saturating_sub(TAIL_BYTES)..];
-    let over = (tail.len() + bytes.len()).saturating_sub(TAIL_BYTES);
-    tail.drain(..over);
-    tail.extend(bytes);
-}
-
-/// Splits what comes into lines of a bounded length.
-#[derive(Default)]
-struct Splitter {
-    partial: Vec<u8>,
-    ready: Vec<Line>,
-}
-
-impl Splitter {
-    fn push(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let room = LINE_BYTES - self.partial.len();
-            let end = bytes.iter().take(room).position(|byte| *byte == b'\n');
-            let taken = end.unwrap_or_else(|| room.min(bytes.len()));
-            self.partial.extend(&bytes[..taken]);
-            bytes = &bytes[(taken + usize::from(end.is_some()))..];
-            if end.is_some() || self.partial.len() == LINE_BYTES {
-                let line = std::mem::take(&mut self.partial);
-                self.ready.push(Line {
-                    text: String::from_utf8_lossy(&line).into_owned(),
-                    cut: end.is_none(),
-                });
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_from_outside_is_told_from_an_end_of_its_own() {
-        let mut noticed = Noticed::default();
-        assert_eq!(noticed.outside(137), None, "it did that itself");
-        noticed.breaks = 1;
-        assert_eq!(noticed.outside(1), None, "it did that itself");
-        let words = |noticed: &Noticed| noticed.outside(137).unwrap();
-        assert!(words(&noticed).contains("went away"));
-        noticed.signals.push("9".to_owned());
-        assert!(words(&noticed).contains("signal 9"));
-        assert_eq!(nanos(1_700_000_000_000_000_042), "1700000000.000000042");
     }
 }

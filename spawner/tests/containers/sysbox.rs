@@ -23,9 +23,9 @@ async fn a_worker_with_docker_inside_is_root_in_sysbox_whatever_runtime_others_h
     request.docker = true;
     stage.submit(&request).await;
     let here = stage.workspace().join("here");
-    crate::stage::until(async || here.exists().then_some(())).await;
+    until(async || here.exists().then_some(())).await;
     let label = stage.cleanup.0.clone().unwrap();
-    let ids = crate::stage::containers(&label);
+    let ids = containers_of(&label);
     assert_eq!(ids.len(), 1);
     let about = docker(&[
         "inspect",
@@ -143,7 +143,7 @@ async fn an_engine_without_sysbox_refuses_docker_inside_and_names_how_to_install
     );
 
     let runtime: Arc<dyn Runtime> = Arc::new(Containers::connect(options("runc")).await.unwrap());
-    let stage = Stage::with(folder, runtime, crate::stage::Cleanup(None), []).await;
+    let stage = Stage::with(folder, runtime, Cleanup(None), []).await;
     let mut request = stage.script("r1", 1, COMMIT);
     request.docker = true;
     let result = stage.run(&request).await;

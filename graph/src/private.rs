@@ -1,6 +1,6 @@
 //! What the code written by `#[derive(State)]` calls. Not for anybody else; may change at any time.
 
-use std::{fmt, future::poll_fn, pin::pin};
+use std::{fmt, future::poll_fn, pin::Pin};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
@@ -74,8 +74,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Does some work while a future waits for the first time: what is dropped while a database writes delays nobody.
-pub(crate) async fn meanwhile<F: Future>(future: F, work: impl FnOnce()) -> F::Output {
-    let mut future = pin!(future);
+/// The future stays where its caller has pinned it: those that write are large.
+pub(crate) async fn meanwhile<F: Future>(
+    mut future: Pin<&mut F>,
+    work: impl FnOnce(),
+) -> F::Output {
     let mut work = Some(work);
     poll_fn(|context| {
         let polled = future.as_mut().poll(context);

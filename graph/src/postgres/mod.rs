@@ -22,7 +22,7 @@ mod step;
 mod threads;
 mod values;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -456,7 +456,8 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
         let job = Job::Commit(Box::new(CommitJob::of(lease, &commit)?));
-        match meanwhile(self.sharing.write(job), || drop(commit)).await? {
+        let written = pin!(self.sharing.write(job));
+        match meanwhile(written, || drop(commit)).await? {
             Answer::Committed(receipt) => Ok(receipt),
             other => Err(other.unexpected()),
         }

@@ -1,6 +1,6 @@
 //! The end of a superstep: folds what its tasks handed back into the state, plans, and commits.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use serde_json::Value;
 
@@ -122,7 +122,10 @@ impl<S: State> Run<S> {
                 tasks.clear();
             }
         };
-        let receipt = meanwhile(self.land(commit, names), over).await?;
+        let receipt = {
+            let landed = pin!(self.land(commit, names));
+            meanwhile(landed, over).await?
+        };
         self.keep_cached(fresh).await;
         if wanted != Modes::NONE {
             self.tell(&tasks, Landed::on(parent, &receipt));

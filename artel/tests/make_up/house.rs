@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub struct House {
     /// Where containers find this machine.
     pub gateway: String,
     pub telegram: Telegram,
+    /// What deployed services may have.
+    pub ports: RangeInclusive<u16>,
 }
 
 /// A container as the engine sees it.
@@ -68,14 +71,15 @@ impl House {
         // What Compose takes as the name of a project.
         let name = name.to_lowercase().replace(['-', '.', '_'], "");
         let ports = free_ports();
-        let low = 21_000 + (std::process::id() % 800) * 10;
+        // No other test deploys there, so nobody else ever answers at a port that was given up.
+        let low = 30_000 + u16::try_from(std::process::id() % 27).unwrap() * 100;
         let mut environment: BTreeMap<String, String> = [
             ("COMPOSE_PROJECT_NAME", name.clone()),
             ("DOCKER_HOST", docker::host()),
             ("POSTGRES_PORT", ports[0].to_string()),
             ("REDIS_PORT", ports[1].to_string()),
             ("SCHEDULER_HTTP_PORT", ports[2].to_string()),
-            ("ARTEL_PORTS", format!("{low}-{}", low + 300)),
+            ("ARTEL_PORTS", format!("{low}-{}", low + 99)),
             ("ARTEL_TAPE", "demo".to_owned()),
             ("TELEGRAM_BOT_TOKEN", TOKEN.to_owned()),
             ("ALLOWED_USERS", OWNER.to_string()),
@@ -97,6 +101,7 @@ impl House {
             // Both are replaced as soon as there are networks.
             gateway: String::new(),
             telegram: Telegram::start().await,
+            ports: low..=low + 99,
         };
         house.images().await;
         // With the first container there is a network.
@@ -254,9 +259,9 @@ impl House {
         std::fs::read_to_string(self.folder.path().join(".secrets").join(name)).unwrap()
     }
 
-    /// Kills everything in the container of a service, as nobody who wanted it to stop would. Gives what the service was.
-    pub fn kill(&self, service: &str) -> Seen {
-        let before = self.seen()[service].clone();
+    /// Kills everything in the container of a service that is well, as nobody who wanted it to stop would. Gives what it was.
+    pub async fn kill(&self, service: &str) -> Seen {
+        let before = self.well(service, |_| true).await;
         // The engine takes `docker kill` for a wish that it stay away; a crash comes from outside.
         let killed = docker::docker(&[
             "run",
@@ -274,13 +279,21 @@ impl House {
 
     /// Waits until the engine has started a service again by itself, and it is well.
     pub async fn is_back(&self, service: &str, before: &Seen) {
-        crate::support::eventually(&format!("{service} is back"), WORK, || async {
+        self.well(service, |now| {
+            now.id == before.id && now.restarts > before.restarts
+        })
+        .await;
+    }
+
+    /// Waits until a service is well, and as it should be.
+    async fn well(&self, service: &str, fits: impl Fn(&Seen) -> bool) -> Seen {
+        crate::support::eventually(&format!("{service} is well"), WORK, || async {
             // Docker's client is not asked without a break.
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = self.seen().remove(service)?;
-            (now.healthy && now.id == before.id && now.restarts > before.restarts).then_some(())
+            (now.healthy && fits(&now)).then_some(now)
         })
-        .await;
+        .await
     }
 }
 

@@ -16,7 +16,7 @@ use support::{ask, docker, eventually, get};
 
 const OWNER: i64 = 4_200_001;
 /// Bounds of what is quick, and of what is work, on a machine that is busy.
-const SOON: Duration = Duration::from_mins(1);
+const SOON: Duration = Duration::from_mins(2);
 const WORK: Duration = Duration::from_mins(3);
 const SERVICES: [&str; 6] = ["bot", "postgres", "redis", "runner", "scheduler", "spawner"];
 
@@ -108,6 +108,8 @@ async fn a_message_becomes_a_service_that_answers_and_down_leaves_nothing() {
     approve(&house, "notes").await;
     let url = address(&house).await;
     assert_eq!(get(&format!("{url}/health")).await.0, 200);
+    let port: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
+    assert!(house.ports.contains(&port), "ARTEL_PORTS is heeded: {url}");
     let report = house.status("notes").await.expect("the record");
     assert_eq!(report["project"]["status"], "deployed", "{report:#}");
 
@@ -206,7 +208,7 @@ async fn each_service_is_killed_in_the_middle_of_a_job_comes_back_and_the_job_en
             report["job"]["status"], "running",
             "{service} is killed in the middle of it: {report:#}"
         );
-        let before = house.kill(service);
+        let before = house.kill(service).await;
         open.send_replace(at + 1);
         house.is_back(service, &before).await;
     }

@@ -131,7 +131,7 @@ def daemon(program):
         redis = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
         server = subprocess.Popen(redis, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
-            settings = {"REDIS_URL": f"redis://127.0.0.1:{port}", "ARTEL_TAPE": "demo"}
+            settings = {"REDIS_URL": f"redis://127.0.0.1:{port}", "ARTEL_TAPE": "demo", "SPAWNER_RUNTIME": "bubblewrap"}
             runs = [idle([program], settings) for _ in range(IDLE_RUNS)]
         finally:
             server.terminate()

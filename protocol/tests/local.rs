@@ -74,6 +74,21 @@ async fn a_folder_has_one_user_at_a_time() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_about_to_be_given_up_is_waited_for() {
+    let local = Local::new();
+    let first = LocalTransport::open(local.0.path()).await.unwrap();
+    let second = LocalTransport::open(local.0.path());
+    tokio::pin!(second);
+    // It looks, and the folder is taken.
+    tokio::select! {
+        opened = &mut second => panic!("the folder is taken: {:?}", opened.err()),
+        () = tokio::time::sleep(Duration::from_millis(100)) => {}
+    }
+    drop(first);
+    second.await.unwrap();
+}
+
+#[tokio::test]
 async fn files_that_are_not_messages_become_dead_letters() {
     let local = Local::new();
     drop(local.open().await);

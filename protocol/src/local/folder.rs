@@ -8,6 +8,12 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+
+/// How long somebody else may take to let go of the folder.
+const LETTING_GO: Duration = Duration::from_secs(3);
+/// How often it is tried meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The sub-folders.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +100,18 @@ impl Folder {
     pub(super) async fn open(root: PathBuf) -> Result<Self, TransportError> {
         let root = Arc::new(root);
         let place = Arc::clone(&root);
-        let lock = blocking("open", &root, move || {
+        let file = blocking("open", &root, move || {
+            std::fs::create_dir_all(&*place)?;
+            File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(place.join("lock"))
+        })
+        .await?;
+        let lock = Self::locked(&root, file).await?;
+        let place = Arc::clone(&root);
+        blocking("open", &root, move || {
             for kind in Kind::ALL {
                 let folder = place.join(kind.name());
                 std::fs::create_dir_all(&folder)?;
@@ -105,23 +122,35 @@ impl Folder {
                     }
                 }
             }
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(place.join("lock"))?;
-            match file.try_lock() {
-                Ok(()) => Ok(Some(file)),
-                Err(TryLockError::WouldBlock) => Ok(None),
-                Err(TryLockError::Error(error)) => Err(error),
-            }
+            Ok(())
         })
         .await?;
-        match lock {
-            Some(lock) => Ok(Self { root, _lock: lock }),
-            None => Err(TransportError::InUse {
-                place: root.display().to_string(),
-            }),
+        Ok(Self { root, _lock: lock })
+    }
+
+    /// Whoever had it may be about to end: it lets go of one thing after the other, and a program that it is just starting has
+    /// all of them for a moment.
+    async fn locked(root: &Path, file: File) -> Result<File, TransportError> {
+        let deadline = Instant::now() + LETTING_GO;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(TransportError::InUse {
+                        place: root.display().to_string(),
+                    });
+                }
+                Err(TryLockError::Error(source)) => {
+                    return Err(TransportError::Io {
+                        action: "lock",
+                        place: root.display().to_string(),
+                        source,
+                    });
+                }
+            }
         }
     }
 

@@ -1,12 +1,6 @@
 //! Statements 15, 17, 19 and 20: durable steps, failures, retries, time limits.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use graph::{
     Context, END, EngineError, GraphBuilder, NodeError, NodeOptions, RetryPolicy, START,
@@ -200,16 +194,16 @@ promise! {
 promise! {
     async fn attempts_are_counted_over_crashes(lab) {
         // The process dies in the third attempt; the next one makes the third attempt, not the first.
-        let (starts, dies) = (Count::default(), Arc::new(AtomicBool::new(true)));
-        let graph = || {
-            let (starts, dies) = (starts.clone(), dies.clone());
+        let starts = Count::default();
+        let graph = |dies: bool| {
+            let starts = starts.clone();
             notes("g")
                 .node_with("a", NodeOptions::default().retry(quickly().attempts(4)), move |_, ctx: Context| {
-                    let (starts, dies) = (starts.clone(), dies.clone());
+                    let starts = starts.clone();
                     async move {
                         let attempt = ctx.attempt();
                         ctx.say_now(&starts.up().to_string(), "tries", "try", &attempt).await?;
-                        if attempt == 3 && dies.load(Ordering::SeqCst) {
+                        if attempt == 3 && dies {
                             std::future::pending::<()>().await;
                         }
                         Err::<(), _>(NodeError::msg("no"))
@@ -217,13 +211,12 @@ promise! {
                 })
                 .edge(START, "a").edge("a", END)
         };
-        let first = lab.notes(graph()).await;
+        let first = lab.notes(graph(true)).await;
         start(&first).await;
         let server = serve(&first, ServeOptions { lease: Duration::from_millis(300), ..options() });
         eventually("the third attempt", || async { said(&first, "tries").await.len() == 3 }).await;
         drop(server);
-        dies.store(false, Ordering::SeqCst);
-        let second = lab.notes(graph()).await;
+        let second = lab.notes(graph(false)).await;
         let server = serve(&second, options());
         until_status(&second, "t", ThreadStatus::Failed).await;
         assert_eq!(said(&second, "tries").await, ["try 1", "try 2", "try 3", "try 3", "try 4"]);

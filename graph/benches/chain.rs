@@ -6,7 +6,8 @@
 //! signal and says an event, in its one commit.
 //!
 //! `ARTEL_TEST_DATABASE_URL` names the server (`make bench` starts one). `ARTEL_BENCH_JSON` names a file for the figures;
-//! `ARTEL_BENCH_ROUNDS` and `ARTEL_BENCH_SECONDS` say how long it takes. Arguments choose among `plain.postgres`,
+//! `ARTEL_BENCH_ROUNDS` and `ARTEL_BENCH_SECONDS` say how long it takes, `ARTEL_BENCH_THREADS` (such as `1,16`) with how many
+//! threads at a time. Arguments choose among `plain.postgres`,
 //! `mailed.sqlite` and so on, by any piece of the name.
 
 #[path = "workloads/chain.rs"]
@@ -58,7 +59,24 @@ impl Contestant {
     }
 }
 
+/// The threads at a time that `ARTEL_BENCH_THREADS` asks for, such as `1,16`; all of them when it is not set.
+fn threads() -> Result<Vec<usize>, Failed> {
+    let all = THREADS.into_iter().chain([CROWD]);
+    let Ok(text) = std::env::var("ARTEL_BENCH_THREADS") else {
+        return Ok(all.collect());
+    };
+    let wanted: Vec<&str> = text.split(',').map(str::trim).collect();
+    let chosen: Vec<_> = all
+        .filter(|threads| wanted.contains(&&*threads.to_string()))
+        .collect();
+    if chosen.len() < wanted.len() {
+        return Err(format!("ARTEL_BENCH_THREADS is {text:?}; it has to be some of {THREADS:?} and {CROWD}, with commas between them").into());
+    }
+    Ok(chosen)
+}
+
 async fn measure(databases: &[Database], rounds: u32, lasts: Duration) -> Result<Rates, Failed> {
+    let wanted = threads()?;
     let url = databases.iter().find_map(Database::url);
     let limit = CommitLimit::on(url.ok_or("pgbench needs PostgreSQL")?).await?;
     let mut contestants = Vec::new();
@@ -80,7 +98,7 @@ async fn measure(databases: &[Database], rounds: u32, lasts: Duration) -> Result
     }
     let mut rates = Rates::new();
     for round in 1..=rounds {
-        for threads in THREADS.into_iter().chain([CROWD]) {
+        for &threads in &wanted {
             let crowd = threads == CROWD;
             if !crowd {
                 let rate = limit.rate(threads, lasts).await?;
@@ -146,11 +164,14 @@ fn report(rates: &Rates, report: &mut Report) {
         ),
     ] {
         for (threads, clients, plain, mailed) in PROMISES {
-            let Some(steps) = rates.get(&(contestant.to_owned(), threads)) else {
+            let (Some(steps), Some(commits)) = (
+                rates.get(&(contestant.to_owned(), threads)),
+                rates.get(&(COMMITS.to_owned(), clients)),
+            ) else {
                 continue;
             };
             let limit = if with.is_empty() { plain } else { mailed };
-            let share = 100.0 * median_ratio(steps, &rates[&(COMMITS.to_owned(), clients)]);
+            let share = 100.0 * median_ratio(steps, commits);
             report.promise(
                 format!("engine.{name}.share_of_commits.{threads}"),
                 format!("supersteps{with} on PostgreSQL, {threads} threads at a time, as a share of one-row commits of {clients} clients"),

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool, Postgres, QueryBuilder, Row, postgres::PgRow};
 
 use super::{
-    DEADLOCK_ATTEMPTS, is_transient,
+    DEADLOCK_ATTEMPTS, connection, is_transient,
     limits::Limits,
     rows::string,
     values::{Jsonb, Time, nul, text},
@@ -66,7 +66,7 @@ impl DocumentStore for PostgresDocuments {
             key.check()?;
         }
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             get(&mut db, keys, refresh).await
         };
         self.limits
@@ -78,7 +78,7 @@ impl DocumentStore for PostgresDocuments {
     async fn search(&self, search: &Search) -> Result<Vec<Document>, StorageError> {
         search.check()?;
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             let mut found = find(&mut db, search).await?;
             if search.refresh {
                 let names: Vec<DocumentKey> = found
@@ -108,7 +108,7 @@ impl DocumentStore for PostgresDocuments {
     async fn namespaces(&self, filter: &NamespaceFilter) -> Result<Vec<Namespace>, StorageError> {
         filter.prefix.check()?;
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             namespaces(&mut db, filter).await
         };
         self.limits
@@ -119,7 +119,7 @@ impl DocumentStore for PostgresDocuments {
 
     async fn sweep(&self, limit: usize) -> Result<u64, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             let gone = sqlx::query(
                 "with gone as ( \
                      select path, key from graph_document where expires_at <= now() order by expires_at limit $1 \

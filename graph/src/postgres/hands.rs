@@ -70,19 +70,25 @@ impl Hands {
     /// A connection for one use. Whoever does not give it back, because it is broken or its caller went away, closes it.
     pub async fn take(&self) -> Result<PgConnection, sqlx::Error> {
         while let ControlFlow::Continue(kept) = self.pop() {
+            // What is rare is boxed: every statement carries the room for it about otherwise, and is copied with it.
             let Some((mut connection, since)) = kept else {
-                let mut connection = self.pool.acquire().await?.detach();
-                sqlx::raw_sql(AssertSqlSafe(self.settings.as_str()))
-                    .execute(&mut connection)
-                    .await?;
-                return Ok(connection);
+                return Box::pin(self.another()).await;
             };
             // The server may have been restarted meanwhile.
-            if since.elapsed() < TRUSTED_IDLE || is_well(&mut connection).await {
+            if since.elapsed() < TRUSTED_IDLE || Box::pin(is_well(&mut connection)).await {
                 return Ok(connection);
             }
         }
         Err(sqlx::Error::PoolClosed)
+    }
+
+    /// A connection that was not here before.
+    async fn another(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?.detach();
+        sqlx::raw_sql(AssertSqlSafe(self.settings.as_str()))
+            .execute(&mut connection)
+            .await?;
+        Ok(connection)
     }
 
     /// Breaks when the pool was closed: then these connections are not to be used either.

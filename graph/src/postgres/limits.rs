@@ -6,6 +6,7 @@
 
 use std::{io, time::Duration};
 
+use futures::FutureExt as _;
 use sqlx::{PgConnection, Row as _, postgres::PgDatabaseError};
 
 use crate::{checkpoint::StorageError, stored::Fault};
@@ -35,21 +36,27 @@ impl Limits {
     }
 
     /// What runs wait for: claims, renewals, commits, starts, signals.
-    pub async fn short<T>(self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-        within(self.short, work).await
+    pub fn short<T>(
+        self,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> impl Future<Output = Result<T, Fault>> {
+        within(self.short, work)
     }
 
     /// All else.
-    pub async fn long<T>(self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
-        within(self.short * LONG, work).await
+    pub fn long<T>(
+        self,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> impl Future<Output = Result<T, Fault>> {
+        within(self.short * LONG, work)
     }
 
     /// Changes of the schema.
-    pub async fn longest<T>(
+    pub fn longest<T>(
         self,
         work: impl Future<Output = Result<T, Fault>>,
-    ) -> Result<T, Fault> {
-        within(self.short * LONGEST, work).await
+    ) -> impl Future<Output = Result<T, Fault>> {
+        within(self.short * LONGEST, work)
     }
 
     /// What the server is told about statements of the first kind, in milliseconds.
@@ -58,13 +65,16 @@ impl Limits {
     }
 }
 
-async fn within<T>(
+/// No `async fn`: that would have the work twice, as what it was given and as what it waits for.
+fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        let text = format!("no answer within {limit:?}");
-        Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, text)).into())
+) -> impl Future<Output = Result<T, Fault>> {
+    tokio::time::timeout(limit, work).map(move |result| {
+        result.unwrap_or_else(|_| {
+            let text = format!("no answer within {limit:?}");
+            Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, text)).into())
+        })
     })
 }
 

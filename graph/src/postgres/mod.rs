@@ -22,12 +22,18 @@ mod step;
 mod threads;
 mod values;
 
-use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use sqlx::{
     PgPool, Postgres, Transaction,
     migrate::{MigrateError, Migrator},
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tracing::Instrument;
@@ -168,7 +174,7 @@ impl PostgresCheckpointer {
             table_name: MIGRATION_TABLE.into(),
             ..Migrator::DEFAULT
         };
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = connection(&self.pool).await?;
         self.limits.short(limits::check(&mut connection)).await?;
         let limit: String = sqlx::query_scalar("show statement_timeout")
             .fetch_one(&mut *connection)
@@ -196,6 +202,14 @@ impl PostgresCheckpointer {
         }
         Ok(())
     }
+}
+
+/// A connection of the pool, in a box: the future that gets one is a hundred times as large as what is done over it, and would be
+/// copied with that.
+fn connection(
+    pool: &PgPool,
+) -> Pin<Box<dyn Future<Output = Result<PoolConnection<Postgres>, sqlx::Error>> + Send>> {
+    Box::pin(pool.acquire())
 }
 
 /// Begins a transaction, also when nobody waits for that any more: then it is rolled back.
@@ -341,7 +355,7 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn thread(&self, thread: &ThreadId) -> Result<Option<ThreadRecord>, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             threads::find(&mut db, thread).await
         };
         let found = run
@@ -352,7 +366,7 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn threads(&self, filter: &ThreadFilter) -> Result<Vec<ThreadRecord>, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             threads::list(&mut db, filter).await
         };
         self.limits
@@ -363,7 +377,7 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn delete_thread(&self, thread: &ThreadId) -> Result<bool, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             let key = threads::delete(&mut db, thread).await?;
             drop(db);
             // The thread is gone. What is left of it is cleared away by whoever deletes or sweeps next, if not now.
@@ -391,7 +405,7 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn renew(&self, leases: &[Lease], lease: Duration) -> Result<Vec<Renewed>, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             let mut attempt = 1;
             loop {
                 match claim::renew(&mut db, leases, lease).await {
@@ -412,7 +426,7 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn break_leases(&self, owner: &str) -> Result<u64, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             claim::break_leases(&mut db, owner).await
         };
         self.limits
@@ -446,7 +460,7 @@ impl Checkpointer for PostgresCheckpointer {
         after: u64,
     ) -> Result<(Vec<SignalRecord>, u64), StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             threads::mailbox(&mut db, thread, after).await
         };
         self.limits.long(run).await.map_err(|fault: Fault| {
@@ -542,7 +556,7 @@ impl Checkpointer for PostgresCheckpointer {
         limit: usize,
     ) -> Result<Vec<Entry>, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             journal::read(&mut db, filter, after, limit).await
         };
         self.limits
@@ -553,7 +567,7 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn journal_end(&self) -> Result<Cursor, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             journal::end(&mut db).await
         };
         self.limits
@@ -564,7 +578,7 @@ impl Checkpointer for PostgresCheckpointer {
 
     async fn append(&self, id: &str, event: NewEvent) -> Result<Appended, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             journal::append(&mut db, id, &event).await
         };
         self.limits.long(run).await.map_err(|fault: Fault| {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use sqlx::{PgConnection, Row};
 
 use super::{
-    DEADLOCK_ATTEMPTS, PostgresCheckpointer, history, is_transient,
+    DEADLOCK_ATTEMPTS, PostgresCheckpointer, connection, history, is_transient,
     rows::{Thread, count, wide},
     threads,
     values::{Jsonb, text},
@@ -102,7 +102,7 @@ impl Retention for PostgresCheckpointer {
     async fn delete_threads(&self, filter: &DeleteFilter) -> Result<Deleted, StorageError> {
         let run = async {
             let limit = filter.limit.unwrap_or(DELETE_LIMIT);
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             let threads = delete(&mut db, filter, limit).await?;
             drop(db);
             // They are gone. What is left of them is cleared away by the next one, if not now.
@@ -132,7 +132,7 @@ impl Retention for PostgresCheckpointer {
                 .iter()
                 .map(|id| text(id.as_str()).into_owned())
                 .collect();
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             let keys = sqlx::query(
                 "with old as ( \
                      select s.thread, s.digest from graph_thread t join graph_signal s on s.thread = t.thread \
@@ -158,7 +158,7 @@ impl Retention for PostgresCheckpointer {
 
     async fn survey(&self, filter: &SurveyFilter) -> Result<Vec<Surveyed>, StorageError> {
         let run = async {
-            let mut db = self.pool.acquire().await?;
+            let mut db = connection(&self.pool).await?;
             survey(&mut db, filter).await
         };
         self.limits

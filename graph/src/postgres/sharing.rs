@@ -286,7 +286,7 @@ async fn land_all(hands: &Hands, jobs: &[&Job]) -> Result<Answers, Fault> {
     match land(&mut db, jobs).await {
         Err(Fault::Database(error)) => {
             if let ([Job::Commit(commit)], Some(_)) = (jobs, good_places(&error)) {
-                let answer = refusal(&mut db, commit).await?;
+                let answer = Box::pin(refusal(&mut db, commit)).await?;
                 hands.give(db);
                 return Ok(vec![Err(answer)]);
             }

@@ -66,7 +66,7 @@ pub(super) async fn step(db: &mut PgConnection, commit: &CommitJob) -> Result<An
     .await?;
     let answer = match &found {
         Some(row) => Ok(Answer::Committed(step_receipt(row)?)),
-        None => Err(refusal(db, commit).await?),
+        None => Err(Box::pin(refusal(db, commit)).await?),
     };
     Ok(vec![answer])
 }
@@ -167,7 +167,7 @@ pub(super) async fn lone(
             released: ends,
             ..step_receipt(&row)?
         })),
-        Ok(None) => Err(refusal(db, commit).await?),
+        Ok(None) => Err(Box::pin(refusal(db, commit)).await?),
         Err(error) if is_beyond(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
@@ -227,7 +227,7 @@ pub(super) async fn step_all(
     for ((commit, _), receipt) in steps.iter().zip(receipts) {
         answers.push(match receipt {
             Some(receipt) => Ok(Answer::Committed(receipt)),
-            None => Err(refusal(db, commit).await?),
+            None => Err(Box::pin(refusal(db, commit)).await?),
         });
     }
     Ok(answers)

@@ -1,7 +1,10 @@
 //! The configuration: environment, then `.env`, then `artel.toml`, then defaults.
 
+mod error;
+mod explain;
 mod layers;
 mod reader;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -11,81 +14,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use figment::Figment;
-use figment::providers::Serialized;
-use figment::value::Value;
 use ports::Plaintext;
-use serde::de::DeserializeOwned;
 
 use self::layers::{Layer, home_folder, toml_layer};
 use self::reader::{Reader, text_of};
-use crate::place::line_of;
-use crate::settings;
 
-/// What is wrong with the configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file is not what its name says.
-    #[error("{place} cannot be read: {message}; mend it, or move it away to go on without it")]
-    File {
-        /// Which file, and which line of it.
-        place: String,
-        /// What is wrong. It holds nothing of the file, which may have secrets in it.
-        message: String,
-    },
-    /// A value does not fit its setting.
-    #[error("{name} (from {source_name}) is {value:?}, but {expected}")]
-    Value {
-        /// The setting.
-        name: String,
-        /// Where the value came from.
-        source_name: String,
-        /// The value, masked for secrets.
-        value: String,
-        /// What was expected.
-        expected: String,
-    },
-    /// A name in `artel.toml` that nobody knows.
-    #[error("{place}: {name:?} is no setting{}", hint(advice))]
-    Unknown {
-        /// Which file, and which line of it.
-        place: String,
-        /// The name.
-        name: String,
-        /// What could be meant.
-        advice: String,
-    },
-    /// A value in a table does not fit.
-    #[error(
-        "{place}: {name} cannot be used: {message}; mend that line, or take it out to go by the default"
-    )]
-    Table {
-        /// Which file, and which line of it.
-        place: String,
-        /// The table and what is in it, with dots.
-        name: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// `ARTEL_MODE=full`, and something is missing that would be embedded otherwise.
-    #[error(
-        "ARTEL_MODE=full, and these are not set: {0}; set them, or use ARTEL_MODE=embedded, where Artel brings all of them along"
-    )]
-    NotFull(String),
-    /// A setting that is needed now has no value.
-    #[error("{0}")]
-    Missing(String),
-    /// There is no home folder to put the data in.
-    #[error("neither ARTEL_HOME nor HOME is set: set ARTEL_HOME to a folder for Artel's data")]
-    NoHome,
-}
-
-fn hint(advice: &str) -> String {
-    if advice.is_empty() {
-        "; `artel config check` lists them all".to_owned()
-    } else {
-        format!("; {advice}")
-    }
-}
+pub use self::error::Error;
 
 /// One process for everything, or a process for each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +43,15 @@ impl SecretValue {
     pub fn expose(&self) -> &str {
         self.0.expose()
     }
+}
+
+/// Who the spawner is for repositories on GitHub.
+#[derive(Clone)]
+pub enum GitHubLogin {
+    /// Whoever a token belongs to.
+    Token(SecretValue),
+    /// An app: its id, and the file with its private key.
+    App(String, PathBuf),
 }
 
 /// The configuration of this process.
@@ -138,8 +81,8 @@ pub struct Config {
     pub tape: Option<String>,
     /// GitHub's API.
     pub github_api_url: String,
-    /// A token for its repositories.
-    pub github_token: Option<SecretValue>,
+    /// Who the spawner is for its repositories.
+    pub github: Option<GitHubLogin>,
     /// Telegram's token.
     pub telegram_bot_token: Option<SecretValue>,
     /// Telegram's server.
@@ -307,7 +250,7 @@ impl Config {
                 model: reader.text("ARTEL_MODEL"),
                 tape: reader.text("ARTEL_TAPE"),
                 github_api_url: reader.url("GITHUB_API_URL")?.unwrap_or_default(),
-                github_token: reader.secret("GITHUB_TOKEN"),
+                github: github(&reader)?,
                 telegram_bot_token: reader.secret("TELEGRAM_BOT_TOKEN"),
                 telegram_api_url: reader.url("TELEGRAM_API_URL")?.unwrap_or_default(),
                 admin_chat_ids: reader.numbers("ADMIN_CHAT_IDS")?,
@@ -479,112 +422,6 @@ impl Config {
         };
         reader.source(name) == "default"
     }
-
-    /// A table of `artel.toml`, or its default.
-    pub fn table<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, Error> {
-        match self.figment.find_value(name) {
-            Ok(value) => self.typed(name, &value),
-            Err(_) => Ok(T::default()),
-        }
-    }
-
-    fn typed<T: DeserializeOwned>(&self, name: &str, value: &Value) -> Result<T, Error> {
-        value.deserialize().map_err(|error: figment::Error| {
-            let mut keys: Vec<&str> = std::iter::once(name)
-                .chain(error.path.iter().map(String::as_str))
-                .collect();
-            if let figment::error::Kind::UnknownField(field, _) = &error.kind
-                && keys.last() != Some(&field.as_str())
-            {
-                keys.push(field);
-            }
-            self.misfit(&keys, error.kind.to_string())
-        })
-    }
-
-    /// The table `[policy]`: what the crew may do. Names that nobody knows are refused, so that a slip of the pen does not
-    /// lift a cap.
-    pub fn policy(&self) -> Result<nodes::Policy, Error> {
-        // Over the defaults, so that one limit can be named without the others.
-        let value = Figment::from(Serialized::default("policy", nodes::Policy::default()))
-            .merge(&self.figment)
-            .find_value("policy");
-        let policy = match value {
-            Ok(value) => self.typed("policy", &value)?,
-            Err(_) => nodes::Policy::default(),
-        };
-        let known = serde_json::to_value(nodes::Policy::default()).unwrap_or_default();
-        if let Ok(given) = self.figment.find_value("policy") {
-            let mut keys = vec!["policy"];
-            if stranger(&given, &known, &mut keys) {
-                let siblings = keys[1..keys.len() - 1]
-                    .iter()
-                    .fold(&known, |table, key| &table[*key]);
-                let names: Vec<_> = siblings
-                    .as_object()
-                    .into_iter()
-                    .flat_map(serde_json::Map::keys)
-                    .map(String::as_str)
-                    .collect();
-                return Err(self.misfit(
-                    &keys,
-                    format!("nobody knows that name; known are {}", names.join(", ")),
-                ));
-            }
-        }
-        Ok(policy)
-    }
-
-    fn misfit(&self, keys: &[&str], message: String) -> Error {
-        let found = self.files.iter().find_map(|file| {
-            let line = line_of(&std::fs::read_to_string(file).ok()?, keys)?;
-            Some(format!("{}, line {line}", file.display()))
-        });
-        Error::Table {
-            place: found.unwrap_or_else(|| "artel.toml".to_owned()),
-            name: keys.join("."),
-            message,
-        }
-    }
-
-    /// Every setting with its value (masked for secrets) and where it came from.
-    pub fn explain(&self) -> Vec<Explained> {
-        let reader = Reader {
-            figment: &self.figment,
-        };
-        settings::all()
-            .map(|setting| {
-                let value = match (setting.name, reader.text(setting.name)) {
-                    ("ARTEL_HOME", _) => Some(self.home.display().to_string()),
-                    (_, Some(_)) if setting.secret => Some("(set, not shown)".to_owned()),
-                    (_, value) => value,
-                };
-                Explained {
-                    name: setting.name,
-                    source: if value.is_some() {
-                        reader.source(setting.name)
-                    } else {
-                        "not set".to_owned()
-                    },
-                    value,
-                    about: setting.about,
-                }
-            })
-            .collect()
-    }
-}
-
-/// A setting as `artel config check` shows it.
-#[derive(Debug, serde::Serialize)]
-pub struct Explained {
-    /// The setting.
-    pub name: &'static str,
-    /// Its value, masked for secrets.
-    pub value: Option<String>,
-    /// Where it came from.
-    pub source: String,
-    /// What it is for.
-    pub about: &'static str,
 }
 
 /// A time such as `30d`, at least an hour; or for ever. The inner one is absent for that.
@@ -604,20 +441,38 @@ fn history(text: &str) -> Option<Option<Duration>> {
     sane.then(|| Some(Duration::from_hours(hours)))
 }
 
-/// Whether a table has a name that is not in `known`; `keys` then lead to it.
-fn stranger<'a>(given: &'a Value, known: &serde_json::Value, keys: &mut Vec<&'a str>) -> bool {
-    let (Value::Dict(_, given), serde_json::Value::Object(known)) = (given, known) else {
-        return false;
-    };
-    for (name, value) in given {
-        keys.push(name);
-        match known.get(name) {
-            None => return true,
-            Some(known) if stranger(value, known, keys) => return true,
-            Some(_) => {
-                keys.pop();
-            }
+/// A token, or an app, and never both: it would not be known who comes.
+fn github(reader: &Reader<'_>) -> Result<Option<GitHubLogin>, Error> {
+    let token = reader.secret("GITHUB_TOKEN");
+    let app = reader.parse_opt(
+        "GITHUB_APP_ID",
+        "the id of a GitHub App is expected: a number, or its client id Iv…",
+        |id| {
+            let is_number = id.bytes().all(|byte| byte.is_ascii_digit());
+            (is_number || id.starts_with("Iv")).then(|| id.to_owned())
+        },
+    )?;
+    let key = reader
+        .text("GITHUB_APP_PRIVATE_KEY_FILE")
+        .map(PathBuf::from);
+    let refused = |name: &str, expected: &str| Err(reader.error(name, expected));
+    match (token, app, key) {
+        (Some(_), Some(_), _) => refused(
+            "GITHUB_APP_ID",
+            "GITHUB_TOKEN is set as well: take one of them away",
+        ),
+        (None, Some(id), Some(key)) => Ok(Some(GitHubLogin::App(id, key))),
+        (None, Some(_), None) => refused(
+            "GITHUB_APP_ID",
+            "the app's private key is missing: name its file in GITHUB_APP_PRIVATE_KEY_FILE",
+        ),
+        // Like any other file of a secret, one in which nothing stands is as good as none.
+        (_, None, Some(key)) if std::fs::metadata(&key).is_ok_and(|file| file.len() > 0) => {
+            refused(
+                "GITHUB_APP_PRIVATE_KEY_FILE",
+                "the app's id is missing: set GITHUB_APP_ID, or take the key away",
+            )
         }
+        (token, None, _) => Ok(token.map(GitHubLogin::Token)),
     }
-    false
 }

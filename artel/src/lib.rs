@@ -33,7 +33,7 @@ use secrets::Redactor;
 
 use crate::cli::{Cli, Command};
 use crate::commands::Context;
-use crate::config::Config;
+use crate::config::{Config, GitHubLogin};
 
 /// The program `artel` with its arguments, its own name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -137,10 +137,15 @@ fn internal(args: Vec<OsString>) -> ExitCode {
 /// Knows the configuration's own secrets, so that they leave by no exit.
 fn redactor(config: &Config) -> Redactor {
     let redactor = Redactor::new();
+    let github_token = match &config.github {
+        Some(GitHubLogin::Token(token)) => Some(token.clone()),
+        // What an app gets has a form that is known.
+        Some(GitHubLogin::App(..)) | None => None,
+    };
     for (name, value) in [
         ("OPENAI_API_KEY", &config.openai_api_key),
         ("ANTHROPIC_API_KEY", &config.anthropic_api_key),
-        ("GITHUB_TOKEN", &config.github_token),
+        ("GITHUB_TOKEN", &github_token),
         ("TELEGRAM_BOT_TOKEN", &config.telegram_bot_token),
         ("DATABASE_URL", &config.database_url),
         ("REDIS_URL", &config.redis_url),

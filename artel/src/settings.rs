@@ -103,11 +103,21 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
             setting(
                 "GITHUB_API_URL",
                 "https://api.github.com",
-                "GitHub's API, or that of a server of one's own; the token goes to repositories on that host only.",
+                "GitHub's API, or that of a server of one's own (https://HOST/api/v3); credentials go to repositories on that host only.",
             ),
             secret(
                 "GITHUB_TOKEN",
                 "A token that may read and write them. Workers never see it: the spawner clones before they start and pushes after they end.",
+            ),
+            setting(
+                "GITHUB_APP_ID",
+                "",
+                "Instead of a token, a GitHub App that is installed for them with the permission `contents: write`: its id, or its client id. The spawner asks for a token for each repository, which holds for an hour.",
+            ),
+            setting(
+                "GITHUB_APP_PRIVATE_KEY_FILE",
+                "",
+                "The file with the app's private key, as GitHub gives it.",
             ),
         ],
     ),

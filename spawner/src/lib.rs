@@ -45,7 +45,7 @@ pub use capacity::Capacity;
 pub use disk::Disk;
 pub use keeping::Keep;
 pub use service::{Handle, Spawner};
-pub use tokens::{GitToken, GitTokens, HostToken, NoTokens, TokenError};
+pub use tokens::{AppError, GitHubApp, GitToken, GitTokens, HostToken, NoTokens, TokenError};
 pub use trouble::kind;
 
 use ports::WorkerModels;

@@ -9,7 +9,7 @@ use crate::collect::{self, Taken};
 use crate::git::{self, Git, Login};
 use crate::mirror::{Mirror, Right};
 use crate::places::{self, Places};
-use crate::tokens::{GitToken, GitTokens};
+use crate::tokens::{GitToken, GitTokens, is_local};
 use crate::trouble::{Trouble, kind};
 use protocol::Repository;
 use std::io;
@@ -294,18 +294,25 @@ impl<'a> Remote<'a> {
     async fn run(&self, folder: PathBuf, args: &[&str], time: Duration) -> Result<String, Failed> {
         let token = tokio::time::timeout(MINT, self.reach.tokens.mint(&self.url))
             .await
-            .map_err(|_| {
-                Failed::Token(
-                    "it took too long; the service that mints it is looked at first".to_owned(),
-                )
-            })?
-            .map_err(|error| Failed::Token(error.to_string()))?;
+            .map_err(|_| Failed::Unminted(format!("it took more than {} s", MINT.as_secs())))?
+            .map_err(|error| {
+                if error.retryable {
+                    Failed::Unminted(error.to_string())
+                } else {
+                    Failed::Token(error.to_string())
+                }
+            })?;
         let login = self.login(token, time)?;
-        Git::new(folder)
-            .with(login)
-            .text(args)
-            .await
-            .map_err(Failed::Git)
+        let said = Git::new(folder).with(login).text(args).await;
+        if let Err(error) = &said
+            && matches!(
+                meaning(&error.to_string()),
+                Meaning::Denied | Meaning::Missing
+            )
+        {
+            self.reach.tokens.refused(&self.url);
+        }
+        said.map_err(Failed::Git)
     }
 
     /// The folder of all mirrors, in which Git runs when it needs none.
@@ -315,12 +322,7 @@ impl<'a> Remote<'a> {
     }
 
     fn login(&self, token: Option<GitToken>, time: Duration) -> Result<Login, Failed> {
-        let local = match self.url.host() {
-            Some(url::Host::Domain(name)) => name == "localhost",
-            Some(url::Host::Ipv4(address)) => address.is_loopback(),
-            Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            None => false,
-        };
+        let local = is_local(&self.url);
         if token.is_some() && self.url.scheme() == "http" && !local {
             return Err(Failed::Token(
                 "a token is not sent over http; the repository's address has to begin with https://".to_owned(),
@@ -358,13 +360,13 @@ impl<'a> Remote<'a> {
             Meaning::Token => (
                 kind::ACCESS_DENIED,
                 format!(
-                    "There is no token for the repository {url}; an admin has to look at the spawner's configuration (GITHUB_TOKEN)."
+                    "There is no token for the repository {url}; an admin has to look at the spawner's configuration (GITHUB_TOKEN, or GITHUB_APP_ID; the evidence says more)."
                 ),
             ),
             Meaning::Denied => (
                 kind::ACCESS_DENIED,
                 format!(
-                    "The repository {url} refuses the spawner; an admin has to set a token that may read and write it (GITHUB_TOKEN)."
+                    "The repository {url} refuses the spawner; an admin has to set a token that may read and write it (GITHUB_TOKEN), or to give the GitHub App that right."
                 ),
             ),
             Meaning::Missing => (
@@ -401,6 +403,9 @@ impl<'a> Remote<'a> {
 enum Failed {
     #[error("no token: {0}")]
     Token(String),
+    /// The same, and waiting may help.
+    #[error("not yet a token: {0}")]
+    Unminted(String),
     #[error(transparent)]
     Git(git::Error),
 }
@@ -432,6 +437,8 @@ fn meaning(said: &str) -> Meaning {
     let has = |all: &[&str]| all.iter().any(|words| said.contains(words));
     if said.starts_with("no token") {
         Meaning::Token
+    } else if said.starts_with("not yet a token") {
+        Meaning::Down
     } else if has(&[
         "Authentication failed",
         "could not read Username",
@@ -551,6 +558,8 @@ mod tests {
                 "fatal: unable to access 'https://h/': Could not resolve host: h",
                 Meaning::Down,
             ),
+            ("no token: returned error: 503", Meaning::Token),
+            ("not yet a token: not found", Meaning::Down),
             ("`git ls-remote` did not end within 60 s", Meaning::Down),
             (
                 "error: The requested URL returned error: 503",

@@ -1,5 +1,10 @@
 //! Credentials for repositories that are elsewhere: minted from the spawner's own configuration at the moment of use, for one
-//! command of Git, and kept nowhere.
+//! command of Git, and kept on no disk.
+
+mod app;
+mod refusal;
+
+pub use app::{AppError, GitHubApp};
 
 use async_trait::async_trait;
 use ports::Plaintext;
@@ -12,6 +17,9 @@ pub trait GitTokens: Send + Sync {
     /// A credential for this repository, valid for the next minutes at least; none: it is reached without one. Asked before
     /// every command that reaches the host, so that one that expires is never kept.
     async fn mint(&self, repository: &Url) -> Result<Option<GitToken>, TokenError>;
+
+    /// The host did not let somebody in who came with a credential for this repository: one that is kept is not given again.
+    fn refused(&self, _repository: &Url) {}
 }
 
 /// A user name and the secret that goes with it.
@@ -45,11 +53,44 @@ impl GitTokens for NoTokens {
     }
 }
 
+/// What GitHub calls whoever comes with a token alone.
+const USER: &str = "x-access-token";
+
+/// The host of repositories that belongs to an API of GitHub.
+#[derive(Clone, Debug)]
+struct Origin(Url);
+
+impl Origin {
+    /// `https://api.github.com` stands for `github.com`, any other address for itself. None: that is no address.
+    fn of_api(api_url: &str) -> Option<Self> {
+        let mut origin = Url::parse(api_url).ok()?;
+        if origin.host_str()? == "api.github.com" {
+            origin.set_host(Some("github.com")).ok()?;
+        }
+        Some(Self(origin))
+    }
+
+    fn has(&self, repository: &Url) -> bool {
+        self.0.scheme() == repository.scheme()
+            && self.0.host_str() == repository.host_str()
+            && self.0.port_or_known_default() == repository.port_or_known_default()
+    }
+}
+
+/// Whether an address is on this machine, by its own words.
+pub(crate) fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
 /// One token for one host, as `GITHUB_TOKEN` is; other hosts are reached without.
 #[derive(Clone)]
 pub struct HostToken {
-    origin: Url,
-    user: String,
+    origin: Origin,
     secret: Arc<Plaintext>,
 }
 
@@ -57,30 +98,18 @@ impl HostToken {
     /// A token of GitHub, for the host whose API is at this address: `https://api.github.com` stands for `github.com`, any
     /// other one for itself. None: that is no address.
     pub fn github(api_url: &str, token: String) -> Option<Self> {
-        let mut origin = Url::parse(api_url).ok()?;
-        if origin.host_str()? == "api.github.com" {
-            origin.set_host(Some("github.com")).ok()?;
-        }
         Some(Self {
-            origin,
-            // What GitHub calls whoever comes with a token alone.
-            user: "x-access-token".to_owned(),
+            origin: Origin::of_api(api_url)?,
             secret: Arc::new(Plaintext::new(token)),
         })
-    }
-
-    fn is_for(&self, repository: &Url) -> bool {
-        self.origin.scheme() == repository.scheme()
-            && self.origin.host_str() == repository.host_str()
-            && self.origin.port_or_known_default() == repository.port_or_known_default()
     }
 }
 
 #[async_trait]
 impl GitTokens for HostToken {
     async fn mint(&self, repository: &Url) -> Result<Option<GitToken>, TokenError> {
-        Ok(self.is_for(repository).then(|| GitToken {
-            user: self.user.clone(),
+        Ok(self.origin.has(repository).then(|| GitToken {
+            user: USER.to_owned(),
             secret: Plaintext::new(self.secret.expose().to_owned()),
         }))
     }
@@ -93,7 +122,7 @@ mod tests {
     #[test]
     fn a_token_is_for_its_own_host_only() {
         let token = |api: &str| HostToken::github(api, "t".to_owned()).unwrap();
-        let is_for = |api: &str, url: &str| token(api).is_for(&url.parse().unwrap());
+        let is_for = |api: &str, url: &str| token(api).origin.has(&url.parse().unwrap());
         let github = "https://api.github.com";
         assert!(is_for(github, "https://github.com/a/b.git"));
         assert!(is_for(

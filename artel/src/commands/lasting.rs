@@ -148,6 +148,7 @@ pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
     let Some(redis) = &config.redis_url else {
         return Err(config::Error::Missing("REDIS_URL is not set".to_owned()).into());
     };
+    let tokens = git_tokens(config)?;
     let home = Home::open(&config.home)?;
     let minds = Minds::of(config, &context.redactor).await?;
     if let Some(unclear) = &minds.unclear {
@@ -175,7 +176,7 @@ pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
         runtime: runtime(config, home.path(), &sandbox, &app::own_program()?).await?,
         transport: transport.clone(),
         models: minds.for_workers()?,
-        tokens: git_tokens(config),
+        tokens,
         max: config.max_workers,
         capacity: capacity(config),
         disk: config.worker_disk,

@@ -119,6 +119,7 @@ pub async fn run(context: &Context, cli: Cli) -> ExitCode {
 fn is_bad_use(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<crate::config::Error>()
+            || cause.is::<spawner::AppError>()
             || cause.is::<models::ConfigError>()
             || cause.is::<models::TapeError>()
     })

@@ -86,6 +86,16 @@ fn what_is_wrong_is_said_with_its_place_and_without_secrets() {
         ("artel_agent = \"command\"", "ARTEL_AGENT_COMMAND"),
         ("redis_url = \"http://me:hunter2@host\"", "redis://"),
         ("openai_base_url = \"ftp://x\"", "http://"),
+        (
+            "github_token = \"hunter2\"\ngithub_app_id = 7",
+            "GITHUB_TOKEN is set as well",
+        ),
+        ("github_app_id = 7", "GITHUB_APP_PRIVATE_KEY_FILE"),
+        ("github_app_id = \"my-app\"", "a number"),
+        (
+            "github_app_private_key_file = \"FOLDER/artel.toml\"",
+            "GITHUB_APP_ID",
+        ),
         ("database_url = \"mysql://me:hunter2@host\"", "postgres://"),
     ] {
         let error = load(&[(".env", "ARTEL_HOME=FOLDER/home\n"), ("artel.toml", toml)])
@@ -237,4 +247,22 @@ fn history_stays_for_a_month_unless_told_otherwise() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn a_github_app_has_an_id_and_a_key_and_a_file_with_nothing_in_it_is_none() {
+    let github = |toml: &str| {
+        load(&[HOME, ("empty", ""), ("artel.toml", toml)])
+            .unwrap()
+            .github
+    };
+    let both = "github_app_id = 4711\ngithub_app_private_key_file = \"app.pem\"";
+    let Some(GitHubLogin::App(id, key)) = github(both) else {
+        panic!("it is an app");
+    };
+    assert_eq!((id.as_str(), key.as_path()), ("4711", Path::new("app.pem")));
+    let empty = "github_app_private_key_file = \"FOLDER/empty\"";
+    assert!(github(empty).is_none());
+    let token = github(&format!("{empty}\ngithub_token = \"t\""));
+    assert!(matches!(token, Some(GitHubLogin::Token(_))));
 }

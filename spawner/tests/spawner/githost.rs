@@ -1,5 +1,7 @@
-//! A code host on loopback: `git http-backend` behind HTTP with a password, which writes down who came with what.
+//! A code host on loopback: `git http-backend` behind HTTP with a password, which writes down who came with what; with GitHub's API
+//! beside it.
 
+use crate::github::{self, GitHub};
 use base64::Engine as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -10,6 +12,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
@@ -40,12 +43,16 @@ pub struct Visit {
 
 pub struct GitHost {
     pub url: String,
+    pub github: Arc<GitHub>,
     state: Arc<State>,
 }
 
 struct State {
     root: PathBuf,
+    github: Arc<GitHub>,
     password: Mutex<String>,
+    /// Whether the newest token of the API is the password.
+    believes_github: AtomicBool,
     mood: Mutex<Mood>,
     visits: Mutex<Vec<Visit>>,
     /// Command lines of processes that held the password while a request was served.
@@ -59,6 +66,8 @@ impl GitHost {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(State {
             root: root.to_owned(),
+            github: Arc::default(),
+            believes_github: AtomicBool::new(false),
             password: Mutex::new(password.to_owned()),
             mood: Mutex::new(Mood::Fine),
             visits: Mutex::default(),
@@ -77,7 +86,13 @@ impl GitHost {
                 });
             }
         });
-        Self { url, state }
+        let github = Arc::clone(&state.github);
+        Self { url, github, state }
+    }
+
+    /// From now on the newest token that the API gave is the password, until another one is set.
+    pub fn believes_github(&self) {
+        self.state.believes_github.store(true, Ordering::SeqCst);
     }
 
     pub fn set_mood(&self, mood: Mood) {
@@ -85,6 +100,7 @@ impl GitHost {
     }
 
     pub fn set_password(&self, password: &str) {
+        self.state.believes_github.store(false, Ordering::SeqCst);
         password.clone_into(&mut self.state.password.lock().unwrap());
     }
 
@@ -107,6 +123,9 @@ async fn answer(
     state: Arc<State>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+    if request.uri().path().starts_with(github::API) {
+        return Ok(state.github.answer(request).await);
+    }
     let login = request.headers().get(AUTHORIZATION).map(|value| {
         let text = value.to_str().unwrap().strip_prefix("Basic ").unwrap();
         let bytes = base64::engine::general_purpose::STANDARD.decode(text);
@@ -120,7 +139,10 @@ async fn answer(
         path: path.clone(),
         password: password.clone(),
     });
-    let wanted = state.password.lock().unwrap().clone();
+    let wanted = match state.github.minted().pop() {
+        Some(token) if state.believes_github.load(Ordering::SeqCst) => token,
+        _ => state.password.lock().unwrap().clone(),
+    };
     look_at_arguments(&state, &wanted);
     let mood = state.mood.lock().unwrap().clone();
     match &mood {

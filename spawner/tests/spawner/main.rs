@@ -7,6 +7,8 @@ mod capacity;
 mod crash;
 mod disk;
 mod githost;
+mod github;
+mod github_app;
 mod hostile;
 mod limits;
 mod reach;

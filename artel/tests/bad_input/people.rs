@@ -1,0 +1,134 @@
+//! What people type.
+
+use serde_json::json;
+
+use crate::tapes::{home, one, spec};
+use crate::{id, piped, says, sentence};
+
+#[tokio::test]
+async fn messages_that_are_empty_or_too_long_are_refused_and_change_nothing() {
+    let home = home(&one());
+    for text in ["", "  \n"] {
+        let ran = home.run(&["new", text]).await.code(1);
+        says(
+            sentence(&ran),
+            &["The message is empty", "write what you want"],
+        );
+    }
+    let ran = home.run(&["projects", "--json"]).await.success();
+    assert_eq!(ran.stdout, "");
+
+    let ran = home.run(&["new", "Say hello", "--json"]).await.code(3);
+    let (wait, project) = (ran.end()["wait"]["id"].clone(), id(&ran));
+    let megabyte = vec![b'a'; 1024 * 1024];
+    let (code, said) = piped(&home, &["new", "-"], &megabyte).await;
+    assert_eq!(code, 1, "{said}");
+    says(&said, &["1024 KiB", "at most 64 KiB", "send the essence"]);
+    let (code, said) = piped(&home, &["say", &project, "-"], &megabyte).await;
+    assert_eq!(code, 1, "{said}");
+    says(&said, &["1024 KiB", "at most 64 KiB"]);
+    let ran = home.run(&["say", &project, ""]).await.code(1);
+    says(sentence(&ran), &["The message is empty"]);
+
+    // Nothing was lost, nothing was added.
+    let report = home.status(&project).await;
+    assert_eq!(report["waits"][0]["id"], wait, "{report:#}");
+    let projects = home.run(&["projects", "--json"]).await.success();
+    assert_eq!(projects.json().len(), 1, "{projects:#?}");
+}
+
+#[tokio::test]
+async fn names_never_lead_out_of_the_data_folder() {
+    let mut tape = one();
+    spec(&mut tape)["name"] = json!("../../etc");
+    let home = home(&tape);
+    for args in [
+        &["status", "../x"][..],
+        &["clone", "../../etc"],
+        &["say", "../x", "hello"],
+        &["stop", "../../etc/passwd"],
+        &["remove", "..", "--yes"],
+        &["secrets", "list", "../x"],
+    ] {
+        let ran = home.run(args).await.code(1);
+        says(sentence(&ran), &["there is no project", "artel projects"]);
+    }
+    home.run(&["new", "Say hello", "--yes"]).await.success();
+    let report = home.status("etc").await;
+    assert_eq!(report["project"]["slug"], "etc");
+    let repository = report["project"]["repository"].as_str().unwrap();
+    assert!(
+        repository.starts_with(&*home.file("repos").to_string_lossy()),
+        "{repository}"
+    );
+    home.run(&["clone", "etc"]).await.success();
+    assert!(home.file("etc/hello.txt").is_file());
+    let ran = home.run(&["clone", "etc"]).await.code(1);
+    says(sentence(&ran), &["etc"]);
+    let ran = home.run(&["secrets", "set", "etc", "../KEY"]).await.code(1);
+    says(sentence(&ran), &["cannot name a secret", "capital letter"]);
+    home.run(&["remove", "etc", "--yes"]).await.success();
+}
+
+#[tokio::test]
+async fn commands_that_are_none_and_waits_that_are_gone_are_said_so() {
+    let home = home(&one());
+    for args in [
+        &["frobnicate"][..],
+        &[],
+        &["new"],
+        &["graph", "--format", "gif"],
+        &["project", "set", "x", "colour", "red"],
+    ] {
+        let ran = home.run(args).await.code(2);
+        says(&ran.stderr, &["--help"]);
+    }
+    for args in [
+        &["approve", "nothing"][..],
+        &["reject", "../x"],
+        &["answer", "w0", "yes"],
+    ] {
+        let ran = home.run(args).await.code(1);
+        says(
+            sentence(&ran),
+            &["nothing waits under", args[1], "artel status"],
+        );
+    }
+    for args in [
+        &["cancel", "x"][..],
+        &["retry", "x"],
+        &["deploy", "x"],
+        &["logs", "x"],
+    ] {
+        let ran = home.run(args).await.code(1);
+        says(
+            sentence(&ran),
+            &["there is no project \"x\"", "artel projects"],
+        );
+    }
+    let ran = home.run(&["history", "nothing"]).await.code(1);
+    says(sentence(&ran), &["nothing"]);
+
+    let ran = home.run(&["new", "Say hello", "--json"]).await.code(3);
+    let project = id(&ran);
+    let wait = ran.end()["wait"]["id"].as_str().unwrap().to_owned();
+    let ran = home.run(&["reject", &wait, "--json"]).await;
+    assert!([0, 3].contains(&ran.code), "{ran:#?}");
+    for command in ["approve", "reject"] {
+        let ran = home.run(&[command, &wait]).await.code(1);
+        says(sentence(&ran), &["answered before", "nothing changed"]);
+    }
+    for args in [&["cancel", &project][..], &["retry", &project]] {
+        let ran = home.run(args).await.code(1);
+        says(sentence(&ran), &[&project]);
+    }
+    for args in [
+        &["rollback", &project][..],
+        &["start", &project],
+        &["logs", &project, "--service"],
+    ] {
+        let ran = home.run(args).await;
+        assert!(ran.code == 1, "{ran:#?}");
+        says(sentence(&ran), &["deployed"]);
+    }
+}

@@ -1,0 +1,110 @@
+//! What deployed services do.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::get;
+use crate::tapes::{home, one, plan, policy, processes, works};
+use crate::{question, says};
+
+#[tokio::test]
+async fn a_service_that_exits_at_once_fails_its_release_with_what_it_said() {
+    let mut tape = one();
+    plan(&mut tape)["manifest"]["service"]["command"] =
+        json!(["sh", "-c", "echo no such table >&2; exit 3"]);
+    let home = home(&tape);
+    policy(&home, "max_repairs = 0");
+    let ran = home
+        .run(&["new", "Say hello", "--yes", "--json"])
+        .await
+        .code(1);
+    let end = ran.end();
+    assert_eq!(end["status"], "failed", "{ran:#?}");
+    assert_eq!(end["error"]["code"], "release_failed");
+    says(
+        end["error"]["message"].as_str().unwrap(),
+        &["release 1", "the service ended", "code 3"],
+    );
+    says(end["error"]["action"].as_str().unwrap(), &["artel logs"]);
+    assert!(ran.stdout.contains("no such table"), "{ran:#?}");
+    let report = home.status("one").await;
+    assert_eq!(report["deployments"][0]["status"], "failed", "{report:#}");
+    assert_eq!(report["tasks"][0]["status"], "merged", "the work is kept");
+    says(
+        &home.run(&["logs", "one"]).await.success().stdout,
+        &["release 1 failed", "code 3"],
+    );
+}
+
+#[tokio::test]
+async fn a_service_that_never_listens_fails_its_release_and_does_not_go_on() {
+    let mut tape = one();
+    plan(&mut tape)["manifest"]["service"]["command"] = json!(["sleep", "98762"]);
+    let home = home(&tape);
+    policy(&home, "max_repairs = 0\nservice_ready_s = 1");
+    let ran = home
+        .run(&["new", "Say hello", "--yes", "--json"])
+        .await
+        .code(1);
+    let end = ran.end();
+    says(
+        end["error"]["message"].as_str().unwrap(),
+        &["release 1", "not ready within 1 s"],
+    );
+    assert_eq!(processes("98762"), []);
+}
+
+#[tokio::test]
+async fn without_a_free_port_a_person_is_asked_and_the_job_goes_on_when_there_is_one() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut home = home(&one());
+    home.set("ARTEL_PORTS", &format!("{port}-{port}"));
+    let ran = home
+        .run(&["new", "Say hello", "--yes", "--json"])
+        .await
+        .code(3);
+    says(
+        &question(&ran),
+        &["port", &format!("{port}"), "taken", "widen the range"],
+    );
+    drop(taken);
+    let wait = ran.end()["wait"]["id"].as_str().unwrap().to_owned();
+    let ran = home.run(&["approve", &wait, "--json"]).await.success();
+    assert_eq!(
+        ran.end()["url"].as_str().unwrap().trim_end_matches('/'),
+        format!("http://127.0.0.1:{port}")
+    );
+    home.run(&["remove", "one", "--yes"]).await.success();
+}
+
+#[tokio::test]
+async fn a_port_that_somebody_else_took_meanwhile_is_exchanged_for_another() {
+    let mut tape = one();
+    works(
+        &mut tape,
+        "sleep 1; echo hello > hello.txt; git add -A; git commit -qm hello; git log --oneline",
+        1,
+    );
+    let home = home(&tape);
+    let mut new = home.start(&["new", "Say hello", "--yes", "--json"]);
+    let within = Duration::from_secs(30);
+    let first = new.event("port.allocated", within).await["data"]["port"].clone();
+    let _taken = TcpListener::bind(("127.0.0.1", u16::try_from(first.as_u64().unwrap()).unwrap()))
+        .expect("the service is not there yet");
+    let second = new.event("port.allocated", within).await["data"]["port"].clone();
+    assert_ne!(first, second);
+    assert_eq!(new.ended(within).await, 0, "{:#?}", new.seen);
+    let end: Value = serde_json::from_str(new.seen.last().unwrap()).unwrap();
+    assert_eq!(
+        end["url"].as_str().unwrap().trim_end_matches('/'),
+        format!("http://127.0.0.1:{second}")
+    );
+    assert_eq!(
+        get(&format!("http://127.0.0.1:{second}/hello.txt")).await.1,
+        "hello\n"
+    );
+    home.run(&["remove", "one", "--yes"]).await.success();
+}

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::Instrument;
 
 use crate::{
@@ -67,7 +67,7 @@ impl Engine {
         let server = Server::new(self.shared.clone(), options);
         let room = server.room.clone();
         let options = &room.options;
-        let beat = tokio::spawn(heartbeat(room.clone()).in_current_span());
+        let beat = beating(&room);
         let wakes = &self.shared.wakes;
         let serving = wakes.serving();
         wakes.listen();
@@ -117,7 +117,7 @@ impl Engine {
         }
         drop(serving);
         server.drain().await;
-        beat.abort();
+        drop(beat);
         wakes.flush().await;
         sweeper.shutdown().await;
         Ok(())
@@ -128,7 +128,7 @@ impl Engine {
     pub async fn run_due(&self, options: ServeOptions) -> Result<(), EngineError> {
         let server = Server::new(self.shared.clone(), options);
         let room = server.room.clone();
-        let beat = tokio::spawn(heartbeat(room.clone()));
+        let beat = beating(&room);
         let wakes = &self.shared.wakes;
         let serving = wakes.serving();
         let mut due = wakes.due_here();
@@ -151,7 +151,7 @@ impl Engine {
         };
         drop(serving);
         server.drain().await;
-        beat.abort();
+        drop(beat);
         wakes.flush().await;
         result
     }
@@ -304,7 +304,11 @@ fn beat(options: &ServeOptions) -> Duration {
     (options.lease / 3).min(options.poll.max(BEAT))
 }
 
-/// Renews leases again and again.
+/// Renews leases again and again, as long as the guard lives: a loop that is dropped must not keep its engine alive.
+fn beating(room: &Arc<Room>) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(heartbeat(room.clone()).in_current_span()))
+}
+
 async fn heartbeat(room: Arc<Room>) {
     let mut beat = tokio::time::interval(beat(&room.options));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -11,6 +11,7 @@ use graph::{
     checkpoint::{ClaimRequest, Commit, Lease, StorageError},
 };
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::lab::{
     Count, Lab, Notes, NotesUpdate, SOON, eventually, log, notes, options, promise, run, said,
@@ -102,6 +103,35 @@ promise! {
         eventually("its end is told", || async { told.get() == 1 }).await;
         server.drain().await;
         assert_eq!(thread(&engine).await.status, ThreadStatus::Done);
+    }
+}
+
+promise! {
+    async fn a_serving_loop_that_is_dropped_leaves_nothing_behind(lab) {
+        // The process goes on, and with it whatever was not ended. As long as anything of an engine is there, so is its database.
+        let without = Arc::strong_count(&lab.store);
+        for until_idle in [false, true] {
+            let (started, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+            let engine = lab.notes(held(started.clone(), go)).await;
+            let id = if until_idle { "u" } else { "t" };
+            start_as(&engine, id).await;
+            let serving = {
+                let engine = engine.clone();
+                tokio::spawn(async move {
+                    if until_idle {
+                        engine.run_due(options()).await
+                    } else {
+                        engine.serve(options(), CancellationToken::new()).await
+                    }
+                })
+            };
+            started.notified().await;
+            serving.abort();
+            drop(engine);
+            eventually("nothing of it is left", || async {
+                Arc::strong_count(&lab.store) == without
+            }).await;
+        }
     }
 }
 

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use graph::{
     Appended, Cursor, JournalFilter, PostgresCheckpointer, Priority, Source, StorageError,
-    checkpoint::{Checkpointer, ClaimRequest, Commit, Lease, NewCheckpoint, NewEvent, NewThread},
+    checkpoint::{
+        Checkpointer, ClaimRequest, Claimed, Commit, Lease, NewCheckpoint, NewEvent, NewThread,
+        Write, WriteKind,
+    },
 };
 use serde_json::json;
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgPoolOptions};
@@ -342,4 +345,102 @@ async fn a_pool_that_is_closed_or_leads_nowhere_is_an_error_of_the_database() {
             );
         }
     }
+}
+
+async fn claim(db: &PostgresCheckpointer, lease: Duration) -> Claimed {
+    db.claim(ClaimRequest {
+        owner: "test",
+        graphs: &["g".to_owned()],
+        limit: 1,
+        lease,
+    })
+    .await
+    .expect("claims")
+}
+
+#[tokio::test]
+async fn what_lands_while_a_thread_is_being_taken_over_is_seen_by_who_takes_it_over() {
+    // The statement that claims has begun, and sees what there was then; a clock that waits holds it up.
+    let schema = Schema::make_with_clock("0 s").await;
+    let mut holder = beside(&schema).await;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "create or replace function {}.now() returns timestamptz language plpgsql stable as $$ begin \
+             if current_query() like '%nextval(''graph_token'')%' then \
+                 perform pg_advisory_lock_shared(current_schema()::regnamespace::oid::bigint), \
+                     pg_advisory_unlock_shared(current_schema()::regnamespace::oid::bigint); \
+             end if; \
+             return pg_catalog.now(); \
+         end $$",
+        schema.name()
+    )))
+    .execute(&mut holder)
+    .await
+    .expect("the clock can be held up");
+    let db = storage::connect(schema.url.clone()).await;
+    db.migrate().await.expect("migrates");
+    db.create_thread(NewThread {
+        id: "t".into(),
+        graph: "g".to_owned(),
+        parent: None,
+        priority: Priority::Medium,
+        input: json!({}).into(),
+    })
+    .await
+    .expect("creates");
+    let first = claim(&db, Duration::from_millis(1)).await.claims.remove(0);
+    until(&mut holder, "select due_at < now() from graph_thread").await;
+
+    sqlx::raw_sql("select pg_advisory_lock(current_schema()::regnamespace::oid::bigint)")
+        .execute(&mut holder)
+        .await
+        .expect("holds the clock");
+    let claiming = tokio::spawn({
+        let db = db.clone();
+        async move { claim(&db, Duration::from_mins(1)).await }
+    });
+    until(
+        &mut holder,
+        "select exists (select 1 from pg_locks where locktype = 'advisory' and not granted \
+             and pg_backend_pid() = any (pg_blocking_pids(pid)))",
+    )
+    .await;
+    let mut commit = Commit::on(0);
+    commit.writes.push(Write {
+        task: "a".to_owned(),
+        kind: WriteKind::Step,
+        name: "paid".to_owned(),
+        round: 0,
+        value: json!(7),
+        kept: None,
+    });
+    db.commit(&first.lease, commit.clone())
+        .await
+        .expect("its lease is good until somebody else has one");
+    sqlx::raw_sql("select pg_advisory_unlock(current_schema()::regnamespace::oid::bigint)")
+        .execute(&mut holder)
+        .await
+        .expect("lets the clock go");
+
+    let second = claiming.await.expect("claims").claims.remove(0);
+    assert!(second.lease.token > first.lease.token);
+    let loaded = match second.loaded {
+        Some(loaded) => *loaded,
+        None => db.load(&second.lease).await.expect("loads"),
+    };
+    assert_eq!(loaded.writes, commit.writes);
+}
+
+/// Waits until a query says yes.
+async fn until(db: &mut PgConnection, question: &'static str) {
+    for _ in 0..2000 {
+        let yes: bool = sqlx::query_scalar(question)
+            .fetch_one(&mut *db)
+            .await
+            .expect("answers");
+        if yes {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {question}");
 }

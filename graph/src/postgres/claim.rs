@@ -35,19 +35,19 @@ pub(super) async fn claim(
     // its run died.
     let found = sqlx::query(select_threads!(
         "with head as ( \
-             select q.thread, q.due_at + p.rank * $5 * interval '1 second' as place \
+             select q.thread, q.seen, q.due_at + p.rank * $5 * interval '1 second' as place \
              from unnest('{0,1,2,3}'::smallint[]) as p (rank) cross join lateral ( \
-                 select thread, due_at from graph_thread \
+                 select thread, due_at, xmin as seen from graph_thread \
                  where priority = p.rank and due_at <= now() and graph = any ($1) order by due_at limit $2 + 64 \
-             ) q order by 2, 1 limit $2 + 64 \
+             ) q order by 3, 1 limit $2 + 64 \
          ), due as ( \
-             select t.thread, h.place from head h cross join lateral ( \
-                 select thread from graph_thread where thread = h.thread and due_at <= now() for no key update skip locked \
+             select t.thread, h.place, t.xmin = h.seen as unchanged from head h cross join lateral ( \
+                 select thread, xmin from graph_thread where thread = h.thread and due_at <= now() for no key update skip locked \
              ) t limit $2 \
          ), claimed as ( \
              update graph_thread t set token = nextval('graph_token'), takeovers = t.takeovers + (t.owner is not null)::int, \
                  owner = $3, status = 1, due_at = now() + $4 * interval '1 microsecond', updated_at = now() \
-             from due where t.thread = any (array[due.thread]) returning t.*, due.place \
+             from due where t.thread = any (array[due.thread]) returning t.*, due.place, due.unchanged \
          ) ",
         ", case when (select count(*) from head) > (select count(*) from due) then 0 else ( \
              select (extract(epoch from min(n.due_at) - now()) * 1000000)::bigint \
@@ -57,7 +57,7 @@ pub(super) async fn claim(
              ) n \
          ) end, t.last_signal, t.unread, t.thread is not null and exists ( \
              select 1 from graph_write w where w.thread = t.thread and w.checkpoint = t.checkpoint offset 0 \
-         ) from (select 1) one left join claimed t on true order by t.place, t.thread"
+         ), t.unchanged from (select 1) one left join claimed t on true order by t.place, t.thread"
     ))
     .bind(graphs)
     .bind(stored::rows(request.limit))
@@ -84,7 +84,9 @@ pub(super) async fn claim(
                 continue;
             }
         };
+        // What an earlier run has written while this statement was under way is not seen by it, but the thread's row tells.
         let is_fresh = unreadable.is_none()
+            && row.try_get::<bool, _>(28)?
             && thread.record.checkpoint == 0
             && row.try_get::<i32, _>(26)? == 0
             && !row.try_get::<bool, _>(27)?;
@@ -154,9 +156,6 @@ pub(super) async fn renew(
     Ok(renewed)
 }
 
-/// One round trip for a thread that has just begun, and one more for each of what there is: checkpoints, pending writes,
-/// signals. Not in one transaction: whatever changes meanwhile needs a newer token (and then nothing can be committed on what
-/// was read), or is a signal, which is read with its number in one statement.
 pub(super) async fn break_leases(db: &mut PgConnection, owner: &str) -> Result<u64, Fault> {
     // The rows are locked in the order of their ids, as everywhere.
     let broken = sqlx::query(
@@ -171,6 +170,9 @@ pub(super) async fn break_leases(db: &mut PgConnection, owner: &str) -> Result<u
     Ok(broken.rows_affected())
 }
 
+/// One round trip for a thread that has just begun, and one more for each of what there is: checkpoints, pending writes,
+/// signals. Not in one transaction: whatever changes meanwhile needs a newer token (and then nothing can be committed on what
+/// was read), or is a signal, which is read with its number in one statement.
 pub(super) async fn load(db: &mut PgConnection, lease: &Lease) -> Result<Loaded, Fault> {
     let fenced = || StorageError::Fenced {
         thread: lease.thread.clone(),

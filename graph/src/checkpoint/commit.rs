@@ -91,6 +91,36 @@ impl Commit {
             state: None,
         }
     }
+
+    /// Its checkpoint, if it is nothing but that, as most supersteps are. (The state is not for those who write values down.)
+    pub(crate) fn only_checkpoint(&self) -> Option<&NewCheckpoint> {
+        let Self {
+            base: _,
+            checkpoint,
+            writes,
+            clear_writes,
+            forget,
+            consumed,
+            events,
+            children,
+            signals,
+            cancels,
+            waits,
+            then,
+            state: _,
+        } = self;
+        let nothing_else = writes.is_empty()
+            && !clear_writes
+            && forget.is_empty()
+            && consumed.is_empty()
+            && events.is_empty()
+            && children.is_empty()
+            && signals.is_empty()
+            && cancels.is_empty()
+            && waits.is_none()
+            && *then == Then::Keep;
+        checkpoint.as_ref().filter(|_| nothing_else)
+    }
 }
 
 /// What a commit found and did.

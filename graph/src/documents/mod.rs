@@ -11,6 +11,7 @@
 
 mod filter;
 mod handle;
+pub(crate) mod sql;
 
 use std::{fmt, time::Duration};
 
@@ -236,7 +237,7 @@ pub enum DocumentWrite {
 
 impl DocumentWrite {
     /// Its value as text, if it has one. Refuses what cannot be written.
-    pub(crate) fn text(&self) -> Result<Option<String>, StorageError> {
+    fn text(&self) -> Result<Option<String>, StorageError> {
         match self {
             Self::Delete { at } => at.check().map(|()| None),
             Self::Put { at, value, .. } => {
@@ -371,8 +372,19 @@ pub trait DocumentStore: Send + Sync + 'static {
     async fn sweep(&self, limit: usize) -> Result<u64, StorageError>;
 }
 
-/// Refuses batches that are too large.
-pub(crate) fn check_batch(count: usize) -> Result<(), StorageError> {
+/// Refuses batches that are too large, and names that cannot be.
+pub(crate) fn check_keys(keys: &[DocumentKey]) -> Result<(), StorageError> {
+    check_batch(keys.len())?;
+    keys.iter().try_for_each(DocumentKey::check)
+}
+
+/// The values of a batch as text, where it writes some. Refuses batches that are too large, and what cannot be written.
+pub(crate) fn check_writes(writes: &[DocumentWrite]) -> Result<Vec<Option<String>>, StorageError> {
+    check_batch(writes.len())?;
+    writes.iter().map(DocumentWrite::text).collect()
+}
+
+fn check_batch(count: usize) -> Result<(), StorageError> {
     if count > MAX_BATCH {
         return Err(StorageError::Unstorable {
             what: format!("a batch of {count} documents is more than {MAX_BATCH}; make several"),

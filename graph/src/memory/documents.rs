@@ -11,7 +11,7 @@ use crate::{
     checkpoint::StorageError,
     documents::{
         Document, DocumentKey, DocumentStore, DocumentWrite, MAX_RESULTS, Namespace,
-        NamespaceFilter, Order, Search, check_batch,
+        NamespaceFilter, Order, Search, check_keys, check_writes,
     },
 };
 
@@ -66,10 +66,7 @@ fn after(now: Timestamp, ttl: Duration) -> Timestamp {
 #[async_trait]
 impl DocumentStore for MemoryDocuments {
     async fn write(&self, writes: Vec<DocumentWrite>) -> Result<(), StorageError> {
-        check_batch(writes.len())?;
-        for write in &writes {
-            write.text()?;
-        }
+        check_writes(&writes)?;
         let mut documents = self.0.lock();
         let now = Timestamp::now();
         for write in writes {
@@ -98,10 +95,7 @@ impl DocumentStore for MemoryDocuments {
         keys: &[DocumentKey],
         refresh: bool,
     ) -> Result<Vec<Option<Document>>, StorageError> {
-        check_batch(keys.len())?;
-        for key in keys {
-            key.check()?;
-        }
+        check_keys(keys)?;
         let mut documents = self.0.lock();
         let now = Timestamp::now();
         let found = keys.iter().map(|at| {

@@ -17,8 +17,9 @@ use super::{
 use crate::{
     checkpoint::StorageError,
     documents::{
-        Condition, Document, DocumentKey, DocumentStore, DocumentWrite, MAX_RESULTS, Namespace,
-        NamespaceFilter, Order, Scalar, Search, Test, check_batch,
+        Condition, Document, DocumentKey, DocumentStore, DocumentWrite, Namespace, NamespaceFilter,
+        Scalar, Search, check_keys, check_writes,
+        sql::{COLUMNS, Dialect, json_path, push_page, push_prefix, push_search},
     },
     stored::{Fault, micros, rows},
 };
@@ -31,10 +32,7 @@ pub(super) struct PostgresDocuments {
 #[async_trait]
 impl DocumentStore for PostgresDocuments {
     async fn write(&self, writes: Vec<DocumentWrite>) -> Result<(), StorageError> {
-        check_batch(writes.len())?;
-        for write in &writes {
-            write.text()?;
-        }
+        check_writes(&writes)?;
         let mut attempt = 1;
         loop {
             let run = async {
@@ -61,10 +59,7 @@ impl DocumentStore for PostgresDocuments {
         keys: &[DocumentKey],
         refresh: bool,
     ) -> Result<Vec<Option<Document>>, StorageError> {
-        check_batch(keys.len())?;
-        for key in keys {
-            key.check()?;
-        }
+        check_keys(keys)?;
         let run = async {
             let mut db = connection(&self.pool).await?;
             get(&mut db, keys, refresh).await
@@ -278,120 +273,75 @@ fn document(row: &PgRow) -> Result<Document, Fault> {
 /// Narrows a query to a prefix of namespaces, and to what has not expired.
 fn below(query: &mut QueryBuilder<Postgres>, prefix: &Namespace) {
     query.push("(d.expires_at is null or d.expires_at > now())");
-    if let Some(end) = prefix.path_after() {
-        query
-            .push(" and d.path >= ")
-            .push_bind(path(prefix))
-            .push(" and d.path < ")
-            .push_bind(text(&end).into_owned());
-    }
+    push_prefix(query, prefix);
 }
 
 async fn find(db: &mut PgConnection, search: &Search) -> Result<Vec<Document>, Fault> {
-    let mut query: QueryBuilder<Postgres> = QueryBuilder::new(
-        "select d.path, d.key, d.value, d.created_at, d.updated_at, d.expires_at from graph_document d where ",
-    );
+    let mut query: QueryBuilder<Postgres> =
+        QueryBuilder::new(format!("select {COLUMNS} from graph_document d where "));
     below(&mut query, &search.prefix);
-    for condition in search.filter.conditions() {
-        query.push(" and ");
-        push(&mut query, condition);
-    }
-    query.push(match search.order {
-        Order::NewestFirst => " order by d.updated_at desc, d.path, d.key limit ",
-        Order::OldestFirst => " order by d.updated_at, d.path, d.key limit ",
-        Order::Key => " order by d.path, d.key limit ",
-    });
-    query
-        .push_bind(rows(search.limit.min(MAX_RESULTS)))
-        .push(" offset ")
-        .push_bind(rows(search.offset));
+    push_search(&mut query, search);
     let found = query.build().fetch_all(db).await?;
     found.iter().map(document).collect()
 }
 
-fn push(query: &mut QueryBuilder<Postgres>, condition: &Condition) {
-    match &condition.test {
-        Test::Eq(with) => compare(query, condition, "=", with),
-        Test::Ne(with) => compare(query, condition, "<>", with),
-        Test::Gt(with) => compare(query, condition, ">", with),
-        Test::Gte(with) => compare(query, condition, ">=", with),
-        Test::Lt(with) => compare(query, condition, "<", with),
-        Test::Lte(with) => compare(query, condition, "<=", with),
-        Test::In(choices) => {
-            query.push("(false");
-            for with in choices {
-                query.push(" or ");
-                compare(query, condition, "=", with);
+impl Dialect for Postgres {
+    fn stands(query: &mut QueryBuilder<Self>, condition: &Condition) {
+        // Strict, so that lists are not looked into; and silent about what is not there.
+        let path = format!("strict {}", text(&json_path(condition)));
+        query
+            .push("jsonb_path_query_first(d.value, ")
+            .push_bind(path)
+            .push("::jsonpath, '{}', true)");
+    }
+
+    fn case(query: &mut QueryBuilder<Self>, condition: &Condition) {
+        // In a case, because nothing else keeps the database from trying to make a number of a text.
+        query.push("case jsonb_typeof(");
+        Self::stands(query, condition);
+        query.push(")");
+    }
+
+    fn when(
+        query: &mut QueryBuilder<Self>,
+        condition: &Condition,
+        operator: &'static str,
+        with: &Scalar,
+    ) {
+        match with {
+            Scalar::Null => {}
+            Scalar::Bool(with) => {
+                query.push(" when 'boolean' then ");
+                Self::stands(query, condition);
+                query
+                    .push(format_args!("::boolean {operator} "))
+                    .push_bind(*with);
             }
-            query.push(")");
-        }
-        Test::Exists(exists) => {
-            at(query, condition);
-            query.push(if *exists { " is not null" } else { " is null" });
+            Scalar::Number(with) => {
+                query.push(" when 'number' then ");
+                Self::stands(query, condition);
+                query
+                    .push(format_args!("::numeric {operator} "))
+                    .push_bind(with.to_string())
+                    .push("::numeric");
+            }
+            Scalar::Text(with) => {
+                query.push(" when 'string' then ");
+                text_value(query, |query| {
+                    Self::stands(query, condition);
+                    query.push(" #>> '{}'");
+                });
+                query.push(format_args!(" {operator} "));
+                text_value(query, |query| {
+                    query.push_bind(text(with).into_owned());
+                });
+            }
         }
     }
-}
 
-/// What stands at the path: fields of objects, and nothing else.
-fn at(query: &mut QueryBuilder<Postgres>, condition: &Condition) {
-    // Strict, so that lists are not looked into; and silent about what is not there. No name has a quote in it.
-    let mut path = "strict $".to_owned();
-    for name in condition.path.fields() {
-        path.push_str(".\"");
-        path.push_str(&text(name));
-        path.push('"');
+    fn spelled(given: String) -> String {
+        text(&given).into_owned()
     }
-    query
-        .push("jsonb_path_query_first(d.value, ")
-        .push_bind(path)
-        .push("::jsonpath, '{}', true)");
-}
-
-fn compare(
-    query: &mut QueryBuilder<Postgres>,
-    condition: &Condition,
-    operator: &str,
-    with: &Scalar,
-) {
-    // In a case, because nothing else keeps the database from trying to make a number of a text.
-    query.push("case jsonb_typeof(");
-    at(query, condition);
-    query.push(")");
-    match with {
-        Scalar::Null => {
-            let holds = operator.contains('=');
-            query
-                .push(" when 'null' then ")
-                .push(if holds { "true" } else { "false" });
-        }
-        Scalar::Bool(with) => {
-            query.push(" when 'boolean' then ");
-            at(query, condition);
-            query
-                .push(format!("::boolean {operator} "))
-                .push_bind(*with);
-        }
-        Scalar::Number(with) => {
-            query.push(" when 'number' then ");
-            at(query, condition);
-            query
-                .push(format!("::numeric {operator} "))
-                .push_bind(with.to_string())
-                .push("::numeric");
-        }
-        Scalar::Text(with) => {
-            query.push(" when 'string' then ");
-            text_value(query, |query| {
-                at(query, condition);
-                query.push(" #>> '{}'");
-            });
-            query.push(format!(" {operator} "));
-            text_value(query, |query| {
-                query.push_bind(text(with).into_owned());
-            });
-        }
-    }
-    query.push(" else false end");
 }
 
 /// Text to be compared: split where U+0000 would be, which is stored as two other characters. What is before it decides first, and
@@ -415,11 +365,8 @@ async fn namespaces(
         .push_bind(i32::try_from(depth).unwrap_or(i32::MAX))
         .push("], chr(31)) as cut from graph_document d where ");
     below(&mut query, &filter.prefix);
-    query
-        .push(" order by cut limit ")
-        .push_bind(rows(filter.limit()))
-        .push(" offset ")
-        .push_bind(rows(filter.offset));
+    query.push(" order by cut");
+    push_page(&mut query, filter.limit(), filter.offset);
     let found = query.build().fetch_all(db).await?;
     found
         .iter()

@@ -244,10 +244,9 @@ impl CommitJob {
             }),
             None => None,
         };
-        let more = if head.is_some() && is_bare(commit) {
-            None
-        } else {
-            Some(More::of(commit)?)
+        let more = match commit.only_checkpoint() {
+            Some(_) => None,
+            None => Some(More::of(commit)?),
         };
         Ok(Self {
             lease: lease.clone(),
@@ -288,36 +287,6 @@ impl CommitJob {
             _ => self.fenced(),
         }
     }
-}
-
-/// Whether a commit is nothing but its checkpoint.
-fn is_bare(commit: &Commit) -> bool {
-    let Commit {
-        base: _,
-        checkpoint: _,
-        writes,
-        clear_writes: false,
-        forget,
-        consumed,
-        events,
-        children,
-        signals,
-        cancels,
-        waits: None,
-        then: Then::Keep,
-        // Not given to those who write values down.
-        state: _,
-    } = commit
-    else {
-        return false;
-    };
-    writes.is_empty()
-        && forget.is_empty()
-        && consumed.is_empty()
-        && events.is_empty()
-        && children.is_empty()
-        && signals.is_empty()
-        && cancels.is_empty()
 }
 
 impl More {

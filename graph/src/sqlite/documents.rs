@@ -12,8 +12,9 @@ use super::{Writer, now};
 use crate::{
     checkpoint::StorageError,
     documents::{
-        Condition, Document, DocumentKey, DocumentStore, DocumentWrite, MAX_RESULTS, Namespace,
-        NamespaceFilter, Order, Scalar, Search, Test, check_batch, compare_numbers,
+        Condition, Document, DocumentKey, DocumentStore, DocumentWrite, Namespace, NamespaceFilter,
+        Scalar, Search, check_keys, check_writes, compare_numbers,
+        sql::{COLUMNS, Dialect, json_path, push_prefix, push_search},
     },
     stored::{Fault, from_json, micros, rows, time},
 };
@@ -29,11 +30,7 @@ pub(super) struct SqliteDocuments {
 #[async_trait]
 impl DocumentStore for SqliteDocuments {
     async fn write(&self, writes: Vec<DocumentWrite>) -> Result<(), StorageError> {
-        check_batch(writes.len())?;
-        let texts: Vec<Option<String>> = writes
-            .iter()
-            .map(DocumentWrite::text)
-            .collect::<Result<_, _>>()?;
+        let texts = check_writes(&writes)?;
         let run = async {
             let mut writing = self.writer.write().await?;
             let now = now();
@@ -51,10 +48,7 @@ impl DocumentStore for SqliteDocuments {
         keys: &[DocumentKey],
         refresh: bool,
     ) -> Result<Vec<Option<Document>>, StorageError> {
-        check_batch(keys.len())?;
-        for key in keys {
-            key.check()?;
-        }
+        check_keys(keys)?;
         let run = async {
             if refresh {
                 let mut writing = self.writer.write().await?;
@@ -220,13 +214,7 @@ fn below(query: &mut QueryBuilder<Sqlite>, prefix: &Namespace, now: i64) {
         .push("(d.expires_at is null or d.expires_at > ")
         .push_bind(now)
         .push(")");
-    if let Some(end) = prefix.path_after() {
-        query
-            .push(" and d.path >= ")
-            .push_bind(prefix.path())
-            .push(" and d.path < ")
-            .push_bind(end);
-    }
+    push_prefix(query, prefix);
 }
 
 async fn find(
@@ -237,97 +225,48 @@ async fn find(
     db.lock_handle()
         .await?
         .create_collation(NUMBERS, compare_numbers)?;
-    let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
-        "select d.path, d.key, d.value, d.created_at, d.updated_at, d.expires_at from graph_document d where ",
-    );
+    let mut query: QueryBuilder<Sqlite> =
+        QueryBuilder::new(format!("select {COLUMNS} from graph_document d where "));
     below(&mut query, &search.prefix, now);
-    for condition in search.filter.conditions() {
-        query.push(" and ");
-        Asked::new(condition).push(&mut query, &condition.test);
-    }
-    query.push(match search.order {
-        Order::NewestFirst => " order by d.updated_at desc, d.path, d.key limit ",
-        Order::OldestFirst => " order by d.updated_at, d.path, d.key limit ",
-        Order::Key => " order by d.path, d.key limit ",
-    });
-    query
-        .push_bind(rows(search.limit.min(MAX_RESULTS)))
-        .push(" offset ")
-        .push_bind(rows(search.offset));
+    push_search(&mut query, search);
     let found = query.build().fetch_all(db).await?;
     found.iter().map(document).collect()
 }
 
-/// What stands at a path.
-struct Asked {
-    path: String,
-}
-
-impl Asked {
-    fn new(condition: &Condition) -> Self {
-        let mut path = "$".to_owned();
-        for name in condition.path.fields() {
-            // No name has a quote in it.
-            path.push_str(".\"");
-            path.push_str(name);
-            path.push('"');
-        }
-        Self { path }
-    }
-
-    fn push(&self, query: &mut QueryBuilder<Sqlite>, test: &Test) {
-        match test {
-            Test::Eq(with) => self.compare(query, "=", with),
-            Test::Ne(with) => self.compare(query, "<>", with),
-            Test::Gt(with) => self.compare(query, ">", with),
-            Test::Gte(with) => self.compare(query, ">=", with),
-            Test::Lt(with) => self.compare(query, "<", with),
-            Test::Lte(with) => self.compare(query, "<=", with),
-            Test::In(choices) => {
-                query.push("(false");
-                for with in choices {
-                    query.push(" or ");
-                    self.compare(query, "=", with);
-                }
-                query.push(")");
-            }
-            Test::Exists(exists) => {
-                self.kind(query);
-                query.push(if *exists { " is not null" } else { " is null" });
-            }
-        }
-    }
-
-    fn kind(&self, query: &mut QueryBuilder<Sqlite>) {
+impl Dialect for Sqlite {
+    fn stands(query: &mut QueryBuilder<Self>, condition: &Condition) {
         query
             .push("json_type(d.value, ")
-            .push_bind(self.path.clone())
+            .push_bind(json_path(condition))
             .push(")");
     }
 
-    fn compare(&self, query: &mut QueryBuilder<Sqlite>, operator: &str, with: &Scalar) {
+    fn case(query: &mut QueryBuilder<Self>, condition: &Condition) {
         query.push("case ");
-        self.kind(query);
+        Self::stands(query, condition);
+    }
+
+    fn when(
+        query: &mut QueryBuilder<Self>,
+        condition: &Condition,
+        operator: &'static str,
+        with: &Scalar,
+    ) {
         match with {
-            Scalar::Null => {
-                let holds = operator.contains('=');
-                query
-                    .push(" when 'null' then ")
-                    .push(if holds { "true" } else { "false" });
-            }
+            Scalar::Null => {}
             Scalar::Bool(with) => {
                 for (kind, value) in [("true", 1), ("false", 0)] {
                     query
-                        .push(format!(" when '{kind}' then {value} {operator} "))
+                        .push(format_args!(" when '{kind}' then {value} {operator} "))
                         .push_bind(*with);
                 }
             }
             Scalar::Number(with) => {
                 for kind in ["integer", "real"] {
                     query
-                        .push(format!(" when '{kind}' then (d.value -> "))
-                        .push_bind(self.path.clone())
-                        .push(format!(") {operator} "))
+                        .push(format_args!(" when '{kind}' then (d.value -> "))
+                        .push_bind(json_path(condition))
+                        .push(format_args!(") {operator} "))
                         .push_bind(with.to_string())
                         .push(" collate ")
                         .push(NUMBERS);
@@ -336,12 +275,15 @@ impl Asked {
             Scalar::Text(with) => {
                 query
                     .push(" when 'text' then (d.value ->> ")
-                    .push_bind(self.path.clone())
-                    .push(format!(") {operator} "))
+                    .push_bind(json_path(condition))
+                    .push(format_args!(") {operator} "))
                     .push_bind(with.clone());
             }
         }
-        query.push(" else false end");
+    }
+
+    fn spelled(text: String) -> String {
+        text
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use crate::{
-    checkpoint::{Commit, Lease, NewCheckpoint, Receipt, StorageError, Then},
+    checkpoint::{Commit, Lease, NewCheckpoint, Receipt, StorageError},
     ids::ThreadId,
     stored::{Fault, channels_text, json_text, number, source_text, time},
 };
@@ -30,36 +30,6 @@ macro_rules! write {
     };
 }
 
-/// A superstep that only makes a checkpoint.
-pub(super) fn plain(commit: &Commit) -> Option<&NewCheckpoint> {
-    let Commit {
-        base: _,
-        checkpoint: Some(new),
-        writes,
-        clear_writes: false,
-        forget,
-        consumed,
-        events,
-        children,
-        signals,
-        cancels,
-        waits: None,
-        then: Then::Keep,
-        state: _,
-    } = commit
-    else {
-        return None;
-    };
-    let nothing_else = writes.is_empty()
-        && forget.is_empty()
-        && consumed.is_empty()
-        && events.is_empty()
-        && children.is_empty()
-        && signals.is_empty()
-        && cancels.is_empty();
-    nothing_else.then_some(new)
-}
-
 /// The steps of a batch that can be written together, as the database reads them.
 #[derive(Default)]
 pub(super) struct Steps {
@@ -71,7 +41,9 @@ pub(super) struct Steps {
 impl Steps {
     /// Takes a commit, if it is such a step, and the first one of its thread.
     pub fn take(&mut self, place: usize, lease: &Lease, commit: &Commit) {
-        let Some(new) = plain(commit) else { return };
+        let Some(new) = commit.only_checkpoint() else {
+            return;
+        };
         // What cannot be stored is refused where it is alone.
         if let Ok(row) = row(lease, new)
             && let Entry::Vacant(entry) = self.places.entry(lease.thread.clone())

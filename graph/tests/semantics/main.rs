@@ -28,6 +28,7 @@ mod releases;
 mod retention;
 mod sharing;
 mod starts;
+mod stopped_inside;
 #[path = "../storage/mod.rs"]
 mod storage;
 mod streams;

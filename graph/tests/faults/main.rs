@@ -12,6 +12,7 @@ mod load;
 mod operations;
 mod proxy;
 mod restarts;
+mod round_trips;
 mod statements;
 #[path = "../storage/mod.rs"]
 mod storage;

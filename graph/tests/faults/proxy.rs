@@ -56,6 +56,8 @@ struct State {
     held: usize,
     /// How often what was kept back has been delivered.
     resumed: u64,
+    /// How many statements the server was asked to carry out.
+    statements: u64,
 }
 
 /// Cut is what is dropped, too.
@@ -153,6 +155,12 @@ impl Proxy {
     /// Keeps nothing back any more, but what was kept back stays where it is.
     pub fn forget_held(&self) {
         self.state.lock().holds = false;
+    }
+
+    /// How many statements the server was asked to carry out so far, with those that only begin or end a transaction. Questions
+    /// whether a connection is well are not counted: they depend on how long it was idle.
+    pub fn statements(&self) -> u64 {
+        self.state.lock().statements
     }
 
     /// Cuts nothing any more. Returns whether a connection was cut, or hangs.
@@ -282,6 +290,7 @@ impl Pump {
                 let message = &bytes[sent..sent + length];
                 self.note_process(message);
                 self.note_beginning(message);
+                self.note_statement(message);
                 if self.direction == Direction::ToClient {
                     tokio::select! {
                         () = self.let_go() => {}
@@ -341,6 +350,19 @@ impl Pump {
                 self.holds.store(state.resumed + 1, Ordering::SeqCst);
                 state.held += 1;
             }
+        }
+    }
+
+    /// A prepared statement is executed, or a simple query is none that only looks.
+    fn note_statement(&self, message: &[u8]) {
+        if self.direction == Direction::ToServer
+            && match message.first() {
+                Some(b'E') => true,
+                Some(b'Q') => !message[5..].starts_with(b"select"),
+                _ => false,
+            }
+        {
+            self.state.lock().statements += 1;
         }
     }
 

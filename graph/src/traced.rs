@@ -140,6 +140,15 @@ impl Checkpointer for Traced {
         self.0.commit(lease, commit).await
     }
 
+    #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "commit", thread = %lease.thread))]
+    async fn commit_kept(
+        &self,
+        lease: &Lease,
+        commit: &Arc<Commit>,
+    ) -> Result<Receipt, StorageError> {
+        self.0.commit_kept(lease, commit).await
+    }
+
     #[instrument(name = "db", level = "debug", skip_all, fields(system = self.name(), operation = "history", %thread))]
     async fn history(
         &self,

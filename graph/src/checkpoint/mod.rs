@@ -177,6 +177,16 @@ pub trait Checkpointer: Send + Sync + 'static {
     /// [`Claim::takeovers`] back to 0.
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError>;
 
+    /// The same for a caller that keeps the commit, to make it again when no answer comes. What only reads a commit should
+    /// say how it does without a copy.
+    async fn commit_kept(
+        &self,
+        lease: &Lease,
+        commit: &Arc<Commit>,
+    ) -> Result<Receipt, StorageError> {
+        self.commit(lease, Commit::clone(commit)).await
+    }
+
     // ---- time travel ----
 
     /// Checkpoints, newest first. The input (number 0) is not among them.

@@ -22,12 +22,7 @@ mod step;
 mod threads;
 mod values;
 
-use std::{
-    collections::BTreeMap,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -49,7 +44,6 @@ use crate::{
     },
     documents::DocumentStore,
     ids::{Cursor, ThreadId},
-    private::meanwhile,
     stored::Fault,
 };
 
@@ -469,9 +463,16 @@ impl Checkpointer for PostgresCheckpointer {
     }
 
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
-        let job = Job::Commit(Box::new(CommitJob::of(lease, &commit)?));
-        let written = pin!(self.sharing.write(job));
-        match meanwhile(written, || drop(commit)).await? {
+        self.commit_kept(lease, &Arc::new(commit)).await
+    }
+
+    async fn commit_kept(
+        &self,
+        lease: &Lease,
+        commit: &Arc<Commit>,
+    ) -> Result<Receipt, StorageError> {
+        let job = Job::Commit(Box::new(CommitJob::of(lease, commit)?));
+        match self.sharing.write(job).await? {
             Answer::Committed(receipt) => Ok(receipt),
             other => Err(other.unexpected()),
         }

@@ -3,7 +3,7 @@
 //! Only who has the lease writes to a thread, so what has changed since was changed by the commit in question. Renewing the
 //! lease first waits for a transaction of ours that may still be under way, because both lock the thread's row.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -25,7 +25,7 @@ impl RunShared {
     pub(super) async fn find_out(
         &self,
         base: u64,
-        commit: Option<Commit>,
+        commit: Option<&Arc<Commit>>,
         mut error: StorageError,
     ) -> Result<Receipt, StorageError> {
         let deadline = Instant::now() + self.controls.lease;
@@ -36,13 +36,13 @@ impl RunShared {
             tracing::warn!(thread = %self.thread, error = %chain(&error), retry_in = ?pause, "the database failed; trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            error = match self.look(base, commit.as_ref()).await {
+            error = match self.look(base, commit.map(|commit| &**commit)).await {
                 Ok(Some(receipt)) => return Ok(receipt),
                 Ok(None) => {
-                    let Some(commit) = &commit else {
+                    let Some(commit) = commit else {
                         return Err(error);
                     };
-                    match self.engine.store.commit(&self.lease, commit.clone()).await {
+                    match self.engine.store.commit_kept(&self.lease, commit).await {
                         Ok(receipt) => return Ok(receipt),
                         Err(error) => error,
                     }

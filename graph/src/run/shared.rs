@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     hash::{BuildHasher, RandomState},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -28,6 +29,7 @@ use crate::{
     ids::ThreadId,
     nest::Pasts,
     observer::Point,
+    private::meanwhile,
     room::Seat,
     waits::{is_input, is_reply, readable},
 };
@@ -157,6 +159,8 @@ pub(crate) struct RunShared {
     pub expired: Mutex<HashSet<String>>,
     queue: Mutex<Queue>,
     idle: Notify,
+    /// The newest commit, which is not needed any more: it is dropped while the next one is written, when that delays nobody.
+    spent: Mutex<Option<Arc<Commit>>>,
 }
 
 /// Commits of parallel subgraphs that wait for each other's.
@@ -198,6 +202,7 @@ impl RunShared {
             expired: Mutex::default(),
             queue: Mutex::default(),
             idle: Notify::new(),
+            spent: Mutex::default(),
         }
     }
 
@@ -352,12 +357,25 @@ impl RunShared {
         let base = commit.base;
         let leaves = commit.then != Then::Keep;
         self.controls.leaving.store(leaves, Ordering::Release);
-        // Whoever keeps values keeps them here, where no connection breaks.
-        let spare = (!self.engine.store.keeps_values()).then(|| commit.clone());
-        let mut result = self.engine.store.commit(&self.lease, commit).await;
-        if let Err(error @ StorageError::Backend { .. }) = result {
-            result = self.find_out(base, spare, error).await;
-        }
+        let store = &self.engine.store;
+        let result = if store.keeps_values() {
+            // Whoever keeps values keeps them here, where no connection breaks.
+            match store.commit(&self.lease, commit).await {
+                Err(error @ StorageError::Backend { .. }) => self.find_out(base, None, error).await,
+                result => result,
+            }
+        } else {
+            let (commit, spent) = (Arc::new(commit), self.spent.lock().take());
+            let written = store.commit_kept(&self.lease, &commit);
+            let result = match meanwhile(pin!(written), || drop(spent)).await {
+                Err(error @ StorageError::Backend { .. }) => {
+                    self.find_out(base, Some(&commit), error).await
+                }
+                result => result,
+            };
+            *self.spent.lock() = Some(commit);
+            result
+        };
         match result {
             Ok(receipt) => {
                 if let Some(checkpoint) = receipt.checkpoint {

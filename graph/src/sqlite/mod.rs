@@ -468,7 +468,17 @@ impl Checkpointer for SqliteCheckpointer {
     }
 
     async fn commit(&self, lease: &Lease, commit: Commit) -> Result<Receipt, StorageError> {
-        self.sharing.commit(&self.writer, lease, commit).await
+        self.commit_kept(lease, &Arc::new(commit)).await
+    }
+
+    async fn commit_kept(
+        &self,
+        lease: &Lease,
+        commit: &Arc<Commit>,
+    ) -> Result<Receipt, StorageError> {
+        self.sharing
+            .commit(&self.writer, lease, commit.clone())
+            .await
     }
 
     async fn history(

@@ -25,7 +25,7 @@ const MOST: usize = 64;
 
 struct Waiting {
     lease: Lease,
-    commit: Commit,
+    commit: Arc<Commit>,
     answer: oneshot::Sender<Result<Receipt, StorageError>>,
 }
 
@@ -60,7 +60,7 @@ impl Sharing {
         self: &Arc<Self>,
         writer: &Arc<Writer>,
         lease: &Lease,
-        commit: Commit,
+        commit: Arc<Commit>,
     ) -> Result<Receipt, StorageError> {
         let (answer, answered) = oneshot::channel();
         let start = {

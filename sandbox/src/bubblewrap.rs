@@ -20,7 +20,7 @@ use crate::descriptors::{CLOSE_AND_RUN, MemoryFile, highest_inheritable};
 use crate::detect::{bounded_output, find};
 use crate::job::LAUNCHER;
 use crate::running::Prepared;
-use crate::{Error, Job, Stdin};
+use crate::{Error, Job, Stdin, seccomp};
 
 /// The home directory inside; private and empty.
 const HOME: &str = "/home/artel";
@@ -68,8 +68,8 @@ const GROUP: &str = "root:x:0:\nartel:x:1000:\nnogroup:x:65534:\n";
 const HOSTS: &str = "127.0.0.1 localhost sandbox\n::1 localhost\n";
 const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files\n";
 
-/// Descriptors of the generated files of `/etc` start here; before it come bubblewrap's arguments
-/// and its status.
+/// Descriptors of the generated files of `/etc` start here, and after them comes the filter of system calls; before come
+/// bubblewrap's arguments and its status.
 const FIRST_DATA_FD: usize = 5;
 
 /// The programs that confinement uses.
@@ -130,7 +130,12 @@ impl Programs {
             return Err(Error::InheritedDescriptor(fd));
         }
         let mut arguments = namespaces(job);
-        let data = file_system(job, &mut arguments)?;
+        let mut data = file_system(job, &mut arguments)?;
+        if let Some(filter) = seccomp::filter() {
+            let fd = (FIRST_DATA_FD + data.len()).to_string();
+            push(&mut arguments, ["--seccomp", &fd]);
+            data.push(MemoryFile::new(&filter)?);
+        }
         environment(job, &mut arguments);
         let cwd = job.cwd.as_deref().unwrap_or(Path::new(HOME));
         push(&mut arguments, [OsStr::new("--chdir"), cwd.as_os_str()]);

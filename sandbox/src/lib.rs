@@ -3,7 +3,7 @@
 //! One mechanism for coding workers, for a repository's own CI command and for deployed services:
 //! an explicit list of mounts (never the whole root, never a home directory), own user, PID, IPC,
 //! UTS, mount, cgroup and network namespaces (loopback only), uid 1000 without capabilities even
-//! when we are root, an explicit environment, and limits of memory, processes, CPU, time, silence,
+//! when we are root, a filter of system calls, an explicit environment, and limits of memory, processes, CPU, time, silence,
 //! file size and disk whose breach is a typed [`Reason`].
 //!
 //! ```no_run
@@ -39,12 +39,13 @@ mod lookout;
 mod output;
 pub mod relay;
 mod running;
+mod seccomp;
 mod spawning;
 mod tree;
 
 pub use descriptors::detached;
 pub use detect::{Sandbox, Unavailable, Unconfined};
-pub use disk::used_mb;
+pub use disk::{exceeds_mb, used_mb};
 pub use error::Error;
 pub use job::{Job, Limits, Stdin};
 pub use output::Line;

@@ -168,10 +168,10 @@ impl Watching {
             return None;
         }
         let begun = Instant::now();
-        let used = disk::used_bytes(&self.writable);
+        let exceeds = disk::exceeds(&self.writable, most);
         self.measuring = begun.elapsed();
         self.measured = Instant::now();
-        (used > most).then_some(Reason::Disk)
+        exceeds.then_some(Reason::Disk)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::process::{self, Exit};
 use crate::remote::Reach;
 use crate::runtime::{self, Identity, Worker};
 use crate::stop::Stop;
+use crate::text::plain;
 use crate::trouble::{Trouble, chain, kind, tail};
 use crate::{Options, keeping, workspace};
 use jiff::Timestamp;
@@ -59,7 +60,7 @@ impl Attempt<'_> {
             wall_s: wall.as_secs_f64().max(0.0),
             ..seen.usage
         };
-        result.summary_markdown = bounded(seen.summary);
+        result.summary_markdown = bounded(plain(&seen.summary));
         match outcome {
             Ok(taken) => {
                 result.checks = checks(&taken);

@@ -15,6 +15,7 @@ mod model;
 mod native;
 mod proxy;
 mod reach;
+mod room;
 mod said;
 #[cfg(test)]
 mod tests;
@@ -89,6 +90,7 @@ struct Inner {
     events: Events,
     said: watch::Sender<Option<Said>>,
     resolver: proxy::Resolver,
+    room: room::Room,
     end: CancellationToken,
     tasks: TaskTracker,
 }
@@ -165,6 +167,7 @@ impl Broker {
             ledger,
             events,
             resolver,
+            room: room::Room::new(),
             end: end.clone(),
             tasks: TaskTracker::new(),
         });
@@ -365,14 +368,14 @@ impl Inner {
         if let (&Method::POST, Some(format)) = (request.method(), format) {
             let headers = native::kept(request.headers());
             let beta = request.uri().query() == Some("beta=true");
-            return match read(request, MAX_MODEL_BYTES).await {
-                Ok(body) => native::pass(&self, format, headers, beta, &body).await,
+            return match self.question(request).await {
+                Ok((body, _taken)) => native::pass(&self, format, headers, beta, &body).await,
                 Err((status, code, message)) => wrong(status, code, &message),
             };
         }
         match (request.method(), path.as_str()) {
-            (&Method::POST, "/v1/chat/completions") => match read(request, MAX_MODEL_BYTES).await {
-                Ok(body) => model::complete(&self, body).await,
+            (&Method::POST, "/v1/chat/completions") => match self.question(request).await {
+                Ok((body, _taken)) => model::complete(&self, body).await,
                 Err((status, code, message)) => problem(status, code, &message),
             },
             (&Method::GET, "/v1/models") => model::list(&self),
@@ -394,6 +397,34 @@ impl Inner {
                 "not_found",
                 &format!("the broker has no {path}; it has {}", KNOWN.join(", ")),
             ),
+        }
+    }
+
+    /// A question to the model, and the room that it takes until it is answered.
+    async fn question(&self, request: Request<Incoming>) -> Result<(Bytes, room::Taken), Wrong> {
+        let mut taken = room::Taken::default();
+        let mut full = None;
+        let body = read_while(request, MAX_MODEL_BYTES, |bytes| {
+            full = self.room.hold(&mut taken, bytes).err();
+            full.is_none()
+        })
+        .await?;
+        let full = match full {
+            None => self.room.hold_parsed(&mut taken, &body).err(),
+            full => full,
+        };
+        match full {
+            None => Ok((body, taken)),
+            Some(room::Full::Now) => Err((
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_much_at_once",
+                "the questions of this worker that are not answered yet are too large together; ask again when one is".to_owned(),
+            )),
+            Some(room::Full::Ever) => Err((
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "the question has too many parts to be taken apart here".to_owned(),
+            )),
         }
     }
 
@@ -436,6 +467,16 @@ type Wrong = (StatusCode, &'static str, String);
 /// A body of at most `limit` bytes. Some of a longer one is read and dropped, because a client that
 /// is still sending would not see the answer.
 async fn read(request: Request<Incoming>, limit: usize) -> Result<Bytes, Wrong> {
+    read_while(request, limit, |_| true).await
+}
+
+/// The same, as long as there is room for so many bytes; when there is not, nothing is kept, and no error is given.
+async fn read_while(
+    request: Request<Incoming>,
+    limit: usize,
+    mut has_room: impl FnMut(usize) -> bool,
+) -> Result<Bytes, Wrong> {
+    let mut keeps = true;
     let mut body = request.into_body();
     let mut kept = BytesMut::new();
     let mut seen: usize = 0;
@@ -443,7 +484,11 @@ async fn read(request: Request<Incoming>, limit: usize) -> Result<Bytes, Wrong> 
         while let Some(frame) = body.frame().await {
             if let Ok(data) = frame?.into_data() {
                 seen = seen.saturating_add(data.len());
-                if seen <= limit {
+                if keeps && seen <= limit && !has_room(seen) {
+                    keeps = false;
+                    kept = BytesMut::new();
+                }
+                if keeps && seen <= limit {
                     kept.extend_from_slice(&data);
                 } else if seen > limit.saturating_mul(8) {
                     break;

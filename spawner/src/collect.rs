@@ -136,6 +136,10 @@ impl Pull {
             .await
             .map_err(unreadable)?;
 
+        // Once more where every object is what its name says: in the workspace's own, one that is not can hide others.
+        weigh(&incoming, base, before.as_deref(), tip, BOUNDS)
+            .await
+            .map_err(|trouble| trouble.unwrap_or_else(unreadable))?;
         let mut follows = vec![("the base", base)];
         if let Some(before) = &before {
             follows.push(("what was pushed before", before));

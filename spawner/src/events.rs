@@ -1,5 +1,6 @@
 //! What is said while a job runs: bounded, in order, and never in the way of the work.
 
+use crate::text::plain;
 use protocol::{EventKind, SpawnRequest, Transport, WorkerEvent};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -50,8 +51,14 @@ impl Events {
         (events, publisher)
     }
 
-    /// Says something. When too much waits already, it is not said.
-    pub(crate) fn say(&self, kind: EventKind) {
+    /// Says something. When too much waits already, it is not said. What is a worker's is made plain, because people read it on
+    /// their terminals.
+    pub(crate) fn say(&self, mut kind: EventKind) {
+        match &mut kind {
+            EventKind::Progress { text, .. } => *text = plain(text),
+            EventKind::Log { tail } => *tail = plain(tail),
+            _ => {}
+        }
         let _ = self.sender.try_send(kind);
     }
 

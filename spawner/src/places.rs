@@ -8,6 +8,7 @@
 //! ```
 
 use crate::disk::Image;
+pub(crate) use crate::remove::{let_us_in, remove_any};
 use crate::runtime::Limits;
 use protocol::SpawnRequest;
 use sha2::{Digest as _, Sha256};
@@ -163,19 +164,6 @@ pub(crate) fn replace_file(folder: &Path, name: &str, content: &str) -> io::Resu
     remove_any(&path)?;
     let mut file = File::options().write(true).create_new(true).open(&path)?;
     file.write_all(content.as_bytes())
-}
-
-/// Removes a file, a link or a whole folder; nothing there is fine. Links are not followed.
-pub(crate) fn remove_any(path: &Path) -> io::Result<()> {
-    let removed = match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Writes a file of ours whole or not at all.

@@ -23,6 +23,9 @@ fi
 rm -rf .git/rebase-merge .git/rebase-apply
 rm -f .git/MERGE_HEAD .git/CHERRY_PICK_HEAD .git/REVERT_HEAD
 
+# Without an index every file would count as removed.
+[ -f .git/index ] || git reset --quiet
+
 on=$(git symbolic-ref --quiet HEAD || true)
 if [ -n "$go" ]; then
     set -- checkout --quiet --no-track -B "$BRANCH" "$go"

@@ -1,5 +1,6 @@
 //! Why an attempt did not succeed, as the crew branches on it and as a person reads it.
 
+use crate::text::plain;
 use protocol::{Failure, ResultStatus};
 
 /// The words for [`Failure::kind`].
@@ -110,8 +111,9 @@ impl Trouble {
     pub(crate) fn into_failure(self) -> Failure {
         Failure {
             kind: self.kind.to_owned(),
-            message: self.message,
-            evidence: self.evidence,
+            // Both may have words of a worker, and people read them on their terminals.
+            message: plain(&self.message),
+            evidence: plain(&self.evidence),
         }
     }
 }

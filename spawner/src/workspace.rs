@@ -58,13 +58,9 @@ pub(crate) async fn prepare(
         }
     };
     let mut fresh = true;
+    places::let_us_in(&places.workspace).map_err(|e| clone_failed("entering the workspace", &e))?;
     if is_usable(&places.workspace) {
-        tidy(&places.workspace).map_err(|e| clone_failed("tidying the workspace", &e))?;
-        hand_over(runtime, &places.workspace).await?;
-        let refreshed = refresh(runtime, places, request, bare).await;
-        places::remove_any(&places.state.join("lent.git"))
-            .map_err(|e| clone_failed("removing a copy", &e))?;
-        match refreshed? {
+        match bring_up(runtime, places, request, bare).await? {
             Refreshed::Done => fresh = false,
             Refreshed::Broken(said) => {
                 let workspace = places.workspace.display();
@@ -99,6 +95,35 @@ pub(crate) async fn prepare(
     write_task(&places.workspace, request).map_err(|e| clone_failed("writing the task", &e))?;
     hand_over(runtime, &places.workspace).await?;
     Ok(fresh)
+}
+
+/// Brings an existing workspace up to date. One that a worker made so that it cannot be tidied is broken.
+async fn bring_up(
+    runtime: &dyn Runtime,
+    places: &Places,
+    request: &SpawnRequest,
+    bare: &Path,
+) -> Result<Refreshed, Trouble> {
+    match tidy(&places.workspace) {
+        Ok(()) => {}
+        // That is no fault of the workspace, and its work is worth another try.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            return Err(clone_failed("tidying the workspace", &error));
+        }
+        Err(error) => return Ok(Refreshed::Broken(error.to_string())),
+    }
+    if let Err(trouble) = hand_over(runtime, &places.workspace).await {
+        return Ok(Refreshed::Broken(trouble.evidence));
+    }
+    let refreshed = refresh(runtime, places, request, bare).await;
+    places::remove_any(&places.state.join("lent.git"))
+        .map_err(|e| clone_failed("removing a copy", &e))?;
+    refreshed
 }
 
 /// Gives a folder to whoever works in it.
@@ -306,6 +331,7 @@ fn tidy(workspace: &Path) -> io::Result<()> {
     remove_locks(&git, 0)
 }
 
+/// Removes locks, and what is neither a file nor a folder: Git would wait for a pipe for ever.
 fn remove_locks(folder: &Path, depth: u32) -> io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -315,7 +341,7 @@ fn remove_locks(folder: &Path, depth: u32) -> io::Result<()> {
             if depth < 16 && !(depth == 0 && entry.file_name() == "objects") {
                 remove_locks(&path, depth + 1)?;
             }
-        } else if path.extension().is_some_and(|e| e == "lock") {
+        } else if !kind.is_file() || path.extension().is_some_and(|e| e == "lock") {
             std::fs::remove_file(path)?;
         }
     }
@@ -422,7 +448,10 @@ async fn refresh(
     discarded.map_err(|error| failed(&error))?;
     match ended.reason {
         Reason::Exited(0) => Ok(Refreshed::Done),
-        Reason::Exited(_) => Ok(Refreshed::Broken(tail)),
+        // Also when Git came to no end: a pipe where it looks for a file is enough for that.
+        Reason::Exited(_) | Reason::Wall | Reason::Memory | Reason::Pids | Reason::Cpu => {
+            Ok(Refreshed::Broken(format!("Git {}: {tail}", ended.reason)))
+        }
         reason => Err(Trouble::failed(
             kind::CLONE_FAILED,
             format!("The workspace of the former attempt could not be brought up to date (Git {reason})."),

@@ -1,6 +1,6 @@
 //! Which hosts a job may reach, and which addresses nobody may.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// Port of an entry that names none.
 const DEFAULT_PORT: u16 = 443;
@@ -66,6 +66,15 @@ pub(super) fn forbidden(address: IpAddr) -> Option<&'static str> {
         IpAddr::V4(address) => forbidden_v4(address),
         IpAddr::V6(address) => forbidden_v6(address),
     }
+}
+
+/// Why an address of this machine is never reached from a worker, public or not; none for another machine's. What listens here
+/// may trust whoever comes from here.
+pub(super) fn own(address: IpAddr) -> Option<&'static str> {
+    // Only an address of ours can be listened at. No packet is sent for this.
+    UdpSocket::bind((address, 0))
+        .is_ok()
+        .then_some("addresses of the spawner's own machine are never reachable")
 }
 
 fn forbidden_v4(address: Ipv4Addr) -> Option<&'static str> {
@@ -153,6 +162,15 @@ mod tests {
             ("", 443),
         ] {
             assert!(!allow.allows(host, port), "{host}:{port}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_this_machine_is_known_as_its_own() {
+        // Whatever else it has, it has these, and another machine has the others.
+        assert!(own("127.0.0.1".parse().unwrap()).is_some());
+        for address in ["192.0.2.7", "203.0.113.9"] {
+            assert!(own(address.parse().unwrap()).is_none(), "{address}");
         }
     }
 

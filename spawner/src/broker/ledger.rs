@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The file, for one request; another request begins anew.
 #[derive(Default, Serialize, Deserialize)]
@@ -41,7 +41,7 @@ pub(super) struct Ledger {
     path: PathBuf,
     tokens: Option<u64>,
     cost_usd: Option<f64>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 struct State {
@@ -53,15 +53,16 @@ struct State {
     trouble: Option<(&'static str, String)>,
 }
 
-/// A part of the budget that is held while a question is being answered.
-pub(super) struct Reserved<'a> {
-    ledger: &'a Ledger,
+/// A part of the budget that is held until a question is answered: to the last byte, so that many answers that are still
+/// streaming cannot pass the limit together.
+pub(super) struct Reserved {
+    state: Arc<Mutex<State>>,
     tokens: u64,
 }
 
-impl Drop for Reserved<'_> {
+impl Drop for Reserved {
     fn drop(&mut self) {
-        let mut state = self.ledger.lock();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.reserved = state.reserved.saturating_sub(self.tokens);
     }
 }
@@ -89,12 +90,12 @@ impl Ledger {
             path,
             tokens: request.limits.tokens,
             cost_usd: request.limits.cost_usd,
-            state: Mutex::new(State {
+            state: Arc::new(Mutex::new(State {
                 unread: kept.last.clone(),
                 kept,
                 reserved: 0,
                 trouble: None,
-            }),
+            })),
         })
     }
 
@@ -132,11 +133,14 @@ impl Ledger {
     }
 
     /// Holds `tokens` of the job's own budget, or says that it does not allow this.
-    pub(super) fn reserve(&self, tokens: u64) -> Result<Reserved<'_>, Spent> {
+    pub(super) fn reserve(&self, tokens: u64) -> Result<Reserved, Spent> {
         let mut state = self.lock();
-        let used = state.kept.input_tokens + state.kept.output_tokens;
+        let used = state
+            .kept
+            .input_tokens
+            .saturating_add(state.kept.output_tokens);
         if let Some(limit) = self.tokens
-            && used + state.reserved + tokens > limit
+            && used.saturating_add(state.reserved).saturating_add(tokens) > limit
         {
             return Err(Spent {
                 message: format!(
@@ -151,9 +155,9 @@ impl Ledger {
                 message: format!("the job may cost {limit} USD; {cost:.4} USD are spent"),
             });
         }
-        state.reserved += tokens;
+        state.reserved = state.reserved.saturating_add(tokens);
         Ok(Reserved {
-            ledger: self,
+            state: Arc::clone(&self.state),
             tokens,
         })
     }
@@ -177,8 +181,9 @@ impl Ledger {
     ) -> io::Result<()> {
         let mut state = self.lock();
         state.trouble = None;
-        state.kept.input_tokens += usage.input_tokens;
-        state.kept.output_tokens += usage.output_tokens;
+        let (input, output) = (usage.input_tokens, usage.output_tokens);
+        state.kept.input_tokens = state.kept.input_tokens.saturating_add(input);
+        state.kept.output_tokens = state.kept.output_tokens.saturating_add(output);
         if let Some(cost) = usage.cost_usd {
             state.kept.cost_usd = Some(state.kept.cost_usd.unwrap_or(0.0) + cost);
         }

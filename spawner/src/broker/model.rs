@@ -1,6 +1,7 @@
 //! The model behind the broker: the worker's request goes on under the crew's own name for it, and
 //! what it costs is counted against the job before the worker gets the answer.
 
+use super::ledger::Reserved;
 use super::{Body, Inner, problem, reach, reply, streamed};
 use crate::trouble::kind;
 use bytes::Bytes;
@@ -69,9 +70,9 @@ pub(super) async fn complete(inner: &Arc<Inner>, body: Bytes) -> Response<Body> 
             reply(StatusCode::OK, &answer)
         }
         Ok((WorkerAnswer::Stream(events), usage)) => {
-            drop(reserved);
             let counted = Counted {
                 inner: Arc::clone(inner),
+                reserved: Some(reserved),
                 events,
                 known: usage,
                 input,
@@ -178,6 +179,8 @@ pub(super) fn meaning(error: &ModelError) -> (StatusCode, &'static str) {
 /// A stream on its way to the worker, read along for what it costs.
 struct Counted {
     inner: Arc<Inner>,
+    /// What is held of the budget until this is counted.
+    reserved: Option<Reserved>,
     events: BoxStream<'static, Result<Bytes, ModelError>>,
     /// What was known before it began.
     known: Usage,
@@ -265,6 +268,7 @@ impl Counted {
             let request = &self.inner.request.request_id;
             tracing::error!(request, %error, "tokens of a stream could not be counted");
         }
+        drop(self.reserved.take());
         tell_usage(&self.inner);
     }
 }

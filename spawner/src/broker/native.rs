@@ -1,6 +1,7 @@
 //! The model for agents that speak Anthropic's Messages or OpenAI's Responses: their requests go on as they are, under the
 //! crew's own name for the model, and what they cost is counted against the job. Errors have the form that their clients read.
 
+use super::ledger::Reserved;
 use super::model::{EXPECTED_OUTPUT, call_of, estimated_tokens, meaning, tell_usage};
 use super::{Body, Inner, problem, reach, reply, streamed};
 use crate::trouble::kind;
@@ -136,9 +137,9 @@ pub(super) async fn pass(
             reply(StatusCode::OK, &answer)
         }
         Ok((WireAnswer::Stream(pieces), _)) => {
-            drop(reserved);
             let counted = Counted {
                 inner: Arc::clone(inner),
+                reserved,
                 format,
                 pieces,
                 input,
@@ -211,6 +212,8 @@ fn anthropic_error(status: StatusCode, message: &str) -> Value {
 /// A stream on its way to the worker.
 struct Counted {
     inner: Arc<Inner>,
+    /// What is held of the budget until this is counted.
+    reserved: Option<Reserved>,
     format: WireFormat,
     pieces: BoxStream<'static, Result<WirePiece, WireError>>,
     /// The question's size, for a stream that is left before anything is known of its cost.
@@ -275,6 +278,7 @@ impl Counted {
             let request = &self.inner.request.request_id;
             tracing::error!(request, %error, "tokens of a stream could not be counted");
         }
+        drop(self.reserved.take());
         tell_usage(&self.inner);
     }
 }

@@ -1,6 +1,6 @@
 //! The proxy: to listed hosts, on public addresses that it resolved itself, and nowhere else.
 
-use super::allow::forbidden;
+use super::allow::{forbidden, own};
 use super::{Body, Inner, problem};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -69,7 +69,9 @@ impl Default for Resolver {
             }
             .boxed()
         };
-        Self::new(Box::new(look_up), forbidden)
+        Self::new(Box::new(look_up), |address| {
+            forbidden(address).or_else(|| own(address))
+        })
     }
 }
 
@@ -240,6 +242,12 @@ async fn forward(
         }
     });
     match sender.send_request(request).await {
+        // Nobody asked for that here, and what would follow is not read as answers any more.
+        Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => problem(
+            StatusCode::BAD_GATEWAY,
+            "proxy",
+            "the host wants to speak another protocol; use CONNECT",
+        ),
         Ok(mut response) => {
             strip(response.headers_mut());
             let activity = inner.events.activity().clone();

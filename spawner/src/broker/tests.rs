@@ -3,6 +3,7 @@
 mod keys;
 mod native;
 mod proxying;
+mod together;
 
 use super::*;
 use futures::FutureExt as _;
@@ -60,6 +61,15 @@ fn resolver(
 
 /// A broker for a request that may reach `site.example`, with 10,000 tokens.
 async fn broker_with(folder: &Path, models: &Arc<Scripted>, resolver: proxy::Resolver) -> Broker {
+    broker_of(folder, models.clone(), resolver).await
+}
+
+/// The same with any models.
+async fn broker_of(
+    folder: &Path,
+    models: Arc<dyn WorkerModels>,
+    resolver: proxy::Resolver,
+) -> Broker {
     let mut request = suite::request("r");
     request.network.allow = ["site.example:80", "site.example:443", "other.example"]
         .map(str::to_owned)
@@ -68,7 +78,7 @@ async fn broker_with(folder: &Path, models: &Arc<Scripted>, resolver: proxy::Res
     let request = Arc::new(request);
     let bus = LocalTransport::open(folder.join("bus")).await.unwrap();
     let (events, _) = Events::start(Arc::new(bus), Arc::clone(&request));
-    Broker::with(request, models.clone(), events, folder, resolver).unwrap()
+    Broker::with(request, models, events, folder, resolver).unwrap()
 }
 
 /// A broker whose names all lead to `host`, and which refuses no address.

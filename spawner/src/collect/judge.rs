@@ -184,27 +184,26 @@ fn is_workflow(path: &str) -> bool {
             .is_none_or(|part| part.eq_ignore_ascii_case("workflows"))
 }
 
-/// Whether a link at `path` to `target` points out of the tree, or into its Git folder.
+/// Whether a link at `path` to `target` may lead out of the tree, or into its Git folder.
+///
+/// The folders above a link are real ones, so steps up lead where they seem to as long as they come first. Behind a name they do
+/// not, because that name may be another link: `a/up/../x`, with `up` leading to the root, is beside the tree.
 fn leaves_tree(path: &str, target: &str) -> bool {
     if target.starts_with('/') || target.contains('\0') {
         return true;
     }
-    let mut place: Vec<&str> = path.split('/').collect();
-    place.pop();
+    let mut above = path.split('/').count() - 1;
+    let mut down = false;
     for part in target.split('/') {
         match part {
             "" | "." => {}
-            ".." => {
-                if place.pop().is_none() {
-                    return true;
-                }
-            }
-            part => place.push(part),
+            ".." if down || above == 0 => return true,
+            ".." => above -= 1,
+            part if part.eq_ignore_ascii_case(".git") => return true,
+            _ => down = true,
         }
     }
-    place
-        .first()
-        .is_some_and(|first| first.eq_ignore_ascii_case(".git"))
+    false
 }
 
 #[cfg(test)]
@@ -331,6 +330,10 @@ mod tests {
             ("a/link", "../.git/config"),
             ("link", "a/../../x"),
             ("link", ".GIT/config"),
+            ("link", "a/.."),
+            // With `a/up` a link to `..`, these are beside the tree and in its Git folder.
+            ("link", "a/up/../x"),
+            ("a/link", "up/.git/config"),
         ] {
             assert!(leaves_tree(path, target), "{path} -> {target}");
         }
@@ -338,7 +341,7 @@ mod tests {
             ("link", "file"),
             ("a/link", "../file"),
             ("a/b/link", "../../c/./d"),
-            ("link", "a/.."),
+            ("link", "a/up/x"),
             ("link", ".github/x"),
         ] {
             assert!(!leaves_tree(path, target), "{path} -> {target}");

@@ -351,7 +351,7 @@ impl Watch {
         let Some((folder, most_mb)) = self.limits.disk.clone() else {
             return false;
         };
-        tokio::task::spawn_blocking(move || sandbox::used_mb(&folder) > most_mb)
+        tokio::task::spawn_blocking(move || sandbox::exceeds_mb(&folder, most_mb))
             .await
             .unwrap_or(false)
     }

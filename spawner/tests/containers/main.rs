@@ -10,6 +10,8 @@ mod disk;
 #[path = "../spawner/hostile.rs"]
 mod hostile;
 mod image;
+#[path = "../spawner/leftovers.rs"]
+mod leftovers;
 #[path = "../spawner/limits.rs"]
 mod limits;
 mod missing;

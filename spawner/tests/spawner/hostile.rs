@@ -2,7 +2,7 @@
 
 use crate::stage::{Stage, assert_succeeded, git, kind};
 
-const COMMIT: &str = "echo hello > hello.txt && git add -A && git commit -q -m 'Add hello'";
+pub const COMMIT: &str = "echo hello > hello.txt && git add -A && git commit -q -m 'Add hello'";
 
 /// A program for every place where Git would run one; it leaves a sign on the host, which the
 /// sandbox itself cannot reach.
@@ -99,7 +99,7 @@ fn springs(workspace: &std::path::Path, canary: &std::path::Path) -> bool {
 }
 
 /// Shell that reports to the broker itself and waits to be ended.
-fn report(status: &str) -> String {
+pub fn report(status: &str) -> String {
     format!(
         r#"python3 - <<'EOF'
 import json, os, urllib.request

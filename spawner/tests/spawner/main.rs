@@ -10,6 +10,7 @@ mod githost;
 mod github;
 mod github_app;
 mod hostile;
+mod leftovers;
 mod limits;
 mod reach;
 mod remote;

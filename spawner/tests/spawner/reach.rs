@@ -184,6 +184,37 @@ sort -u /tmp/sockets /tmp/more > sockets.txt; git add sockets.txt; git commit -q
     assert!(others.is_empty(), "{others:?}");
 }
 
+#[tokio::test]
+async fn the_kernel_refuses_what_no_worker_needs() {
+    let stage = Stage::new([]).await;
+    let script = "printf %s \"$1\" > /tmp/kernel.py; python3 /tmp/kernel.py; git add answers.json; git commit -qm Answers";
+    let mut request = stage.script("r1", 1, script);
+    let words = ["sh", include_str!("kernel.py")].map(str::to_owned);
+    request.agent.command.extend(words);
+    assert_succeeded(&stage.run(&request).await);
+    let answers: Value = serde_json::from_str(&stage.show("answers.json")).unwrap();
+    for (name, answer) in answers.as_object().unwrap() {
+        let expected = match name.as_str() {
+            // 2: a filter.
+            "Seccomp" => "2",
+            "NoNewPrivs" => "1",
+            "CapEff" | "CapBnd" | "CapAmb" => "0000000000000000",
+            path if path.starts_with("/proc/") => {
+                let said = answer.to_string();
+                let home = stage.home();
+                assert!(
+                    !said.contains(home.to_str().unwrap()) && !said.contains("CARGO"),
+                    "{path}: {said}"
+                );
+                continue;
+            }
+            _ => "EPERM",
+        };
+        assert_eq!(answer, expected, "{name}: {answers}");
+    }
+    assert_eq!(answers["NoNewPrivs"], "1", "{answers}");
+}
+
 /// Asks the broker with a key, and says only what it answered.
 const ASK: &str = r#"ask() { python3 - "$@" <<'EOF'
 import json, os, sys, urllib.error, urllib.request

@@ -212,3 +212,93 @@ async fn tunnels_are_bounded_and_their_traffic_is_a_sign_of_life() {
         .await
         .unwrap();
 }
+
+/// Reads the head of what comes, in lower case.
+async fn head(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+    let mut seen = Vec::new();
+    let read = async {
+        while !seen.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => seen.push(byte),
+                Err(_) => break,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), read)
+        .await
+        .expect("a head comes and ends");
+    String::from_utf8(seen).unwrap().to_lowercase()
+}
+
+#[tokio::test]
+async fn a_request_whose_length_is_said_twice_is_passed_on_with_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
+    let login = login(broker.key());
+    // What one reader takes for a body is another request for the next one.
+    let hidden = "GET http://site.example/hidden HTTP/1.1\r\nHost: x\r\n\r\n";
+    for lengths in [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\nConnection: content-length",
+        "Content-Length: 5\r\nContent-Length: 50",
+        "Transfer-Encoding: identity, chunked\r\nContent-Length: 0",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding: xchunked\r\nContent-Length: 5",
+        "Content-Length: +5",
+        "Content-Length: 5, 50",
+    ] {
+        let request = format!(
+            "POST http://site.example/first HTTP/1.1\r\nHost: x\r\n{lengths}\r\nProxy-Authorization: Basic {login}\r\n\r\n0\r\n\r\n{hidden}"
+        );
+        let mut asked = ask(&broker, request).await;
+        let host = async {
+            let (mut host, _) = listener.accept().await.unwrap();
+            let seen = head(&mut host).await;
+            host.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .await
+                .unwrap();
+            seen
+        };
+        // It is refused here, or it arrives with one length.
+        tokio::select! {
+            seen = host => {
+                assert!(seen.starts_with("post /first "), "{lengths}: {seen}");
+                let said = ["content-length:", "transfer-encoding:"].map(|name| seen.matches(name).count());
+                assert!(said.iter().sum::<usize>() <= 1, "{lengths}: {seen}");
+                let answer = head(&mut asked).await;
+                assert!(answer.starts_with("http/1.1 200"), "{lengths}: {answer}");
+            }
+            answer = head(&mut asked) => {
+                assert!(answer.is_empty() || answer.starts_with("http/1.1 4"), "{lengths}: {answer}");
+            }
+        }
+        // What was hidden has no key of its own, and goes nowhere.
+        let next = head(&mut asked).await;
+        assert!(!next.starts_with("http/1.1 200"), "{lengths}: {next}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_not_turned_into_another_by_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
+    let login = login(broker.key());
+    let request = format!(
+        "GET http://site.example/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhl\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+    );
+    let mut asked = ask(&broker, request).await;
+    let (mut host, _) = listener.accept().await.unwrap();
+    let seen = head(&mut host).await;
+    assert!(!seen.contains("upgrade"), "{seen}");
+    // A host that does it nevertheless.
+    host.write_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    )
+    .await
+    .unwrap();
+    let answer = head(&mut asked).await;
+    assert!(!answer.starts_with("http/1.1 101"), "{answer}");
+}

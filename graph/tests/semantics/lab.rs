@@ -235,7 +235,7 @@ impl Server {
     /// Stops as a process that is told to: finishes steps, gives leases back.
     pub async fn drain(mut self) {
         self.stop.cancel();
-        tokio::time::timeout(Duration::from_secs(10), &mut self.handle)
+        tokio::time::timeout(SOON, &mut self.handle)
             .await
             .expect("drains in time")
             .expect("did not panic");
@@ -288,7 +288,7 @@ pub async fn takes(milliseconds: u64) {
 
 /// Comes back when the context's thread is cancelled; fails the test if that takes for ever.
 pub async fn until_cancelled(context: &Context) {
-    tokio::time::timeout(Duration::from_secs(10), context.cancelled())
+    tokio::time::timeout(SOON, context.cancelled())
         .await
         .expect("is cancelled");
 }

@@ -11,8 +11,10 @@ use graph::{
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use crate::inside::around;
 use crate::lab::{
-    Count, Notes, log, notes, options, promise, run, serve, start, start_and_run, takes, thread,
+    Count, Notes, SOON, log, notes, options, promise, run, serve, start, start_and_run, takes,
+    thread, until_cancelled,
 };
 use crate::subgraphs::{Inner, InnerUpdate, asks, back, inner, line, nothing};
 
@@ -87,20 +89,23 @@ fn short(item: &StreamItem) -> String {
 
 /// What comes until the thread has ended.
 pub async fn lines(items: BoxStream<'static, StreamItem>) -> Vec<String> {
-    let all = items.map(|item| short(&item)).collect();
-    tokio::time::timeout(Duration::from_secs(10), all)
-        .await
-        .expect("the stream ends with the thread")
+    told(items, |item| short(&item)).await
 }
 
 /// The same, each with the subgraph that it comes from.
 async fn placed(items: BoxStream<'static, StreamItem>) -> Vec<String> {
-    let all = items.map(|item| {
-        let inside = item.namespace.is_empty().then(String::new);
-        let inside = inside.unwrap_or_else(|| format!("{}: ", item.namespace.join("/")));
-        format!("{inside}{}", short(&item))
-    });
-    tokio::time::timeout(Duration::from_secs(10), all.collect())
+    told(items, |item| match &item.namespace[..] {
+        [] => short(&item),
+        inside => format!("{}: {}", inside.join("/"), short(&item)),
+    })
+    .await
+}
+
+async fn told(
+    items: BoxStream<'static, StreamItem>,
+    line: impl Fn(StreamItem) -> String,
+) -> Vec<String> {
+    tokio::time::timeout(SOON, items.map(line).collect())
         .await
         .expect("the stream ends with the thread")
 }
@@ -108,9 +113,14 @@ async fn placed(items: BoxStream<'static, StreamItem>) -> Vec<String> {
 /// So many items.
 pub async fn some(items: &mut BoxStream<'static, StreamItem>, count: usize) -> Vec<String> {
     let some = items.take(count).map(|item| short(&item)).collect();
-    tokio::time::timeout(Duration::from_secs(10), some)
-        .await
-        .expect("they come")
+    tokio::time::timeout(SOON, some).await.expect("they come")
+}
+
+/// Tells that it has begun, and goes on until it is cancelled.
+async fn until_stopped(ctx: Context, begun: Arc<Notify>) -> Result<(), NodeError> {
+    begun.notify_one();
+    until_cancelled(&ctx).await;
+    Err(NodeError::msg("stopped"))
 }
 
 fn graph() -> GraphBuilder<Notes> {
@@ -283,14 +293,7 @@ promise! {
         let tell = started.clone();
         let engine = lab.notes(
             notes("g")
-                .node("a", move |_, ctx: Context| {
-                    let tell = tell.clone();
-                    async move {
-                        tell.notify_one();
-                        crate::lab::until_cancelled(&ctx).await;
-                        Err::<(), _>(NodeError::msg("stopped"))
-                    }
-                })
+                .node("a", move |_, ctx: Context| until_stopped(ctx, tell.clone()))
                 .edge(START, "a").edge("a", END)
                 .node("tidy", |_, _| async { Ok(log("tidy")) })
                 .on_cancel("tidy"),
@@ -399,9 +402,7 @@ promise! {
 promise! {
     async fn tasks_inside_of_subgraphs_are_seen_where_they_are(lab) {
         let ran = [Count::default(), Count::default(), Count::default()];
-        let engine = lab.notes(
-            notes("g").subgraph("sub", &asks(&ran), nothing, back).edge(START, "sub").edge("sub", END),
-        ).await;
+        let engine = lab.notes(around(&asks(&ran), SubgraphOptions::default())).await;
         let tasks = engine.follow("t", Modes::TASKS);
         // Who wants something else is not told of them.
         let values = engine.follow("t", Modes::CHECKPOINTS);
@@ -442,9 +443,7 @@ promise! {
             .compile().expect("compiles");
         let retry = RetryPolicy::default().attempts(2).first_interval(Duration::from_millis(1));
         let options = SubgraphOptions::default().node(NodeOptions::default().retry(retry));
-        let engine = lab.notes(
-            notes("g").subgraph_with("sub", options, &child, nothing, back).edge(START, "sub").edge("sub", END),
-        ).await;
+        let engine = lab.notes(around(&child, options)).await;
         let tasks = engine.follow("t", Modes::TASKS);
         start_and_run(&engine).await;
         let told = placed(tasks).await;
@@ -472,19 +471,10 @@ promise! {
         let started = Arc::new(Notify::new());
         let tell = started.clone();
         let child = inner("child")
-            .node("a", move |_, ctx: Context| {
-                let tell = tell.clone();
-                async move {
-                    tell.notify_one();
-                    crate::lab::until_cancelled(&ctx).await;
-                    Err::<(), _>(NodeError::msg("stopped"))
-                }
-            })
+            .node("a", move |_, ctx: Context| until_stopped(ctx, tell.clone()))
             .edge(START, "a").edge("a", END)
             .compile().expect("compiles");
-        let engine = lab.notes(
-            notes("g").subgraph("sub", &child, nothing, back).edge(START, "sub").edge("sub", END),
-        ).await;
+        let engine = lab.notes(around(&child, SubgraphOptions::default())).await;
         let tasks = engine.follow("t", Modes::TASKS);
         let server = serve(&engine, options());
         start(&engine).await;

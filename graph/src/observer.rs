@@ -66,9 +66,11 @@ pub enum Point<'a> {
         /// The nodes of the step.
         nodes: &'a [String],
     },
+    /// A loop that serves was told to stop, takes no more threads, and has told its runs to stop after the step they are in.
+    Draining,
 }
 
-/// Looks on. Called synchronously in the middle of the run: be quick.
+/// Looks on. Called synchronously in the middle of what happens: be quick.
 pub trait Observer: Send + Sync + 'static {
     /// Something is happening.
     fn on(&self, point: &Point<'_>);

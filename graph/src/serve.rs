@@ -14,6 +14,7 @@ use crate::{
     engine::Engine,
     error::EngineError,
     host::Shared,
+    observer::Point,
     retention::{SweepOptions, keep_swept},
     room::Room,
 };
@@ -278,6 +279,9 @@ impl Server {
         let mut runs = self.room.close();
         for controls in held.lock().values() {
             controls.drain.cancel();
+        }
+        if !runs.is_empty() {
+            shared.observe(&Point::Draining);
         }
         let deadline = tokio::time::Instant::now() + options.drain;
         while let Ok(Some(_)) = tokio::time::timeout_at(deadline, runs.join_next()).await {}

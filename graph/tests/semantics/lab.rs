@@ -13,8 +13,8 @@ use std::{
 
 use graph::{
     CompiledGraph, Context, Cursor, Engine, Entry, Graph, GraphBuilder, JournalFilter,
-    MemoryCheckpointer, NodeError, ServeOptions, StartOptions, State, ThreadInfo, ThreadStatus,
-    checkpoint::Checkpointer,
+    MemoryCheckpointer, NodeError, Point, ServeOptions, StartOptions, State, ThreadInfo,
+    ThreadStatus, checkpoint::Checkpointer,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -156,6 +156,23 @@ impl Lab {
             .expect("builds")
     }
 
+    /// An engine with one graph of notes, and how often a loop of it has told its runs to stop after their step.
+    pub async fn drained_notes(&self, graph: GraphBuilder<Notes>) -> (Engine, Count) {
+        let drained = Count::default();
+        let count = drained.clone();
+        let engine = Engine::builder(self.store.clone())
+            .graph(graph.compile().expect("compiles"))
+            .observer(Arc::new(move |point: &Point<'_>| {
+                if let Point::Draining = point {
+                    count.up();
+                }
+            }))
+            .build()
+            .await
+            .expect("builds");
+        (engine, drained)
+    }
+
     /// An engine with one graph of notes.
     pub async fn notes(&self, graph: GraphBuilder<Notes>) -> Engine {
         self.engine(graph.compile().expect("compiles")).await
@@ -232,6 +249,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// Tells it to stop, and waits until its runs know that.
+    pub async fn begin_to_drain(&self, drained: &Count) {
+        self.stop.cancel();
+        eventually("it drains", || async { drained.get() > 0 }).await;
+    }
+
     /// Stops as a process that is told to: finishes steps, gives leases back.
     pub async fn drain(mut self) {
         self.stop.cancel();

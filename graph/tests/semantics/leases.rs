@@ -250,12 +250,11 @@ promise! {
 promise! {
     async fn draining_finishes_the_step_and_gives_the_lease_back(lab) {
         let (started, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let engine = lab.notes(held(started.clone(), go.clone())).await;
+        let (engine, drained) = lab.drained_notes(held(started.clone(), go.clone())).await;
         start(&engine).await;
         let server = serve(&engine, options());
         started.notified().await;
-        server.stop.cancel();
-        takes(20).await;
+        server.begin_to_drain(&drained).await;
         go.notify_one();
         server.drain().await;
         let left = thread(&engine).await;

@@ -81,11 +81,11 @@ promise! {
                 .node("second", move |_, _| { ran.up(); async { Ok(line("second")) } })
                 .edge(START, "first").edge("first", "second").edge("second", END))
         };
-        let engine = lab.notes(around(&child, SubgraphMemory::Resumable)).await;
+        let (engine, drained) = lab.drained_notes(around(&child, SubgraphMemory::Resumable)).await;
         start(&engine).await;
         let server = serve(&engine, options());
         eventually("it runs", || async { begun.get() == 1 }).await;
-        server.stop.cancel();
+        server.begin_to_drain(&drained).await;
         go.up();
         server.drain().await;
         assert_eq!(thread(&engine).await.status, ThreadStatus::Ready);

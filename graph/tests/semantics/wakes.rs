@@ -198,14 +198,13 @@ promise! {
             })
             .node("b", |_, _| async { Ok(log("b")) })
             .edge(START, "a").edge("a", "b").edge("b", END);
-        let first = lab.notes(graph(go.clone(), started.clone())).await;
+        let (first, drained) = lab.drained_notes(graph(go.clone(), started.clone())).await;
         let second = lab.notes(graph(go.clone(), started.clone())).await;
         let leaving = serve(&first, patient());
         start(&first).await;
         started.notified().await;
         let staying = serve(&second, patient());
-        leaving.stop.cancel();
-        takes(20).await;
+        leaving.begin_to_drain(&drained).await;
         go.notify_one();
         leaving.drain().await;
         until_status(&second, "t", ThreadStatus::Done).await;

@@ -15,8 +15,9 @@ use tokio::task::JoinHandle;
 use crate::cgroup::Group;
 use crate::clean::PrivateDirectory;
 use crate::descriptors::MemoryFile;
+use crate::lines::Line;
 use crate::lookout::Lookout;
-use crate::output::{Line, Shared, elapsed_ms, pump};
+use crate::output::{Shared, elapsed_ms, pump};
 use crate::tree::Tree;
 use crate::{Error, Job, bubblewrap, spawning};
 

@@ -7,8 +7,7 @@ use bollard::query_parameters::{
     KillContainerOptionsBuilder, StatsOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use futures::StreamExt as _;
-use sandbox::{Line, Reason};
-use std::collections::VecDeque;
+use sandbox::{Line, Reason, Tail};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -75,7 +74,7 @@ struct Used {
 pub struct Running {
     id: String,
     lines: Option<mpsc::Receiver<Line>>,
-    tail: Arc<Mutex<VecDeque<u8>>>,
+    tail: Arc<Tail>,
     begin: watch::Sender<bool>,
     stop: mpsc::Sender<(Reason, Duration)>,
     watcher: JoinHandle<Result<Ended, Error>>,
@@ -99,7 +98,7 @@ impl Running {
         let (begin, begun) = watch::channel(false);
         let (lines_in, lines) = mpsc::channel(LINES);
         let (stop, stops) = mpsc::channel(8);
-        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let tail = Arc::<Tail>::default();
         let watch = Watch {
             docker,
             id: id.clone(),
@@ -135,10 +134,7 @@ impl Running {
 
     /// The last 64 KiB of output by now, standard output and error together.
     pub fn tail(&self) -> String {
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = String::from_utf8_lossy(tail.make_contiguous());
-        // The first character may have lost its beginning.
-        text.trim_start_matches('\u{fffd}').to_owned()
+        self.tail.text()
     }
 
     /// A handle that stops it from elsewhere.
@@ -171,7 +167,7 @@ struct Watch {
     id: String,
     limits: Limits,
     past: Past,
-    tail: Arc<Mutex<VecDeque<u8>>>,
+    tail: Arc<Tail>,
     lines: mpsc::Sender<Line>,
 }
 

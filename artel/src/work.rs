@@ -88,7 +88,8 @@ impl Work {
             let transport = work.neighbourly(app).await?;
             work.runner(app);
             work.scheduler(app, transport.clone());
-            work.spawner(Workers::of(app, transport, tokens).await?)?;
+            let name = work.owner.clone();
+            work.spawner(Workers::of(app, transport, tokens, &name).await?)?;
             return Ok(work);
         }
         let owner = alone(&app.home);
@@ -101,7 +102,7 @@ impl Work {
 
         work.runner(app);
         schedule(app, &transport, &mut work.parts);
-        work.spawner(Workers::of(app, transport, tokens).await?)?;
+        work.spawner(Workers::of(app, transport, tokens, SPAWNER).await?)?;
         work.household(app);
         reconcile(app).await;
         Ok(work)
@@ -251,10 +252,6 @@ impl Work {
 
     /// Runs workers.
     pub fn spawner(&mut self, workers: Workers) -> anyhow::Result<()> {
-        let name = match &self.present {
-            Some(_) => self.owner.clone(),
-            None => SPAWNER.to_owned(),
-        };
         tracing::info!("workers: {}", workers.runtime.describe());
         let mut options = spawner::Options::new(
             workers.home,
@@ -266,7 +263,7 @@ impl Work {
         options.max_workers = workers.max;
         options.capacity = workers.capacity;
         options.disk = workers.disk;
-        options.name = name;
+        options.name = workers.name;
         options.continue_trace = telemetry::set_parent;
         let spawner = Spawner::new(options)?;
         let handle = spawner.handle();

@@ -272,7 +272,10 @@ async fn separate_processes_build_the_demo_with_workers_in_containers() {
     .await;
     let seen = seen.end();
     // Two tasks and the change, at the least.
-    assert!(seen >= 3, "{seen} containers were seen");
+    assert!(seen.len() >= 3, "{seen:?} were seen");
+    for spawner in seen.values() {
+        assert!(spawner.starts_with("spawner-"), "{spawner} is no process");
+    }
 }
 
 /// From a message to a service that answers, and a change in the middle of which processes are killed. Returns what `prepare`

@@ -189,6 +189,7 @@ impl Queue<SpawnRequest> {
             if entry.is_free(now) {
                 waiting.push(Waiting {
                     place: *place,
+                    request: &entry.id,
                     project,
                     size: Size::of(&entry.message.limits),
                     age: now.duration_since(entry.since),

@@ -88,6 +88,9 @@ pub struct Room {
     pub whole: Size,
     /// What the other spawners that live have when nothing runs.
     pub others: Vec<Size>,
+    /// Requests whose worker runs here already, left by a former process of this spawner. What they may use is not free, so their
+    /// jobs need no more of it, and come first.
+    pub ours: Vec<String>,
     /// How long a job may be passed over for smaller ones. Then place is kept free for it until it fits.
     pub patience: Duration,
     /// How long a job that fits no spawner waits for one that is large enough. Then it is handed out all the same, so that
@@ -105,6 +108,7 @@ impl Room {
             free: Size::UNLIMITED,
             whole: Size::UNLIMITED,
             others: Vec::new(),
+            ours: Vec::new(),
             patience: Duration::MAX,
             grace: None,
         }
@@ -115,6 +119,7 @@ impl Room {
 pub(crate) struct Waiting<'a> {
     /// Its place in the queue.
     pub place: u64,
+    pub request: &'a str,
     pub project: &'a str,
     pub size: Size,
     /// For how long it has been in the queue.
@@ -128,13 +133,18 @@ pub(crate) fn choose(
     held: &HashMap<&str, usize>,
     room: &Room,
 ) -> Option<u64> {
+    let is_ours = |job: &&Waiting<'_>| {
+        let here = room.ours.iter().any(|request| request == job.request);
+        here && job.size.fits(room.whole)
+    };
     let hopeless = |job: &&Waiting<'_>| {
         !job.size.fits(room.whole)
             && !room.others.iter().any(|other| job.size.fits(*other))
             && room.grace.is_some_and(|grace| job.age >= grace)
     };
     waiting.sort_by_key(|job| job.place);
-    if let Some(job) = waiting.iter().find(hopeless) {
+    let first = waiting.iter().find(is_ours);
+    if let Some(job) = first.or_else(|| waiting.iter().find(hopeless)) {
         return Some(job.place);
     }
     waiting.sort_by_key(|job| {

@@ -44,6 +44,7 @@ macro_rules! transport_suite {
             a_job_is_taken_only_by_who_has_room_for_it
             a_waiting_spawner_takes_a_job_when_its_room_grows
             place_is_kept_for_a_job_that_was_passed_over_for_too_long
+            a_job_whose_worker_runs_here_already_needs_no_room_and_comes_first
             a_job_that_fits_nobody_is_handed_out_when_its_grace_is_over
             a_project_with_forty_waiting_jobs_does_not_hold_up_another_one
             what_is_handed_out_alternates_between_projects_by_what_they_hold
@@ -628,6 +629,45 @@ pub async fn place_is_kept_for_a_job_that_was_passed_over_for_too_long(harness: 
     };
     let large = job_for(&bus, &free, SOON).await.unwrap();
     assert_eq!(large.request.request_id, "large");
+}
+
+/// See the name.
+pub async fn a_job_whose_worker_runs_here_already_needs_no_room_and_comes_first(
+    harness: &dyn Harness,
+) {
+    let bus = harness.open_for(LONG).await;
+    let whole = Size::new(4.0, 4000);
+    for request in [
+        sized("large", "p", 4.0, 4000),
+        sized("little", "p", 1.0, 1000),
+        sized("too-large", "p", 8.0, 1000),
+        sized("here", "p", 2.0, 2000),
+        sized("also", "a b", 2.0, 2000),
+    ] {
+        bus.publish_job(&request).await.unwrap();
+    }
+    let full = Room {
+        ours: ["unknown", "also", "too-large", "here"]
+            .map(str::to_owned)
+            .into(),
+        // However long the large one has waited.
+        patience: Duration::ZERO,
+        ..room(Size::ZERO, whole)
+    };
+    let first = job_for(&bus, &full, SOON).await.unwrap();
+    assert_eq!(first.request.request_id, "here", "the older one of them");
+    let second = job_for(&bus, &full, SOON).await.unwrap();
+    assert_eq!(second.request.request_id, "also");
+    let none = job_for(&bus, &full, NOT_NOW).await;
+    assert!(none.is_none(), "nothing else is ours and fits: {none:?}");
+    // Given back, and offered to whoever has room for it.
+    bus.release_job(&second.receipt).await.unwrap();
+    let elsewhere = room(Size::new(2.0, 2000), whole);
+    let next = job_for(&bus, &elsewhere, SOON).await.unwrap();
+    assert_eq!(
+        next.request.request_id, "also",
+        "its project has the fewest"
+    );
 }
 
 /// See the name.

@@ -7,10 +7,11 @@ use async_trait::async_trait;
 use futures::StreamExt as _;
 use protocol::redis::Options;
 use protocol::suite::{self, Harness};
-use protocol::{Published, RedisTransport, Transport, TransportError, names};
+use protocol::{Published, RedisTransport, Room, Size, Transport, TransportError, names};
 use server::{Cluster, Server, Watched};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -133,6 +134,42 @@ async fn a_message_that_cannot_be_read_becomes_a_dead_letter_with_its_body() {
         .query(&mut look)
         .unwrap();
     assert_eq!(pending.0, 1, "only the good one is held");
+}
+
+#[tokio::test]
+async fn what_a_former_version_noted_of_a_job_does_not_hide_whose_worker_runs_already() {
+    let remote = Remote::new().await;
+    let bus = remote.open_for(Duration::from_mins(10)).await;
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    // Looked at by somebody who has no place, and noted as a former version did: without the request.
+    let full = Room {
+        free: Size::ZERO,
+        ..Room::unlimited()
+    };
+    let (sender, rooms) = watch::channel(full);
+    assert!(
+        bus.next_job_for(&rooms, Duration::ZERO)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let mut look = remote.0.look();
+    let about = "{worker:jobs}:about";
+    let noted: Vec<(String, String)> = redis::cmd("HGETALL").arg(about).query(&mut look).unwrap();
+    let [(entry, text)] = &noted[..] else {
+        panic!("{noted:?}");
+    };
+    let (former, request) = text.split_once('\n').unwrap();
+    assert_eq!(request, "a");
+    redis::cmd("HSET")
+        .arg(about)
+        .arg(entry)
+        .arg(former)
+        .query::<()>(&mut look)
+        .unwrap();
+    sender.send_modify(|room| room.ours = vec!["a".to_owned()]);
+    let held = bus.next_job_for(&rooms, SOON).await.unwrap().unwrap();
+    assert_eq!(held.request.request_id, "a");
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use crate::trouble::{Trouble, kind};
 use protocol::{Heartbeat, Room, Rooms, Size};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -117,17 +119,18 @@ pub(crate) struct Load {
 
 #[derive(Default)]
 struct Begun {
-    jobs: usize,
-    used: Sum,
+    /// By request, with how often it was handed to us: a hold that ran out comes back to where the job runs.
+    jobs: HashMap<String, (usize, Size)>,
+    /// Workers that run here and that a former process of ours has started, by request; also when their job has begun again.
+    left: BTreeMap<String, Size>,
+    /// Requests of which nothing is left since somebody began to look what is left; none while nobody looks.
+    gone: Option<HashSet<String>>,
 }
-
-/// A sum of sizes, as wide as it may get.
-type Sum = (u128, u128);
 
 /// A job that counts until this is dropped.
 pub(crate) struct Counted {
     load: Arc<Load>,
-    size: Size,
+    request: String,
 }
 
 impl Load {
@@ -136,6 +139,7 @@ impl Load {
             free: capacity.size,
             whole: capacity.size,
             others: Vec::new(),
+            ours: Vec::new(),
             patience: capacity.patience,
             grace: None,
         };
@@ -151,20 +155,47 @@ impl Load {
         self.room.subscribe()
     }
 
-    /// Counts a job.
-    pub(crate) fn begin(self: &Arc<Self>, size: Size) -> Counted {
+    /// Counts the job of a request.
+    pub(crate) fn begin(self: &Arc<Self>, request: &str, size: Size) -> Counted {
         self.count(|begun| {
-            begun.jobs += 1;
-            begun.used.0 += u128::from(size.cpu_milli);
-            begun.used.1 += u128::from(size.memory_mb);
+            let job = begun.jobs.entry(request.to_owned());
+            job.or_insert((0, size)).0 += 1;
         });
         Counted {
             load: Arc::clone(self),
-            size,
+            request: request.to_owned(),
         }
     }
 
-    /// What the jobs that were begun may use.
+    /// Somebody begins to look which workers run here; [`Load::found`] says which.
+    pub(crate) fn look(&self) {
+        self.lock().gone = Some(HashSet::new());
+    }
+
+    /// The workers that run here and that no living process watches, by request, as of the last [`Load::look`].
+    pub(crate) fn found(&self, left: impl IntoIterator<Item = (String, Size)>) {
+        self.count(|begun| {
+            let gone = begun.gone.take().unwrap_or_default();
+            let mut now: BTreeMap<_, _> = left.into_iter().collect();
+            now.retain(|request, _| !gone.contains(request));
+            // Its attempt watches it, and says when it is gone.
+            let watched = std::mem::take(&mut begun.left).into_iter();
+            now.extend(watched.filter(|(request, _)| begun.jobs.contains_key(request)));
+            begun.left = now;
+        });
+    }
+
+    /// Nothing is left of the worker of this request.
+    pub(crate) fn gone(&self, request: &str) {
+        self.count(|begun| {
+            begun.left.remove(request);
+            if let Some(gone) = &mut begun.gone {
+                gone.insert(request.to_owned());
+            }
+        });
+    }
+
+    /// What the workers may use of the jobs that were begun, and of those that are left here.
     pub(crate) fn used(&self) -> Size {
         used(&self.lock())
     }
@@ -186,32 +217,44 @@ impl Load {
     fn count(&self, change: impl FnOnce(&mut Begun)) {
         let mut begun = self.lock();
         change(&mut begun);
-        let (jobs, used) = (begun.jobs, used(&begun));
+        let waits: Vec<&String> = waits(&begun).map(|(request, _)| request).collect();
+        let (workers, used) = (begun.jobs.len() + waits.len(), used(&begun));
         // Under the lock, so that the last word is the last count.
-        self.room.send_modify(|room| {
-            room.free = if jobs < self.workers {
+        self.room.send_if_modified(|room| {
+            let free = if workers < self.workers {
                 room.whole.minus(used)
             } else {
                 Size::ZERO
             };
+            let changes = room.free != free || !room.ours.iter().eq(waits.iter().copied());
+            room.free = free;
+            room.ours = waits.into_iter().cloned().collect();
+            changes
         });
     }
 }
 
+/// The workers that are left here and whose job was not handed to us again, so far.
+fn waits(begun: &Begun) -> impl Iterator<Item = (&String, &Size)> {
+    let left = begun.left.iter();
+    left.filter(|(request, _)| !begun.jobs.contains_key(*request))
+}
+
 fn used(begun: &Begun) -> Size {
-    let most = |sum: u128| u64::try_from(sum).unwrap_or(u64::MAX);
-    Size {
-        cpu_milli: most(begun.used.0),
-        memory_mb: most(begun.used.1),
-    }
+    let jobs = begun.jobs.values().map(|(_, size)| size);
+    let all = jobs.chain(waits(begun).map(|(_, size)| size));
+    all.fold(Size::ZERO, |sum, size| sum.plus(*size))
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.load.count(|begun| {
-            begun.jobs = begun.jobs.saturating_sub(1);
-            begun.used.0 = begun.used.0.saturating_sub(self.size.cpu_milli.into());
-            begun.used.1 = begun.used.1.saturating_sub(self.size.memory_mb.into());
+            if let Entry::Occupied(mut job) = begun.jobs.entry(std::mem::take(&mut self.request)) {
+                job.get_mut().0 -= 1;
+                if job.get().0 == 0 {
+                    job.remove();
+                }
+            }
         });
     }
 }
@@ -237,17 +280,56 @@ mod tests {
         let capacity = Capacity::of(Size::new(4.0, 4000));
         let load = Arc::new(Load::new(2, &capacity));
         let rooms = load.rooms();
-        let one = load.begin(Size::new(1.0, 3000));
+        let one = load.begin("one", Size::new(1.0, 3000));
         assert_eq!(rooms.borrow().free, Size::new(3.0, 1000));
-        let two = load.begin(Size::new(1.0, 500));
+        // It came back to where it runs.
+        drop(load.begin("one", Size::new(1.0, 3000)));
+        assert_eq!(rooms.borrow().free, Size::new(3.0, 1000));
+        let two = load.begin("two", Size::new(1.0, 500));
         assert_eq!(rooms.borrow().free, Size::ZERO, "both places are taken");
         assert_eq!(load.used(), Size::new(2.0, 3500));
         // One that is handed out to be refused is larger than everything, and leaves no trace.
-        let huge = load.begin(Size::UNLIMITED);
+        let huge = load.begin("huge", Size::UNLIMITED);
         drop(huge);
         drop(one);
         assert_eq!(rooms.borrow().free, Size::new(3.0, 3500));
         drop(two);
         assert_eq!(rooms.borrow().free, capacity.size);
+    }
+
+    #[test]
+    fn what_a_former_process_left_here_is_not_free_until_it_is_gone_and_counts_once() {
+        let size = Size::new(1.0, 1000);
+        let load = Arc::new(Load::new(3, &Capacity::of(Size::new(4.0, 4000))));
+        let rooms = load.rooms();
+        let ours = || rooms.borrow().ours.clone();
+        load.look();
+        load.found(["a", "b"].map(|id| (id.to_owned(), size)));
+        assert_eq!(rooms.borrow().free, Size::new(2.0, 2000));
+        assert_eq!(ours(), ["a", "b"]);
+        // Its job is handed to us again: it is the same worker.
+        let a = load.begin("a", size);
+        assert_eq!(rooms.borrow().free, Size::new(2.0, 2000));
+        assert_eq!(ours(), ["b"]);
+        let c = load.begin("c", size);
+        assert_eq!(rooms.borrow().free, Size::ZERO, "all places are taken");
+        assert_eq!(load.used(), Size::new(3.0, 3000));
+        // Somebody looks while the worker is removed: what was seen before that is not there.
+        load.look();
+        load.gone("a");
+        drop(a);
+        load.found(["a", "b"].map(|id| (id.to_owned(), size)));
+        assert_eq!(ours(), ["b"]);
+        assert_eq!(load.used(), Size::new(2.0, 2000));
+        // A job that is given back leaves its worker here; one of ours that is watched is not looked at.
+        let b = load.begin("b", size);
+        load.look();
+        load.found([]);
+        drop(b);
+        assert_eq!(ours(), ["b"]);
+        load.look();
+        load.found([]);
+        drop(c);
+        assert_eq!(rooms.borrow().free, Size::new(4.0, 4000));
     }
 }

@@ -452,7 +452,7 @@ fn mounts_under(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// A path as the kernel writes it there: what would part the words is a backslash and three octal digits.
-fn plain(word: &[u8]) -> PathBuf {
+pub(crate) fn plain(word: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(word.len());
     let mut rest = word;
     while let Some((first, after)) = rest.split_first() {

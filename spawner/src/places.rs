@@ -9,7 +9,7 @@
 
 use crate::disk::Image;
 pub(crate) use crate::remove::{let_us_in, remove_any};
-use crate::runtime::Limits;
+use crate::runtime::{Identity, Limits};
 use protocol::SpawnRequest;
 use sha2::{Digest as _, Sha256};
 use std::fs::{File, Permissions};
@@ -32,8 +32,12 @@ pub(crate) struct Places {
 
 impl Places {
     pub(crate) fn of(home: &Path, request: &SpawnRequest) -> Self {
-        let job = project(home, &request.project_id).join(folder_name(&request.job_id));
-        let task = folder_name(&request.task_id);
+        Self::of_task(home, &Identity::of(request))
+    }
+
+    pub(crate) fn of_task(home: &Path, who: &Identity) -> Self {
+        let job = project(home, &who.project).join(folder_name(&who.job));
+        let task = folder_name(&who.task);
         Self {
             // No folder name has a tilde, so no task's workspace is another one's state.
             state: job.join(format!("{task}~")),

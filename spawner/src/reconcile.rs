@@ -2,13 +2,17 @@
 //!
 //! A worker whose job is offered to us again is adopted by its attempt; here is what has no attempt. It is removed when its
 //! result is known, killed when its time is over, and kept as evidence when nobody has asked for it yet, but not for ever.
-//! Nothing that does not carry our label is ever looked at.
+//! Nothing that does not carry our label is ever looked at, and nothing in whose workspace a living process works: that is its
+//! own, even if it has our home.
 
-use crate::Options;
+use crate::capacity::Load;
+use crate::places::Places;
 use crate::runtime::{LeftOver, Part};
 use crate::trouble::chain;
+use crate::{Options, seat};
 use jiff::Timestamp;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_secs(10);
@@ -23,21 +27,37 @@ enum Fate {
     Removed,
 }
 
-/// Looks again and again. `is_running` says whether a request has an attempt here.
-pub(crate) async fn forever(options: &Options, is_running: impl Fn(&str) -> bool) {
+/// Looks again and again, and says in `looked` how often it has. `is_running` says whether a request has an attempt here.
+pub(crate) async fn forever(
+    options: &Options,
+    load: &Load,
+    looked: &watch::Sender<u64>,
+    is_running: impl Fn(&str) -> bool,
+) {
     if !options.runtime.outlives() {
+        looked.send_modify(|looked| *looked += 1);
         return;
     }
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        once(options, &is_running).await;
+        let Some(left) = look(options, load).await else {
+            continue;
+        };
+        looked.send_modify(|looked| *looked += 1);
+        if let Err(error) = options.runtime.end_strays().await {
+            let error = chain(&error);
+            tracing::warn!(error, "strays of the engine stay; trying again");
+        }
+        clear(options, load, left, &is_running).await;
     }
 }
 
-async fn once(options: &Options, is_running: &impl Fn(&str) -> bool) {
-    let all = match options.runtime.left_over().await {
+/// What nobody watches, after it was counted; none when it cannot be seen.
+async fn look(options: &Options, load: &Load) -> Option<Vec<LeftOver>> {
+    load.look();
+    let mut left = match options.runtime.left_over().await {
         Ok(all) => all,
         Err(error) => {
             let error = chain(&error);
@@ -45,23 +65,39 @@ async fn once(options: &Options, is_running: &impl Fn(&str) -> bool) {
                 error,
                 "what is left of former workers cannot be looked at; trying again"
             );
-            return;
+            return None;
         }
     };
+    left.retain(|left| !seat::is_taken(&Places::of_task(&options.home, &left.who)));
+    let working = left
+        .iter()
+        .filter(|left| left.running && left.part == Part::Agent);
+    load.found(working.map(|left| (left.who.request.clone(), left.size)));
+    Some(left)
+}
+
+/// Clears away what of it nobody needs any more.
+async fn clear(
+    options: &Options,
+    load: &Load,
+    left: Vec<LeftOver>,
+    is_running: &impl Fn(&str) -> bool,
+) {
     // An attempt is known here before anything of it is made: whatever was on the list and is not known now has none.
-    for left in all {
-        if is_running(&left.request) {
+    for left in left {
+        let request = left.who.request.as_str();
+        if is_running(request) {
             continue;
         }
-        let is_over = match options.transport.result(&left.request).await {
+        let is_over = match options.transport.result(request).await {
             Ok(result) => result.is_some(),
             Err(error) => {
-                tracing::warn!(%error, "the state of job {} cannot be read; trying again", left.request);
+                tracing::warn!(%error, "the state of job {request} cannot be read; trying again");
                 continue;
             }
         };
-        // Its job may have been offered to us while the result was read.
-        if is_running(&left.request) {
+        // Its job may have been offered to us, or to a neighbour, while the result was read.
+        if is_running(request) || seat::is_taken(&Places::of_task(&options.home, &left.who)) {
             continue;
         }
         let fate = fate(&left, is_over, Timestamp::now().as_second());
@@ -70,13 +106,15 @@ async fn once(options: &Options, is_running: &impl Fn(&str) -> bool) {
             Fate::Killed => options.runtime.kill(&left.id).await,
             Fate::Removed => options.runtime.remove(&left.id).await,
         };
-        let request = &left.request;
         match done {
-            Ok(()) => tracing::info!(
-                request,
-                ?fate,
-                "a worker that nobody watches is taken care of"
-            ),
+            Ok(()) => {
+                load.gone(request);
+                tracing::info!(
+                    request,
+                    ?fate,
+                    "a worker that nobody watches is taken care of"
+                );
+            }
             Err(error) => {
                 let error = chain(&error);
                 tracing::warn!(
@@ -113,12 +151,21 @@ fn fate(left: &LeftOver, is_over: bool, now_s: i64) -> Fate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Identity;
+    use protocol::Size;
 
     fn left(running: bool, deadline_s: i64) -> LeftOver {
         LeftOver {
             id: "c".to_owned(),
-            request: "r".to_owned(),
+            who: Identity {
+                project: "p".to_owned(),
+                job: "j".to_owned(),
+                task: "t".to_owned(),
+                request: "r".to_owned(),
+                attempt: 1,
+            },
             part: Part::Agent,
+            size: Size::ZERO,
             running,
             made_at_s: 1000,
             deadline_s,

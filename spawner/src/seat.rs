@@ -5,7 +5,7 @@ use crate::stop::{Stop, Why};
 use crate::{keeping, mirror};
 use protocol::SpawnRequest;
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -114,6 +114,13 @@ impl Drop for Sitting {
     fn drop(&mut self) {
         *lock(&self.shared_desk.sitting) = None;
     }
+}
+
+/// Whether a process that lives, this one or another one, works in a workspace.
+pub(crate) fn is_taken(places: &Places) -> bool {
+    // Without making what is not there.
+    File::open(places.state.join("lock"))
+        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Locks a workspace against other processes; none when it could not be had in time.

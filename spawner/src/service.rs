@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,6 +36,9 @@ const LOOK_AROUND: Duration = Duration::from_secs(5);
 const RENEW: Duration = Duration::from_secs(2);
 /// How long the transport may fail until a result is given up (the job is offered again then).
 const PUBLISH_TRIES: u32 = 30;
+/// How long nothing is taken as long as it is not known which workers run here already. An engine that is away for longer is
+/// said so by the jobs that need it.
+const FIRST_LOOK: Duration = Duration::from_secs(30);
 /// How long removing what is left of a worker may take.
 const DISCARD: Duration = Duration::from_secs(30);
 /// How long everything may take to end when the program does.
@@ -131,11 +135,13 @@ impl Spawner {
             let shared = Arc::clone(&shared);
             async move { shared.beat().await }
         }));
+        let (looked, mut known) = watch::channel(0);
         tokio::spawn(over.clone().run_until_cancelled_owned({
             let shared = Arc::clone(&shared);
             async move {
                 let is_running = |id: &str| lock(&shared.running).contains_key(id);
-                reconcile::forever(&shared.options, is_running).await;
+                let (options, load) = (&shared.options, &shared.load);
+                reconcile::forever(options, load, &looked, is_running).await;
             }
         }));
         tokio::spawn(over.clone().run_until_cancelled_owned({
@@ -157,6 +163,12 @@ impl Spawner {
             async move { disk::forever(&home).await }
         }));
         let rooms = shared.load.rooms();
+        // What runs here already is not free, and has to be known before anything is taken.
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = shared.drain.cancelled() => {}
+            _ = tokio::time::timeout(FIRST_LOOK, known.wait_for(|looked| *looked > 0)) => {}
+        }
         loop {
             let delivery = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -166,10 +178,10 @@ impl Spawner {
             match delivery {
                 Ok(Some(delivery)) => {
                     // Before the next job is looked for.
-                    let load = shared.load.begin(delivery.size());
+                    let request = &delivery.request;
+                    let load = shared.load.begin(&request.request_id, delivery.size());
                     let shared = Arc::clone(&shared);
                     let shutdown = shutdown.clone();
-                    let request = &delivery.request;
                     let span = tracing::info_span!(
                         "worker",
                         request = request.request_id,
@@ -353,7 +365,7 @@ impl Shared {
         let who = Identity::of(request);
         let discarded = tokio::time::timeout(DISCARD, self.options.runtime.discard(&who)).await;
         let error = match discarded {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return self.load.gone(&request.request_id),
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("it took longer than {} s", DISCARD.as_secs()),
         };

@@ -154,7 +154,7 @@ async fn workers(context: &Context) -> Result<String, String> {
         return Ok("they run in the sandbox (SPAWNER_RUNTIME)".to_owned());
     }
     let home = std::path::Path::new("");
-    match crate::work::containers(&context.config, home).await {
+    match crate::work::containers(&context.config, home, "doctor").await {
         Ok(containers) => Ok(containers.map(|it| it.describe()).unwrap_or_default()),
         Err(error) => Err(super::describe(&error).1),
     }

@@ -171,9 +171,11 @@ pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
     work.watch_spawners(&home, &transport).await?;
     work.lasts();
     work.disk(&home);
+    let name = work.owner().to_owned();
     work.spawner(Workers {
         home: home.path().to_owned(),
-        runtime: runtime(config, home.path(), &sandbox, &app::own_program()?).await?,
+        runtime: runtime(config, home.path(), &name, &sandbox, &app::own_program()?).await?,
+        name,
         transport: transport.clone(),
         models: minds.for_workers()?,
         tokens,

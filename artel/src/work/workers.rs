@@ -13,11 +13,13 @@ use spawner::{GitHubApp, GitTokens, HostToken, NoTokens};
 use crate::app::App;
 use crate::config::{Config, GitHubLogin};
 
-/// The name of the spawner in this process.
+/// The name of the spawner in a process that does all the work alone.
 pub(super) const SPAWNER: &str = "local";
 
 /// What a spawner in this process needs.
 pub struct Workers {
+    /// Who runs them: the spawner's name in events, heartbeats and the labels of containers.
+    pub name: String,
     /// The data folder.
     pub home: PathBuf,
     /// Where workers run.
@@ -63,11 +65,13 @@ impl Workers {
         app: &App,
         transport: Arc<dyn Transport>,
         tokens: Arc<dyn GitTokens>,
+        name: &str,
     ) -> anyhow::Result<Self> {
         let home = app.home.path();
         Ok(Self {
+            name: name.to_owned(),
             home: home.to_owned(),
-            runtime: runtime(&app.config, home, &app.sandbox, &app.program).await?,
+            runtime: runtime(&app.config, home, name, &app.sandbox, &app.program).await?,
             transport,
             models: app.worker_models.clone(),
             tokens,
@@ -78,21 +82,26 @@ impl Workers {
     }
 }
 
-/// Where workers run, as the configuration says.
+/// Where workers run, as the configuration says, of a spawner of this name.
 pub async fn runtime(
     config: &Config,
     home: &Path,
+    name: &str,
     sandbox: &Sandbox,
     program: &Path,
 ) -> anyhow::Result<Arc<dyn Runtime>> {
-    Ok(match containers(config, home).await? {
+    Ok(match containers(config, home, name).await? {
         Some(containers) => Arc::new(containers),
         None => Arc::new(Local::new(sandbox.clone(), program)),
     })
 }
 
-/// Workers in Docker, if the configuration says so.
-pub async fn containers(config: &Config, home: &Path) -> anyhow::Result<Option<Containers>> {
+/// Workers in Docker, if the configuration says so, of a spawner of this name.
+pub async fn containers(
+    config: &Config,
+    home: &Path,
+    name: &str,
+) -> anyhow::Result<Option<Containers>> {
     let Some(runtime) = &config.docker_runtime else {
         return Ok(None);
     };
@@ -100,7 +109,7 @@ pub async fn containers(config: &Config, home: &Path) -> anyhow::Result<Option<C
         host: Some(config.docker_host.clone()),
         runtime: runtime.clone(),
         image: config.worker_image.clone(),
-        spawner: SPAWNER.to_owned(),
+        spawner: name.to_owned(),
         home: home.to_owned(),
         warm: Warm {
             count: config.warm,

@@ -1,6 +1,6 @@
 //! The Docker engine of the tests (`scripts/with-docker` starts one): an image for workers, and whose containers are there.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,34 +64,38 @@ pub fn worker_image() -> String {
     name
 }
 
-/// Ids of the containers that see something of this folder.
-pub fn containers(folder: &Path) -> Vec<String> {
+/// The containers that see something of this folder, by id, each with the name of the spawner that it carries.
+pub fn containers(folder: &Path) -> BTreeMap<String, String> {
     let all = docker(&["ps", "-aq", "--no-trunc", "--filter", "label=artel.spawner"]);
     let mut args = vec![
         "inspect",
         "-f",
-        "{{.Id}}{{range .Mounts}} {{.Source}}{{end}}",
+        "{{.Id}} {{index .Config.Labels \"artel.spawner\"}}{{range .Mounts}} {{.Source}}{{end}}",
     ];
     args.extend(all.split_whitespace());
     let folder = folder.display().to_string();
     let about = docker(&args);
     let ours = about.lines().filter(|line| line.contains(&folder));
-    ours.filter_map(|line| line.split(' ').next())
-        .map(str::to_owned)
+    let named = ours.filter_map(|line| {
+        let mut words = line.split(' ');
+        words.next().zip(words.next())
+    });
+    named
+        .map(|(id, spawner)| (id.to_owned(), spawner.to_owned()))
         .collect()
 }
 
 /// Counts the containers that work on a data folder. When it is dropped, those that are left are removed.
 pub struct Watch {
     folder: PathBuf,
-    seen: Arc<Mutex<BTreeSet<String>>>,
+    seen: Arc<Mutex<BTreeMap<String, String>>>,
     over: Arc<AtomicBool>,
     watcher: Option<JoinHandle<()>>,
 }
 
 impl Watch {
     pub fn start(folder: &Path) -> Self {
-        let (folder, seen) = (folder.to_owned(), Arc::<Mutex<BTreeSet<_>>>::default());
+        let (folder, seen) = (folder.to_owned(), Arc::<Mutex<BTreeMap<_, _>>>::default());
         let over = Arc::new(AtomicBool::new(false));
         let watcher = std::thread::spawn({
             let (folder, seen, over) = (folder.clone(), Arc::clone(&seen), Arc::clone(&over));
@@ -112,11 +116,11 @@ impl Watch {
         }
     }
 
-    /// How many there have been, all of which are gone.
-    pub fn end(self) -> usize {
+    /// Those that there have been, all of which are gone, by id, each with the name of its spawner.
+    pub fn end(self) -> BTreeMap<String, String> {
         let left = containers(&self.folder);
         assert!(left.is_empty(), "these are left over: {left:?}");
-        self.seen.lock().unwrap().len()
+        self.seen.lock().unwrap().clone()
     }
 }
 
@@ -126,8 +130,8 @@ impl Drop for Watch {
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
         }
-        for id in containers(&self.folder) {
-            docker(&["rm", "-f", &id]);
+        for id in containers(&self.folder).keys() {
+            docker(&["rm", "-f", id]);
         }
     }
 }

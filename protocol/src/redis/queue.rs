@@ -57,8 +57,8 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
 /// Hands out the next job for a room: what [`crate::room::choose`] says, in one step on the server.
 ///
 /// What is new is first put into the pending list, held by nobody, so that every job can be looked at and any of them be taken;
-/// the number of its deliveries stays 0. Project and size of each are kept in a hash. What cannot be read fits everywhere, and is
-/// found out by whoever gets it.
+/// the number of its deliveries stays 0. Size, project and request of each are kept in a hash. What cannot be read fits
+/// everywhere, and is found out by whoever gets it.
 static TAKE_FOR: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take_for.lua")));
 
 /// What each of the next three begins with: whether the entry is still held under this receipt.
@@ -319,7 +319,11 @@ impl Queue {
             .arg(
                 room.grace
                     .map_or_else(String::new, |grace| millis(grace).to_string()),
-            );
+            )
+            .arg(room.ours.len());
+        for request in &room.ours {
+            take.arg(request);
+        }
         for size in [room.free, room.whole].iter().chain(&room.others) {
             take.arg(size.cpu_milli).arg(size.memory_mb);
         }

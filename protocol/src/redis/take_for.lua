@@ -1,22 +1,26 @@
 -- KEYS: stream, hash of what is known of its entries
--- ARGV: group, consumer, lease, most entries, patience, grace (empty: none), then pairs of processors and memory: free, whole,
--- and one for every other spawner
+-- ARGV: group, consumer, lease, most entries, patience, grace (empty: none), how many requests have their worker here already,
+-- these requests, then pairs of processors and memory: free, whole, and one for every other spawner
 local stream, known, group = KEYS[1], KEYS[2], ARGV[1]
 local lease, patience, grace = tonumber(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local free = 8 + tonumber(ARGV[7])
+local whole, others, ours = free + 2, free + 4, {}
+for i = 8, free - 1 do ours[ARGV[i]] = true end
 
 local function about(entry)
     local data
     for i = 1, #entry[2], 2 do
         if entry[2][i] == 'data' then data = entry[2][i + 1] end
     end
-    local project, cpu, memory = '', 0, 0
+    local project, request, cpu, memory = '', '', 0, 0
     local read, job = pcall(cjson.decode, data or '')
     if read and type(job) == 'table' and type(job.limits) == 'table' and type(job.project_id) == 'string' then
-        project = job.project_id
+        project = string.gsub(job.project_id, '\n', ' ')
+        request = type(job.request_id) == 'string' and job.request_id or ''
         cpu = math.ceil((tonumber(job.limits.cpu) or 0) * 1000)
         memory = tonumber(job.limits.memory_mb) or 0
     end
-    local text = string.format('%.0f %.0f ', cpu, memory) .. project
+    local text = string.format('%.0f %.0f ', cpu, memory) .. project .. '\n' .. request
     redis.call('HSET', known, entry[1], text)
     return text
 end
@@ -45,16 +49,14 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local held, waiting = {}, {}
 for place, entry in ipairs(pending) do
     local id, text = entry[1], texts[place]
-    if not text then
+    -- A former version did not note the request.
+    if not text or not string.find(text, '\n', 1, true) then
         local found = redis.call('XRANGE', stream, id, id)[1]
-        if found then
-            text = about(found)
-        else
-            redis.call('XACK', stream, group, id)
-        end
+        text = found and about(found)
+        if not found then redis.call('XACK', stream, group, id) end
     end
     if text then
-        local cpu, memory, project = string.match(text, '^(%S+) (%S+) (.*)$')
+        local cpu, memory, project, request = string.match(text, '^(%S+) (%S+) ([^\n]*)\n(.*)$')
         if entry[3] < lease then
             held[project] = (held[project] or 0) + 1
         else
@@ -62,6 +64,7 @@ for place, entry in ipairs(pending) do
                 id = id,
                 place = place,
                 project = project,
+                request = request,
                 cpu = tonumber(cpu),
                 memory = tonumber(memory),
                 age = now - tonumber(string.match(id, '^%d+')),
@@ -72,9 +75,15 @@ end
 
 local chosen
 for _, job in ipairs(waiting) do
-    if grace and job.age >= grace and not fits(job, 9) then
+    if ours[job.request] and fits(job, whole) then
+        chosen = job
+        break
+    end
+end
+for _, job in ipairs(chosen and {} or waiting) do
+    if grace and job.age >= grace and not fits(job, whole) then
         local hope = false
-        for i = 11, #ARGV, 2 do hope = hope or fits(job, i) end
+        for i = others, #ARGV, 2 do hope = hope or fits(job, i) end
         if not hope then
             chosen = job
             break
@@ -88,8 +97,8 @@ if not chosen then
         return a.place < b.place
     end)
     for _, job in ipairs(waiting) do
-        if fits(job, 9) then
-            if fits(job, 7) then
+        if fits(job, whole) then
+            if fits(job, free) then
                 chosen = job
                 break
             end

@@ -3,15 +3,17 @@
 //! * [`Engine`]: the connection (API version negotiated), its runtime, images, and which containers are ours.
 //! * [`spec`]: a worker as a container: what it sees, what it may use, whose it is.
 //! * [`running`]: a container that runs: its output, what it uses, its end with the evidence.
+//! * [`unbegun`]: what an engine leaves that is killed before a container begins.
 //!
 //! Nothing here knows a job, a broker or a repository. *Architecture invariant:* only containers with our label are ever
-//! stopped or removed.
+//! stopped or removed, and processes that have our home as their workspace and no engine that knows them.
 
 mod mark;
 mod noticed;
 mod output;
 mod running;
 mod spec;
+mod unbegun;
 
 use bollard::Docker;
 use bollard::errors::Error as DockerError;
@@ -30,7 +32,7 @@ use std::time::Duration;
 use mark::Mark;
 use running::Past;
 pub use running::{Ended, Running, Stopper};
-pub use spec::{HOME, LABEL, Limits, Mount, SYSBOX, Spec};
+pub use spec::{HOME, HOME_LABEL, LABEL, Limits, Mount, SYSBOX, Spec};
 
 /// How long one request to the engine may take, in seconds. Waiting, logs and statistics are streams and have no such bound.
 const REQUEST_S: u64 = 60;
@@ -356,13 +358,13 @@ impl Engine {
         running
     }
 
-    /// Watches the container of this name, if `spawner` has made and started it: it runs, with what is left of its wall clock,
+    /// Watches the container of this name, if a spawner of `home` has made and started it: it runs, with what is left of its wall clock,
     /// or has ended and tells how. One that was made and never started is no more than a name.
     /// `since` is when it began, if that is not when it was started.
     pub async fn find_and_adopt(
         &self,
         name: &str,
-        spawner: &str,
+        home: &str,
         limits: &Limits,
         since: Option<jiff::Timestamp>,
     ) -> Result<Option<Running>, Error> {
@@ -371,10 +373,8 @@ impl Engine {
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(Error::refused("to look at a container")(error)),
         };
-        let label = about
-            .config
-            .and_then(|config| config.labels)
-            .and_then(|mut labels| labels.remove(&format!("{LABEL}.spawner")));
+        let labels = about.config.and_then(|config| config.labels);
+        let is_ours = labels.is_some_and(|labels| is_of(&labels, home));
         let (Some(id), Some(state)) = (about.id, about.state) else {
             return Ok(None);
         };
@@ -382,7 +382,7 @@ impl Engine {
             state.status,
             None | Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::REMOVING)
         );
-        if label.as_deref() != Some(spawner) || never_ran {
+        if !is_ours || never_ran {
             return Ok(None);
         }
         let time =
@@ -429,9 +429,9 @@ impl Engine {
         }
     }
 
-    /// All containers with our label of this spawner, whether they run or not.
-    pub async fn ours(&self, spawner: &str) -> Result<Vec<Found>, Error> {
-        let label = format!("{LABEL}.spawner={spawner}");
+    /// All containers of the spawners of this home ([`HOME_LABEL`]), whether they run or not.
+    pub async fn ours(&self, home: &str) -> Result<Vec<Found>, Error> {
+        let label = format!("{LABEL}.spawner");
         let options = ListContainersOptionsBuilder::default()
             .all(true)
             .filters(&HashMap::from([("label", vec![label])]))
@@ -449,6 +449,7 @@ impl Engine {
                     created_s: container.created.unwrap_or_default(),
                 })
             })
+            .filter(|found| is_of(&found.labels, home))
             .collect())
     }
 
@@ -530,6 +531,16 @@ fn is_away(error: &DockerError) -> bool {
         | DockerError::RequestTimeoutError => true,
         _ => false,
     }
+}
+
+/// Whether a container with these labels is one of this home. Those of a former version have the home where others have the
+/// spawner's name.
+fn is_of(labels: &HashMap<String, String>, home: &str) -> bool {
+    let named = |name| labels.get(&format!("{LABEL}.{name}"));
+    named(HOME_LABEL)
+        .or_else(|| named("spawner"))
+        .map(String::as_str)
+        == Some(home)
 }
 
 fn has_runtime(about: &SystemInfo, runtime: &str) -> Result<(), Error> {

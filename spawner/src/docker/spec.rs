@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 /// The beginning of every label that we set.
 pub const LABEL: &str = "artel";
+/// The label that says of which home a container's spawner is, without [`LABEL`] and its dot.
+pub const HOME_LABEL: &str = "home";
 /// The home folder inside: private, empty, and in memory, as large as `/tmp`.
 pub const HOME: &str = "/home/artel";
 

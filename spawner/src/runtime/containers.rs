@@ -1,8 +1,9 @@
 //! Workers in containers of a Docker engine on this machine.
 //!
-//! The labels of a container say whose it is, so that whoever comes after us knows without any other memory: spawner, project,
-//! job, task, request, attempt, part, and when its time is over. One that was made before its job ([`Warm`]) has that written down
-//! beside it instead.
+//! The labels of a container say whose it is, so that whoever comes after us knows without any other memory: home and spawner,
+//! project, job, task, request, attempt, part, what it may use, and when its time is over. One that was made before its job
+//! ([`Warm`]) has that written down beside it instead. Whoever comes after us on the same home may have another name, as every
+//! process of a program has, so it is the home that says what is ours.
 
 mod go;
 mod pool;
@@ -18,6 +19,7 @@ use super::{
 use crate::docker::{self, Engine, Found, HOME, LABEL, Mount, Running, Spec, Stopper};
 use async_trait::async_trait;
 use pool::Pool;
+use protocol::Size;
 use sandbox::Line;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -38,6 +40,9 @@ const TMP_MB: u64 = 128;
 const START_TRIES: u32 = 3;
 /// The pause before that.
 const START_PAUSE: Duration = Duration::from_millis(500);
+/// The labels that say what a container may use: thousandths of a core, MiB.
+const CPU: &str = "cpu_milli";
+const MEMORY: &str = "memory_mb";
 /// What is added to a worker's wall clock before somebody else may end it.
 const LATE: Duration = Duration::from_mins(1);
 
@@ -50,9 +55,9 @@ pub struct DockerOptions {
     pub runtime: String,
     /// `WORKER_IMAGE`.
     pub image: String,
-    /// The spawner's name.
+    /// The spawner's name, for people: it tells which process has started a container.
     pub spawner: String,
-    /// The spawner's `ARTEL_HOME`: two spawners with one name and different homes are different spawners.
+    /// The spawner's `ARTEL_HOME`: whoever has it adopts the containers that another one of the same home has left.
     pub home: PathBuf,
     /// Containers that are kept ready.
     pub warm: Warm,
@@ -62,8 +67,12 @@ pub struct DockerOptions {
 pub struct Containers {
     engine: Engine,
     image: String,
-    /// This spawner, among all that use the engine.
+    /// Our name.
     spawner: String,
+    /// Our home, among all whose spawners use the engine.
+    home: String,
+    /// Where it is.
+    folder: PathBuf,
     /// User and group of workers, and whether that is somebody else than us.
     user: ((u32, u32), bool),
     pool: Pool,
@@ -85,24 +94,24 @@ impl Containers {
         Ok(Self {
             engine,
             image: options.image,
-            spawner: format!(
-                "{}-{}",
-                options.spawner,
-                hash(home.as_os_str().as_encoded_bytes())
-            ),
+            spawner: options.spawner,
+            // The names of containers are made of it as well, and have to stay what they are.
+            home: format!("local-{}", hash(home.as_os_str().as_encoded_bytes())),
             user: user(),
             pool: Pool::new(&home, options.warm),
+            folder: home,
         })
     }
 
-    /// The name by which the engine knows this spawner's containers: the value of the label `artel.spawner`.
+    /// The name by which the engine knows the containers of this spawner, and of all others of its home: the value of the label
+    /// `artel.home`.
     pub fn label(&self) -> &str {
-        &self.spawner
+        &self.home
     }
 
     /// Unique on the engine, and the same for the next process.
     fn name(&self, who: &Identity, part: Part) -> String {
-        let whole = format!("{}\0{}", self.spawner, who.request);
+        let whole = format!("{}\0{}", self.home, who.request);
         let part = match part {
             Part::Agent => "",
             Part::Refresh => "-refresh",
@@ -131,16 +140,8 @@ impl Containers {
         );
         let mut env = base_env();
         env.extend(work.env.iter().cloned());
-        let labels = [
-            ("spawner", self.spawner.clone()),
-            ("project", who.project.clone()),
-            ("job", who.job.clone()),
-            ("task", who.task.clone()),
-            ("request", who.request.clone()),
-            ("attempt", who.attempt.to_string()),
-            ("part", part_name(work.part).to_owned()),
-            ("deadline", deadline_s(&work.limits).to_string()),
-        ];
+        let mut labels = self.labels(part_name(work.part), &work.limits);
+        labels.extend(whose(who, deadline_s(&work.limits)));
         Spec {
             name: self.name(who, work.part),
             image,
@@ -150,9 +151,22 @@ impl Containers {
             cwd: WORKSPACE.into(),
             mounts,
             limits: docker_limits(&work.limits, &work.workspace),
-            labels: BTreeMap::from(labels.map(|(name, value)| (name.to_owned(), value))),
+            labels,
             docker_inside: work.docker,
         }
+    }
+
+    /// The labels of every container of ours.
+    fn labels(&self, part: &str, limits: &Limits) -> BTreeMap<String, String> {
+        let size = Size::new(limits.cpu, limits.memory_mb);
+        let labels = [
+            (docker::HOME_LABEL, self.home.clone()),
+            ("spawner", self.spawner.clone()),
+            ("part", part.to_owned()),
+            (CPU, size.cpu_milli.to_string()),
+            (MEMORY, size.memory_mb.to_string()),
+        ];
+        BTreeMap::from(labels.map(|(name, value)| (name.to_owned(), value)))
     }
 
     async fn start_once(&self, work: &Work) -> Result<Box<dyn Worker>, Error> {
@@ -186,6 +200,31 @@ impl Containers {
             .all(|(name, value)| label(found, name) == value.as_str())
         });
         Ok(all)
+    }
+}
+
+/// The labels that say for whom a container works, and until when.
+fn whose(who: &Identity, deadline_s: i64) -> [(String, String); 6] {
+    let labels = [
+        ("project", who.project.clone()),
+        ("job", who.job.clone()),
+        ("task", who.task.clone()),
+        ("request", who.request.clone()),
+        ("attempt", who.attempt.to_string()),
+        ("deadline", deadline_s.to_string()),
+    ];
+    labels.map(|(name, value)| (name.to_owned(), value))
+}
+
+/// What a container may use. One of a former version does not say; it counts as one of ordinary size.
+fn size(found: &Found) -> Size {
+    let said = |name| label(found, name).parse::<u64>().ok();
+    match (said(CPU), said(MEMORY)) {
+        (Some(cpu_milli), Some(memory_mb)) => Size {
+            cpu_milli,
+            memory_mb,
+        },
+        _ => Size::of(&protocol::Limits::default()),
     }
 }
 
@@ -352,7 +391,7 @@ impl Runtime for Containers {
         let limits = docker_limits(limits, workspace);
         let adopted = self
             .engine
-            .find_and_adopt(&name, &self.spawner, &limits, None)
+            .find_and_adopt(&name, &self.home, &limits, None)
             .await?;
         Ok(adopted.map(|running| Contained::watch(running, None)))
     }
@@ -374,7 +413,14 @@ impl Runtime for Containers {
     async fn left_over(&self) -> Result<Vec<LeftOver>, Error> {
         let all = self.at_work().await?;
         let left = all.into_iter().map(|found| LeftOver {
-            request: label(&found, "request").to_owned(),
+            who: Identity {
+                project: label(&found, "project").to_owned(),
+                job: label(&found, "job").to_owned(),
+                task: label(&found, "task").to_owned(),
+                request: label(&found, "request").to_owned(),
+                attempt: label(&found, "attempt").parse().unwrap_or(0),
+            },
+            size: size(&found),
             part: if label(&found, "part") == part_name(Part::Refresh) {
                 Part::Refresh
             } else {
@@ -387,6 +433,11 @@ impl Runtime for Containers {
             id: found.id,
         });
         Ok(left.collect())
+    }
+
+    async fn end_strays(&self) -> Result<usize, Error> {
+        let ended = self.engine.end_unbegun(&self.folder, Path::new(WORKSPACE));
+        Ok(ended.await?)
     }
 
     async fn keep_warm(&self, stop: &CancellationToken) {

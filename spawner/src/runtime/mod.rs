@@ -13,7 +13,7 @@ pub use containers::{Containers, DockerOptions, Warm, wait_for_go};
 pub use local::Local;
 
 use async_trait::async_trait;
-use protocol::SpawnRequest;
+use protocol::{Size, SpawnRequest};
 use sandbox::{Line, Reason};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -202,10 +202,12 @@ pub trait Worker: Send {
 pub struct LeftOver {
     /// The runtime's name of it.
     pub id: String,
-    /// The request that it worked for.
-    pub request: String,
+    /// Whom it worked for.
+    pub who: Identity,
     /// What part of the attempt it was.
     pub part: Part,
+    /// What it may use.
+    pub size: Size,
     /// Whether it runs now.
     pub running: bool,
     /// When it was made, in seconds since 1970.
@@ -279,6 +281,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Everything that is ours, whoever started it.
     async fn left_over(&self) -> Result<Vec<LeftOver>, Error> {
         Ok(Vec::new())
+    }
+
+    /// Ends what is ours and nobody can name any more, as after the death of an engine; says how much that was.
+    async fn end_strays(&self) -> Result<usize, Error> {
+        Ok(0)
     }
 
     /// Keeps ready what the next worker needs, until `stop`; then ends and removes it, and returns.

@@ -1,23 +1,21 @@
 //! Workers outlive their spawner: whoever comes next adopts them, reports what became of them, and leaves nothing behind.
 
 use crate::stage::{
-    Cleanup, Models, Stage, assert_succeeded, containers, docker, git, kind, options, repository,
-    runtime, until, variable, wait_result, workspace,
+    Another, Cleanup, Models, Stage, assert_succeeded, containers, docker, git, kind, options,
+    repository, runtime, script, transport, until, variable, wait_result, workspace,
 };
 use futures::StreamExt as _;
-use protocol::{EventKind, LocalTransport, ResultStatus, Source, SpawnRequest, Transport, suite};
-use spawner::Spawner;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use protocol::{EventKind, ResultStatus, Size, SpawnRequest, Transport};
+use spawner::{Capacity, Options, Spawner};
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const HOME: &str = "ARTEL_TEST_ADOPTION_HOME";
 const COMMIT: &str = "echo hello > hello.txt; git add hello.txt; git commit -qm Hello";
-
-async fn transport(home: &Path) -> Arc<dyn Transport> {
-    Arc::new(LocalTransport::open(home.join("bus")).await.unwrap())
-}
 
 /// The program that dies: not a test of its own, but the other process of those below.
 #[tokio::test]
@@ -38,7 +36,7 @@ struct Orphan {
     label: String,
     // In this order: containers, then what they have mounted.
     _cleanup: Cleanup,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Orphan {
@@ -54,19 +52,11 @@ impl Orphan {
         let home = folder.path().join("home");
         let bare = folder.path().join("repository.git");
         let (_, cleanup) = runtime(&home).await;
-        let mut request = suite::request("r1");
-        request.project_id = "p".into();
-        request.job_id = "job-1".into();
-        request.task_id = "one".into();
-        request.repository.source = Source::Path(bare.to_str().unwrap().into());
-        request.repository.base_sha = base;
-        request.repository.branch = "task/one".into();
-        request.limits.memory_mb = 256;
-        request.agent.adapter = "command".into();
-        let script = format!(
+        let work = format!(
             "echo run >> .git/runs; touch here; while [ ! -e go ]; do sleep 0.05; done; rm here go; {rest}"
         );
-        request.agent.command = ["sh", "-euc", &script].map(str::to_owned).to_vec();
+        let mut request = script(folder.path(), &base, "r1", 1, &work);
+        request.limits.memory_mb = 256;
         let bus = transport(&home).await;
         bus.publish_job(&request).await.unwrap();
         drop(bus);
@@ -76,30 +66,22 @@ impl Orphan {
             bare,
             request,
             _cleanup: cleanup,
-            _folder: folder,
+            folder,
         };
         let mut spawner = orphan.spawner(disk);
         until(async || orphan.workspace().join("here").exists().then_some(())).await;
-        spawner.kill().unwrap();
-        spawner.wait().unwrap();
+        spawner.kill();
         // It outlives its spawner. The engine may say so a moment later than the worker itself.
         until(async || (orphan.running() == 1).then_some(())).await;
         orphan
     }
 
-    fn spawner(&self, disk: &str) -> Child {
-        Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "adoption::the_program_that_dies",
-                "--ignored",
-                "--nocapture",
-            ])
-            .env(HOME, &self.home)
-            .env("ARTEL_TEST_DISK", disk)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
+    fn spawner(&self, disk: &str) -> Another {
+        let env = [
+            (HOME, self.home.as_os_str()),
+            ("ARTEL_TEST_DISK", OsStr::new(disk)),
+        ];
+        Another::start("adoption::the_program_that_dies", env)
     }
 
     fn workspace(&self) -> PathBuf {
@@ -111,7 +93,7 @@ impl Orphan {
     }
 
     fn running(&self) -> usize {
-        let filter = format!("label=artel.spawner={}", self.label);
+        let filter = format!("label=artel.home={}", self.label);
         let running = docker(&["ps", "-q", "--filter", &filter]);
         running.split_whitespace().count()
     }
@@ -134,11 +116,20 @@ struct Next {
 
 impl Next {
     async fn start(orphan: &Orphan, bus: Arc<dyn Transport>) -> Self {
+        Self::tuned(orphan, bus, |_| {}).await
+    }
+
+    async fn tuned(
+        orphan: &Orphan,
+        bus: Arc<dyn Transport>,
+        tune: impl FnOnce(&mut Options),
+    ) -> Self {
         let (runtime, mut cleanup) = runtime(&orphan.home).await;
         // The orphan has one already.
         cleanup.0 = None;
         let models = Arc::new(Models::default());
-        let options = options(&orphan.home, runtime, Arc::clone(&bus), models);
+        let mut options = options(&orphan.home, runtime, Arc::clone(&bus), models);
+        tune(&mut options);
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(Spawner::new(options).unwrap().run(shutdown.clone()));
         Self {
@@ -146,6 +137,20 @@ impl Next {
             shutdown,
             running,
         }
+    }
+
+    /// Waits until it has adopted the worker of this request.
+    async fn adopts(&self, request: &str) {
+        let mut events = self.bus.events(request).await.unwrap();
+        let adopted = async {
+            while let Some(event) = events.next().await {
+                if matches!(&event.kind, EventKind::Phase { name } if name == "adopted") {
+                    return true;
+                }
+            }
+            false
+        };
+        assert!(adopted.await, "the worker was adopted");
     }
 
     async fn stop(self) {
@@ -158,17 +163,26 @@ impl Next {
 async fn a_spawner_that_was_killed_leaves_its_worker_to_the_next_one_which_adopts_it() {
     let orphan = Orphan::new(COMMIT).await;
     let before = containers(&orphan.label);
+    let labels = docker(&["inspect", "-f", "{{json .Config.Labels}}", &before[0]]);
+    let labels: serde_json::Value = serde_json::from_str(&labels).unwrap();
+    for (name, value) in [
+        ("home", orphan.label.as_str()),
+        ("project", "p"),
+        ("job", "job-1"),
+        ("task", "one"),
+        ("request", "r1"),
+        ("attempt", "1"),
+        ("part", "agent"),
+        ("memory_mb", "256"),
+    ] {
+        assert_eq!(labels[format!("artel.{name}")], value, "{labels:#}");
+    }
+    // Of the process that died. The next one has another name, and the same home.
+    let spawner = labels["artel.spawner"].as_str().unwrap();
+    let ours = format!("spawner-here-{}-", std::process::id());
+    assert!(spawner.starts_with("spawner-here-") && !spawner.starts_with(&ours));
     let next = Next::start(&orphan, transport(&orphan.home).await).await;
-    let mut events = next.bus.events("r1").await.unwrap();
-    let adopted = async {
-        while let Some(event) = events.next().await {
-            if matches!(&event.kind, EventKind::Phase { name } if name == "adopted") {
-                return true;
-            }
-        }
-        false
-    };
-    assert!(adopted.await, "the worker was adopted");
+    next.adopts("r1").await;
     assert_eq!(containers(&orphan.label), before, "it is the same one");
     // It goes on, and tells its result to the new broker with the key that it has from the old one.
     orphan.go();
@@ -178,6 +192,56 @@ async fn a_spawner_that_was_killed_leaves_its_worker_to_the_next_one_which_adopt
         git(&orphan.bare, &["show", "task/one:hello.txt"]),
         "hello\n"
     );
+    assert_eq!(orphan.runs(), "run\n", "it worked once");
+    orphan.gone().await;
+    next.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_not_adopted_yet_has_its_place_and_its_job_needs_no_other() {
+    let orphan = Orphan::new(COMMIT).await;
+    let bus = transport(&orphan.home).await;
+    // As if its job could not be had yet, because the hold of the one that died has not run out.
+    let held = bus.next_job(Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!(held.request.request_id, "r1");
+    let mut other = script(
+        orphan.folder.path(),
+        &orphan.request.repository.base_sha,
+        "other",
+        1,
+        COMMIT,
+    );
+    other.task_id = "two".into();
+    other.repository.branch = "task/two".into();
+    other.limits.memory_mb = 256;
+    bus.publish_job(&other).await.unwrap();
+    // One that is answered however little place there is, after it was looked for jobs.
+    let mut huge = other.clone();
+    huge.request_id = "huge".into();
+    huge.task_id = "three".into();
+    huge.limits.memory_mb = 10_000;
+    bus.publish_job(&huge).await.unwrap();
+    let next = Next::tuned(&orphan, bus, |options| {
+        // Place for one of them.
+        options.capacity = Capacity {
+            grace: Duration::from_millis(50),
+            ..Capacity::of(Size::new(8.0, 500))
+        };
+    })
+    .await;
+    let refused = wait_result(&next.bus, "huge").await;
+    assert_eq!(kind(&refused), spawner::kind::TOO_LARGE);
+    let begun = orphan.home.join("workspaces/p/job-1/two~");
+    assert!(!begun.exists(), "there is no place for it");
+    next.bus.release_job(&held.receipt).await.unwrap();
+    next.adopts("r1").await;
+    assert!(!begun.exists());
+    orphan.go();
+    let first = wait_result(&next.bus, "r1").await;
+    assert_succeeded(&first);
+    let second = wait_result(&next.bus, "other").await;
+    assert_succeeded(&second);
+    assert!(first.finished_at <= second.started_at);
     assert_eq!(orphan.runs(), "run\n", "it worked once");
     orphan.gone().await;
     next.stop().await;
@@ -268,8 +332,8 @@ async fn a_worker_whose_job_is_not_offered_again_is_gone_before_the_next_attempt
     second.request_id = "r2".into();
     second.attempt = 2;
     second.fencing_token += 1;
-    let script = format!("echo run >> .git/runs; rm -f here; {COMMIT}");
-    second.agent.command = ["sh", "-euc", &script].map(str::to_owned).to_vec();
+    let work = format!("echo run >> .git/runs; rm -f here; {COMMIT}");
+    second.agent.command = ["sh", "-euc", &work].map(str::to_owned).to_vec();
     bus.publish_job(&second).await.unwrap();
     let next = Next::start(&orphan, bus).await;
     assert_succeeded(&wait_result(&next.bus, "r2").await);
@@ -293,9 +357,10 @@ async fn what_is_left_of_jobs_that_are_over_is_cleared_away_and_nothing_else_is_
         args.extend([image.as_str(), "sleep", "600"]);
         docker(&args).trim().to_owned()
     };
-    let of = |label: &str, request: &str, deadline: i64| {
+    let of = |home: &str, request: &str, deadline: i64| {
         [
-            format!("artel.spawner={label}"),
+            "artel.spawner=spawner-here-1".to_owned(),
+            format!("artel.home={home}"),
             format!("artel.request={request}"),
             "artel.part=agent".to_owned(),
             format!("artel.deadline={deadline}"),
@@ -303,15 +368,25 @@ async fn what_is_left_of_jobs_that_are_over_is_cleared_away_and_nothing_else_is_
     };
     let other = format!("{label}-other");
     let over = made(&of(&label, "r1", i64::MAX));
+    // A former version had the home in another place.
+    let mut former = of(&label, "r1", i64::MAX).to_vec();
+    former.remove(1);
+    former[0] = format!("artel.spawner={label}");
+    let former = made(&former);
     let waits = made(&of(&label, "r7", i64::MAX));
     let late = made(&of(&label, "r8", 1));
-    let strangers = [made(&of(&other, "r1", 1)), made(&[])];
+    // Whoever has a name that looks like our home is not of our home.
+    let mut named = of(&other, "r1", 1);
+    named[0] = format!("artel.spawner={label}");
+    let strangers = [made(&of(&other, "r1", 1)), made(&named), made(&[])];
     let state = |id: &str| {
         docker(&["inspect", "-f", "{{.State.Status}}", id])
             .trim()
             .to_owned()
     };
-    until(async || state(&over).is_empty().then_some(())).await;
+    for id in [&over, &former] {
+        until(async || state(id).is_empty().then_some(())).await;
+    }
     until(async || (state(&late) != "running").then_some(())).await;
     assert_eq!(state(&waits), "running", "its job may be offered again");
     for id in &strangers {

@@ -19,6 +19,7 @@ mod missing;
 mod reach;
 #[path = "../spawner/stage.rs"]
 mod stage;
+mod strays;
 mod sysbox;
 mod warm;
 #[path = "../spawner/working.rs"]

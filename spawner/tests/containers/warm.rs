@@ -1,14 +1,14 @@
 //! Containers that are made before their job: what takes them, what does not, and that nothing else differs.
 
 use crate::stage::{
-    Cleanup, Models, SOON, Stage, assert_succeeded, containers, docker, git, options, phases,
-    repository, until, variable, wait_result, worker_image,
+    Another, Cleanup, Models, SOON, Stage, assert_succeeded, containers, docker, git, options,
+    phases, repository, script, spawner_name, transport, until, variable, wait_result,
+    worker_image,
 };
-use protocol::{LocalTransport, Source, SpawnRequest, Transport, suite};
+use protocol::{SpawnRequest, suite};
 use spawner::Spawner;
 use spawner::runtime::{Containers, DockerOptions, Warm};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +22,7 @@ async fn connect(home: &Path, image: &str, count: usize) -> (Arc<Containers>, Cl
         host: Some(variable("ARTEL_TEST_DOCKER_HOST")),
         runtime: "runc".to_owned(),
         image: image.to_owned(),
-        spawner: "local".to_owned(),
+        spawner: spawner_name(),
         home: home.to_owned(),
         warm: Warm {
             count,
@@ -93,7 +93,7 @@ impl Ready {
 
 /// Ids of the containers that were made to wait, and of those that have waited.
 fn waiting(label: &str) -> Vec<String> {
-    let filter = format!("label=artel.spawner={label}");
+    let filter = format!("label=artel.home={label}");
     let part = "label=artel.part=pool";
     let all = docker(&[
         "ps",
@@ -243,7 +243,7 @@ async fn the_program_that_dies() {
     let (containers, cleanup) = connect(&home, &worker_image(), 1).await;
     // Whoever started us has one.
     std::mem::forget(cleanup);
-    let bus = bus(&home).await;
+    let bus = transport(&home).await;
     let models = Arc::new(Models::default());
     let options = options(&home, containers.clone(), Arc::clone(&bus), models);
     let spawner = tokio::spawn(Spawner::new(options).unwrap().run(CancellationToken::new()));
@@ -262,10 +262,6 @@ async fn the_program_that_dies() {
     }
     std::fs::write(home.join("ready"), "").unwrap();
     spawner.await.unwrap().unwrap();
-}
-
-async fn bus(home: &Path) -> Arc<dyn Transport> {
-    Arc::new(LocalTransport::open(home.join("bus")).await.unwrap())
 }
 
 /// A home in which a spawner was killed, and what the next one has, which keeps no container ready.
@@ -289,18 +285,10 @@ impl Killed {
         let home = folder.path().join("home");
         let bare = folder.path().join("repository.git");
         let (next, cleanup) = connect(&home, &worker_image(), 0).await;
-        let mut request = suite::request("r1");
-        request.project_id = "p".into();
-        request.job_id = "job-1".into();
-        request.task_id = "one".into();
-        request.repository.source = Source::Path(bare.to_str().unwrap().into());
-        request.repository.base_sha = base;
-        request.repository.branch = "task/one".into();
-        request.agent.adapter = "command".into();
-        let script = format!(
+        let work = format!(
             "echo run >> .git/runs; touch here; while [ ! -e go ]; do sleep 0.05; done; rm here go; {WHICH}"
         );
-        request.agent.command = ["sh", "-euc", &script].map(str::to_owned).to_vec();
+        let request = script(folder.path(), &base, "r1", 1, &work);
         let workspace = home.join("workspaces/p/job-1/one");
         let mut signs = vec![home.join("ready")];
         if at_work {
@@ -308,22 +296,11 @@ impl Killed {
             std::fs::write(home.join("request"), request).unwrap();
             signs.push(workspace.join("here"));
         }
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "warm::the_program_that_dies",
-                "--ignored",
-                "--nocapture",
-            ])
-            .env(HOME, &home)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut program = Another::start("warm::the_program_that_dies", [(HOME, home.as_os_str())]);
         for sign in signs {
             until(async || sign.exists().then_some(())).await;
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        program.kill();
         Self {
             home,
             bare,
@@ -338,7 +315,7 @@ impl Killed {
 
     /// The next spawner brings the job to its end and leaves nothing. `worker` finds the container that works on it.
     async fn goes_on(&self, worker: impl AsyncFn() -> Option<String>) {
-        let bus = bus(&self.home).await;
+        let bus = transport(&self.home).await;
         let first = bus.next_job(std::time::Duration::ZERO).await.unwrap();
         match first {
             Some(kept) => bus.release_job(&kept.receipt).await.unwrap(),

@@ -1,21 +1,17 @@
 //! `kill -9` of the whole program while a worker runs.
 
 use crate::stage::{
-    Models, assert_succeeded, git, options, repository, runtime, until, wait_result,
+    Another, Models, assert_succeeded, git, options, repository, runtime, script, transport, until,
+    wait_result,
 };
-use protocol::{LocalTransport, Source, Transport, suite};
+use protocol::suite;
 use spawner::Spawner;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const HOME: &str = "ARTEL_TEST_CRASH_HOME";
-
-async fn transport(home: &Path) -> Arc<dyn Transport> {
-    Arc::new(LocalTransport::open(home.join("bus")).await.unwrap())
-}
 
 /// The program that dies: not a test of its own, but the other process of the one below.
 #[tokio::test]
@@ -34,38 +30,19 @@ async fn a_job_whose_program_was_killed_runs_again_in_the_same_workspace_once() 
     let base = repository(folder.path());
     let home = folder.path().join("home");
     let bare = folder.path().join("repository.git");
-    let mut request = suite::request("r1");
-    request.project_id = "p".into();
-    request.job_id = "job-1".into();
-    request.task_id = "one".into();
-    request.repository.source = Source::Path(bare.to_str().unwrap().into());
-    request.repository.base_sha = base.clone();
-    request.repository.branch = "task/one".into();
-    request.agent.adapter = "command".into();
     // The first run works until it is killed, with Git's lock held; the second one finishes.
-    let script = "echo run >> runs.txt
+    let work = "echo run >> runs.txt
 if [ $(wc -l < runs.txt) = 1 ]; then touch .git/index.lock; while true; do date +%s%N > beat; sleep 0.02; done; fi
 rm -f beat; git add runs.txt; git commit -qm Finish";
-    request.agent.command = ["sh", "-euc", script].map(str::to_owned).to_vec();
+    let request = script(folder.path(), &base, "r1", 1, work);
     let bus = transport(&home).await;
     bus.publish_job(&request).await.unwrap();
     drop(bus);
 
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "crash::the_program_that_dies",
-            "--ignored",
-            "--nocapture",
-        ])
-        .env(HOME, &home)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut program = Another::start("crash::the_program_that_dies", [(HOME, home.as_os_str())]);
     let beat = home.join("workspaces/p/job-1/one/beat");
     until(async || beat.exists().then_some(())).await;
-    child.kill().unwrap();
-    child.wait().unwrap();
+    program.kill();
 
     // The worker dies with its program.
     until(async || {

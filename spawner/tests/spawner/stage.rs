@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 use spawner::runtime::{Containers, DockerOptions, Local, Runtime, Warm};
 use spawner::{Disk, Options, Spawner};
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -116,6 +118,57 @@ pub fn git(folder: &Path, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// The transport of a home.
+pub async fn transport(home: &Path) -> Arc<dyn Transport> {
+    Arc::new(LocalTransport::open(home.join("bus")).await.unwrap())
+}
+
+/// A request of the task `one` for a shell script, in the repository of this folder.
+pub fn script(folder: &Path, base: &str, id: &str, attempt: u32, script: &str) -> SpawnRequest {
+    let mut request = suite::request(id);
+    request.project_id = "p".into();
+    request.job_id = "job-1".into();
+    request.task_id = "one".into();
+    request.attempt = attempt;
+    request.fencing_token = attempt.into();
+    request.repository.source =
+        Source::Path(folder.join("repository.git").to_str().unwrap().into());
+    request.repository.base_sha = base.into();
+    request.repository.branch = "task/one".into();
+    request.limits.wall_s = 60;
+    request.agent.adapter = "command".into();
+    request.agent.command = ["sh", "-euc", script].map(str::to_owned).to_vec();
+    request
+}
+
+/// Another process of this binary, which is one of its ignored tests. It is killed at the latest when this is dropped.
+pub struct Another(Child);
+
+impl Another {
+    pub fn start<'a>(test: &str, env: impl IntoIterator<Item = (&'a str, &'a OsStr)>) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .envs(env)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Another {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Launcher and agent.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_artel-inside");
 
@@ -131,7 +184,7 @@ pub async fn runtime(home: &Path) -> (Arc<dyn Runtime>, Cleanup) {
         host: Some(variable("ARTEL_TEST_DOCKER_HOST")),
         runtime: "runc".to_owned(),
         image: worker_image(),
-        spawner: "local".to_owned(),
+        spawner: spawner_name(),
         home: home.to_owned(),
         warm: Warm::default(),
     })
@@ -139,6 +192,13 @@ pub async fn runtime(home: &Path) -> (Arc<dyn Runtime>, Cleanup) {
     .unwrap();
     let cleanup = Cleanup(Some(containers.label().to_owned()));
     (Arc::new(containers), cleanup)
+}
+
+/// A name that no other spawner has, as those of processes are.
+pub fn spawner_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("spawner-here-{}-{n}", std::process::id())
 }
 
 /// Removes the containers of one spawner.
@@ -154,9 +214,9 @@ impl Drop for Cleanup {
     }
 }
 
-/// Ids of all containers of a spawner, by its label.
+/// Ids of all containers of a spawner's home, by its label.
 pub fn containers(label: &str) -> Vec<String> {
-    let filter = format!("label=artel.spawner={label}");
+    let filter = format!("label=artel.home={label}");
     let all = docker(&["ps", "-aq", "--no-trunc", "--filter", &filter]);
     all.split_whitespace().map(str::to_owned).collect()
 }
@@ -244,8 +304,7 @@ impl Stage {
         tune: impl FnOnce(&mut Options),
     ) -> Self {
         let base = repository(folder.path());
-        let bus = LocalTransport::open(folder.path().join("home/bus")).await;
-        let transport: Arc<dyn Transport> = Arc::new(bus.unwrap());
+        let transport = transport(&folder.path().join("home")).await;
         let models = Arc::new(Models::default());
         models.script.lock().unwrap().extend(script);
         let home = folder.path().join("home");
@@ -323,25 +382,15 @@ impl Stage {
 
     /// A request for the built-in agent.
     pub fn request(&self, id: &str, attempt: u32) -> SpawnRequest {
-        let mut request = suite::request(id);
-        request.project_id = "p".into();
-        request.job_id = "job-1".into();
-        request.task_id = "one".into();
-        request.attempt = attempt;
-        request.fencing_token = attempt.into();
-        request.repository.source = Source::Path(self.bare().to_str().unwrap().into());
-        request.repository.base_sha.clone_from(&self.base);
-        request.repository.branch = "task/one".into();
-        request.limits.wall_s = 60;
-        request
+        SpawnRequest {
+            agent: suite::request(id).agent,
+            ..self.script(id, attempt, "")
+        }
     }
 
     /// A request for a shell script.
-    pub fn script(&self, id: &str, attempt: u32, script: &str) -> SpawnRequest {
-        let mut request = self.request(id, attempt);
-        request.agent.adapter = "command".into();
-        request.agent.command = ["sh", "-euc", script].map(str::to_owned).to_vec();
-        request
+    pub fn script(&self, id: &str, attempt: u32, words: &str) -> SpawnRequest {
+        script(self.folder.path(), &self.base, id, attempt, words)
     }
 
     pub async fn submit(&self, request: &SpawnRequest) {

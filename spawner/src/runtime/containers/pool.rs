@@ -87,6 +87,16 @@ impl Taken {
     pub(super) fn is_of(&self, who: &Identity) -> bool {
         self.request == who.request
     }
+
+    pub(super) fn who(&self) -> Identity {
+        Identity {
+            project: self.project.clone(),
+            job: self.job.clone(),
+            task: self.task.clone(),
+            request: self.request.clone(),
+            attempt: self.attempt,
+        }
+    }
 }
 
 pub(super) struct Pool {

@@ -7,12 +7,11 @@ use super::go::{Go, Line, NEVER_BEGAN, SOCKET};
 use super::pool::{self, Slot, Taken};
 use super::{
     BROKER, Contained, Containers, Found, Identity, LABEL, Path, Spec, WORKSPACE, Work, Worker,
-    argv, base_env, deadline_s, docker_limits, label, mount, program,
+    argv, base_env, deadline_s, docker_limits, label, mount, program, whose,
 };
 use crate::docker;
 use crate::runtime::{Error, Limits};
 use crate::trouble::chain;
-use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -143,11 +142,8 @@ impl Containers {
         let image = self.engine.image(&self.image).await?;
         let (place, door) = self.pool.prepare(self.owner_outside()).map_err(machine)?;
         let limits = docker_limits(&self.pool.warm.limits, &place.workspace());
-        let labels = [
-            ("spawner", self.spawner.clone()),
-            ("part", POOL.to_owned()),
-            (SLOT, place.name()),
-        ];
+        let mut labels = self.labels(POOL, &self.pool.warm.limits);
+        labels.insert(SLOT.to_owned(), place.name());
         let door_inside = format!("{BROKER}/{SOCKET}");
         let spec = Spec {
             name: format!("artel-waits-{}", place.name()),
@@ -161,7 +157,7 @@ impl Containers {
                 mount(&place.broker(), Path::new(BROKER), false),
             ],
             limits,
-            labels: BTreeMap::from(labels.map(|(name, value)| (name.to_owned(), value))),
+            labels,
             docker_inside: false,
         };
         let container = self.engine.create(&spec).await?;
@@ -204,7 +200,7 @@ impl Containers {
         if free.is_empty() && !strays {
             return Ok(());
         }
-        let containers = self.engine.ours(&self.spawner).await?;
+        let containers = self.engine.ours(&self.home).await?;
         let of_pool = containers
             .iter()
             .filter(|found| label(found, "part") == POOL);
@@ -248,7 +244,7 @@ impl Containers {
         let since = jiff::Timestamp::from_second(taken.at_s).ok();
         let adopted = self
             .engine
-            .find_and_adopt(&taken.container, &self.spawner, &limits, since)
+            .find_and_adopt(&taken.container, &self.home, &limits, since)
             .await?;
         Ok(adopted.map(|running| Contained::watch(running, pool::hold(&slot))))
     }
@@ -271,7 +267,7 @@ impl Containers {
 
     /// All containers that work or have worked for somebody, each with the labels that say for whom.
     pub(super) async fn at_work(&self) -> Result<Vec<Found>, docker::Error> {
-        let all = self.engine.ours(&self.spawner).await?;
+        let all = self.engine.ours(&self.home).await?;
         Ok(all
             .into_iter()
             .filter_map(|found| self.signed(found))
@@ -286,16 +282,11 @@ impl Containers {
         if taken.container != found.id {
             return None;
         }
-        let labels = [
-            ("project", taken.project),
-            ("job", taken.job),
-            ("task", taken.task),
-            ("request", taken.request),
-            ("attempt", taken.attempt.to_string()),
-            ("part", super::part_name(super::Part::Agent).to_owned()),
-            ("deadline", taken.deadline_s.to_string()),
-        ];
-        let named = labels.map(|(name, value)| (format!("{LABEL}.{name}"), value));
+        let part = super::part_name(super::Part::Agent).to_owned();
+        let deadline_s = taken.deadline_s;
+        let labels = whose(&taken.who(), deadline_s).into_iter();
+        let all = labels.chain([("part".to_owned(), part)]);
+        let named = all.map(|(name, value)| (format!("{LABEL}.{name}"), value));
         found.labels.extend(named);
         Some(found)
     }

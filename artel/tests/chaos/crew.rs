@@ -1,12 +1,15 @@
 //! The crew's side of the bus: sends jobs, takes results, sends the next attempt of what was lost; counts every outcome.
 
-use protocol::{RedisTransport, ResultStatus, Source, SpawnRequest, Transport, WorkerResult};
+use protocol::{RedisTransport, ResultStatus, Size, Source, SpawnRequest, Transport, WorkerResult};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// What a job may use.
+pub const CORES: f64 = 0.5;
+pub const MEMORY_MB: u64 = 128;
 /// Attempts of one task, at most.
 const ATTEMPTS: u32 = 10;
 
@@ -88,6 +91,11 @@ impl Crew {
         self.folder.path().join("bare.git")
     }
 
+    /// The request of the first attempt of the n-th task.
+    pub fn first(n: usize) -> String {
+        format!("{}-1", task(n))
+    }
+
     fn request(&self, n: usize, attempt: u32) -> SpawnRequest {
         let task = task(n);
         let mut request = protocol::suite::request(&format!("{task}-{attempt}"));
@@ -101,22 +109,34 @@ impl Crew {
         request.task_id = task;
         request.agent.adapter = "command".into();
         request.agent.command = ["sh", "-euc", &(self.script)(n)].map(str::to_owned).into();
-        request.limits.cpu = 0.5;
-        request.limits.memory_mb = 128;
+        request.limits.cpu = CORES;
+        request.limits.memory_mb = MEMORY_MB;
         request.limits.disk_mb = 128;
         request.limits.wall_s = 300;
         request
     }
 
     pub async fn send(&self, n: usize, attempt: u32) {
-        let request = self.request(n, attempt);
+        self.publish(n, &self.request(n, attempt)).await;
+    }
+
+    /// The first attempt of a task that may use so much.
+    pub async fn send_sized(&self, n: usize, size: Size) {
+        let mut request = self.request(n, 1);
+        #[allow(clippy::cast_precision_loss)] // small numbers
+        let cores = size.cpu_milli as f64 / 1000.0;
+        (request.limits.cpu, request.limits.memory_mb) = (cores, size.memory_mb);
+        self.publish(n, &request).await;
+    }
+
+    async fn publish(&self, n: usize, request: &SpawnRequest) {
         self.sent
             .lock()
             .unwrap()
             .insert(request.request_id.clone(), n);
         // Redis may be away for longer than one call is patient; publishing twice is publishing once.
         let start = Instant::now();
-        while let Err(error) = self.bus.publish_job(&request).await {
+        while let Err(error) = self.bus.publish_job(request).await {
             assert!(start.elapsed() < Duration::from_mins(2), "{error}");
         }
     }

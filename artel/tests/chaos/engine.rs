@@ -137,17 +137,28 @@ impl Engine {
         all.into_iter().filter(sees).collect()
     }
 
-    /// The containers of agents that run, as id and request.
-    pub fn working(&self, home: &Path) -> Vec<(String, String)> {
+    /// Those of them that have ever had work, or have some: all but those that were made to wait and are not taken.
+    pub fn used(&self, home: &Path) -> Vec<String> {
+        self.with_work(home, &["ps", "-a"], |_| true)
+    }
+
+    /// Those in which an agent works now.
+    pub fn working(&self, home: &Path) -> Vec<String> {
+        self.with_work(home, &["ps"], |part| part != "refresh")
+    }
+
+    fn with_work(&self, home: &Path, list: &[&str], part: impl Fn(&str) -> bool) -> Vec<String> {
         let ours = self.of_home(home);
-        let format = "{{.ID}} {{.Label \"artel.request\"}}";
-        let filter = ["--filter", "label=artel.part=agent"];
-        self.listed(&[&["ps", "--format", format], &filter[..]].concat())
-            .iter()
-            .filter_map(|line| line.split_once(' '))
-            .filter(|(id, _)| ours.iter().any(|our| our == id))
-            .map(|(id, request)| (id.to_owned(), request.to_owned()))
-            .collect()
+        let format = "{{.ID}} {{.Label \"artel.part\"}} {{.Label \"artel.slot\"}}";
+        let lines = self.listed(&[list, &["--format", format]].concat());
+        let has_work = |line: &String| {
+            let mut words = line.split(' ');
+            let (id, of, slot) = (words.next()?, words.next()?, words.next()?);
+            let waits = of == "pool" && !home.join("pool").join(slot).join("taken").exists();
+            let is_ours = ours.iter().any(|our| our == id);
+            (is_ours && !waits && part(of)).then(|| id.to_owned())
+        };
+        lines.iter().filter_map(has_work).collect()
     }
 }
 

@@ -93,16 +93,35 @@ async fn a_worker_that_is_killed_is_lost_with_evidence_and_its_task_done_by_the_
     let (jobs, kills) = numbers(8, 3);
     let house = House::new(Some(Engine::shared()), AT_A_TIME).await;
     let (house, _) = storm(house, (jobs, kills), "0.5", async |house, chance| {
-        let engine = house.engine.as_ref().unwrap();
-        let working = engine.working(house.home.path());
-        if !working.is_empty() {
-            let (id, _) = &working[chance.random_range(0..working.len())];
-            // It may have ended by itself just now.
-            engine.docker(&["kill", id]);
-        }
+        house.kill_a_worker(chance);
     })
     .await;
     house.nothing_is_left(jobs).await;
+}
+
+impl House {
+    fn kill_a_worker(&self, chance: &mut StdRng) {
+        let engine = self.engine.as_ref().unwrap();
+        let working = engine.working(self.home.path());
+        if !working.is_empty() {
+            // It may have ended by itself just now.
+            engine.docker(&["kill", &working[chance.random_range(0..working.len())]]);
+        }
+    }
+
+    async fn replace_redis(&mut self, chance: &mut StdRng) {
+        self.redis.kill();
+        tokio::time::sleep(Duration::from_millis(chance.random_range(0..2000))).await;
+        self.redis.up().await;
+    }
+
+    async fn replace_the_engine(&mut self, chance: &mut StdRng) {
+        self.engine_died = true;
+        let engine = self.engine.as_mut().unwrap();
+        engine.kill();
+        tokio::time::sleep(Duration::from_millis(chance.random_range(0..1000))).await;
+        engine.up().await;
+    }
 }
 
 #[tokio::test]
@@ -110,9 +129,7 @@ async fn redis_is_killed_and_comes_back_and_no_job_is_lost_or_done_twice() {
     let (jobs, kills) = numbers(10, 3);
     let house = House::new(None, AT_A_TIME).await;
     let (house, lost) = storm(house, (jobs, kills), "0.5", async |house, chance| {
-        house.redis.kill();
-        tokio::time::sleep(Duration::from_millis(chance.random_range(0..2000))).await;
-        house.redis.up().await;
+        house.replace_redis(chance).await;
     })
     .await;
     assert_eq!(lost, 0);
@@ -124,11 +141,7 @@ async fn kill_the_engine(live_restore: bool) -> usize {
     let (jobs, kills) = numbers(8, 2);
     let house = House::new(Some(Engine::own(live_restore).await), AT_A_TIME).await;
     let (house, lost) = storm(house, (jobs, kills), "3", async |house, chance| {
-        house.engine_died = true;
-        let engine = house.engine.as_mut().unwrap();
-        engine.kill();
-        tokio::time::sleep(Duration::from_millis(chance.random_range(0..1000))).await;
-        engine.up().await;
+        house.replace_the_engine(chance).await;
     })
     .await;
     house.nothing_is_left(jobs).await;

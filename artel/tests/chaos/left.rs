@@ -46,11 +46,15 @@ pub fn in_redis(url: &str) {
 }
 
 /// What an engine leaves behind that is killed while it makes a container: one that was made and never begun, which the next
-/// daemon does not know and nobody can ask it to remove. It does nothing, and is gone with the machine.
-const OF_THE_ENGINE: &str = "runc init";
+/// daemon does not know. The spawner ends it.
+pub fn unbegun(home: &Home) -> Vec<(PathBuf, String)> {
+    let mut processes = processes_of(&home.path().display().to_string());
+    processes.retain(|(_, line)| line.trim() == "runc init");
+    processes
+}
 
-/// On the machine, after the spawner has ended. `engine_died`: whether the engine was killed meanwhile.
-pub fn on_the_machine(home: &Home, engine: Option<&Engine>, engine_died: bool, tasks: usize) {
+/// On the machine, after the spawner has ended.
+pub fn on_the_machine(home: &Home, engine: Option<&Engine>, tasks: usize) {
     if let Some(engine) = engine {
         let all = engine.of_home(home.path());
         assert!(all.is_empty(), "containers: {all:?}");
@@ -59,8 +63,9 @@ pub fn on_the_machine(home: &Home, engine: Option<&Engine>, engine_died: bool, t
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
     let mounts: Vec<_> = mounts.lines().filter(|line| line.contains(&path)).collect();
     assert!(mounts.is_empty(), "{mounts:?}");
-    let mut processes = processes_of(&path);
-    processes.retain(|(_, line)| !engine_died || line.trim() != OF_THE_ENGINE);
+    let slots = home.file("pool");
+    assert!(!slots.exists() || names(&slots).next().is_none());
+    let processes = processes_of(&path);
     assert!(processes.is_empty(), "{processes:?}");
     let mut sockets = Vec::new();
     walk(home.path(), &mut |path, kind| {

@@ -6,6 +6,7 @@ mod engine;
 mod kills;
 mod left;
 mod many;
+mod rooms;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -36,11 +37,11 @@ struct House {
 
 impl House {
     async fn new(engine: Option<Engine>, at_a_time: usize) -> Self {
-        Self::on("auto", engine, at_a_time).await
+        Self::with(&[], engine, at_a_time).await
     }
 
-    /// With workspaces as `SPAWNER_DISK` says.
-    async fn on(disk: &str, engine: Option<Engine>, at_a_time: usize) -> Self {
+    /// With these settings.
+    async fn with(settings: &[(&str, &str)], engine: Option<Engine>, at_a_time: usize) -> Self {
         let redis = Redis::start().await;
         let mut home = Home::with_tape();
         home.set("REDIS_URL", &redis.url());
@@ -48,7 +49,16 @@ impl House {
         // However small the machine is: these workers do next to nothing.
         home.set("SPAWNER_CPUS", "16");
         home.set("SPAWNER_MEMORY_MB", "8192");
-        home.set("SPAWNER_DISK", disk);
+        for (name, value) in settings {
+            home.set(name, value);
+        }
+        // What a container that waits is made for: all jobs here are alike.
+        let limits = format!(
+            "[policy.limits]\ncpu = {:?}\nmemory_mb = {}\n",
+            crew::CORES,
+            crew::MEMORY_MB
+        );
+        std::fs::write(home.file("artel.toml"), limits).unwrap();
         match &engine {
             None => home.set("SPAWNER_RUNTIME", "bubblewrap"),
             Some(engine) => {
@@ -82,16 +92,23 @@ impl House {
     /// Ends the spawner, and looks whether something is left.
     async fn nothing_is_left(mut self, tasks: usize) {
         // What could not be removed at the end of a job is removed a little later.
-        support::eventually("no container is left", SOON, || async {
+        support::eventually("no container is left but those that wait", SOON, || async {
             let engine = self.engine.as_ref();
             engine
-                .is_none_or(|engine| engine.of_home(self.home.path()).is_empty())
+                .is_none_or(|engine| engine.used(self.home.path()).is_empty())
                 .then_some(())
         })
         .await;
+        if self.engine_died {
+            // Nor of what that has made and never begun.
+            support::eventually("no process waits to begin", SOON, || async {
+                left::unbegun(&self.home).is_empty().then_some(())
+            })
+            .await;
+        }
         left::in_redis(&self.redis.url());
         assert_eq!(self.spawner.terminate(SOON).await, 0);
-        left::on_the_machine(&self.home, self.engine.as_ref(), self.engine_died, tasks);
+        left::on_the_machine(&self.home, self.engine.as_ref(), tasks);
     }
 }
 

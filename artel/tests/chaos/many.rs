@@ -11,7 +11,7 @@ const AT_A_TIME: usize = 8;
 /// All of them end once, eight run at a time and never a ninth, and nothing is left.
 async fn many(engine: Option<Engine>, jobs: usize) {
     // The workspaces are looked into from here, also when their jobs are over.
-    let house = House::on("polled", engine, AT_A_TIME).await;
+    let house = House::with(&[("SPAWNER_DISK", "polled")], engine, AT_A_TIME).await;
     // The first ones wait for one another.
     let crew = house
         .crew(|n| {

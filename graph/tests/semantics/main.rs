@@ -22,6 +22,7 @@ mod journal;
 mod lab;
 mod leases;
 mod looking;
+mod named;
 mod outages;
 mod preempted;
 mod releases;

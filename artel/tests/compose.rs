@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_yaml_ng::Value;
@@ -13,7 +13,11 @@ fn root() -> &'static Path {
 }
 
 fn composition() -> Value {
-    let text = std::fs::read_to_string(root().join("docker-compose.yml")).unwrap();
+    read("docker-compose.yml")
+}
+
+fn read(file: &str) -> Value {
+    let text = std::fs::read_to_string(root().join(file)).unwrap();
     let mut value: Value = serde_yaml_ng::from_str(&text).unwrap();
     // What is merged in may merge something in itself.
     for _ in 0..3 {
@@ -75,6 +79,9 @@ fn every_service_can_be_replaced_is_watched_bounded_and_started_again() {
             );
         }
         for volume in words(&service["volumes"]) {
+            // A folder of the host instead, under its own name, when one is named.
+            let folder = "${ARTEL_DATA:-artel}:${ARTEL_DATA:-/var/lib/artel}";
+            let volume = volume.replace(folder, "artel:");
             let (volume, _) = volume.split_once(':').unwrap();
             assert!(
                 words(&composition["volumes"]).contains(&volume.to_owned()),
@@ -95,7 +102,7 @@ fn secrets_are_files_that_make_up_makes() {
             format!(".secrets/{secret}")
         );
         assert!(
-            ["secret", "address"]
+            ["secret", "address", "given"]
                 .iter()
                 .any(|how| script.contains(&format!("\n{how} {secret} "))),
             "scripts/up does not make {secret}"
@@ -118,6 +125,72 @@ fn secrets_are_files_that_make_up_makes() {
         used.extend(given);
     }
     assert_eq!(used, known.into_iter().collect());
+}
+
+/// The secrets of each service.
+fn given(composition: &Value) -> BTreeMap<String, BTreeSet<String>> {
+    let all = services(composition).into_iter();
+    all.map(|(name, service)| (name, words(&service["secrets"]).into_iter().collect()))
+        .collect()
+}
+
+#[test]
+fn a_service_is_given_the_credentials_that_it_uses_and_no_other() {
+    let given = given(&composition());
+    let bus = "redis_url";
+    for (service, uses) in [
+        ("postgres", &["postgres_password"][..]),
+        ("redis", &["redis_password"]),
+        ("bot", &["database_url", bus, "telegram_bot_token"]),
+        ("runner", &["database_url", bus, "openai_api_key"]),
+        ("scheduler", &["database_url", bus]),
+        (
+            "spawner",
+            &[
+                bus,
+                "anthropic_api_key",
+                "github_app_private_key",
+                "github_token",
+                "openai_api_key",
+            ],
+        ),
+    ] {
+        let uses: BTreeSet<_> = uses.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(given[service], uses, "{service}");
+    }
+}
+
+#[test]
+fn workers_get_containers_of_their_own_by_one_more_file_which_changes_the_spawner_alone() {
+    let more = read("docker-compose.docker.yml");
+    assert_eq!(words(&more), ["services"]);
+    assert_eq!(words(&more["services"]), ["spawner"]);
+    let spawner = &more["services"]["spawner"];
+    let environment = &spawner["environment"];
+    let runtime = word(&environment["SPAWNER_RUNTIME"]);
+    assert_eq!(
+        runtime, "${SPAWNER_RUNTIME:-sysbox-runc}",
+        "Sysbox, unless another one is chosen"
+    );
+    let settings = std::fs::read_to_string(root().join(".env.example")).unwrap();
+    for variable in words(environment) {
+        assert!(settings.contains(&format!("\n# {variable}=")), "{variable}");
+    }
+    let volumes = words(&spawner["volumes"]);
+    let [data, socket] = volumes.as_slice() else {
+        panic!("{volumes:?}");
+    };
+    let (outside, inside) = data.split_at(data.len() / 2);
+    assert_eq!(outside, &inside[1..], "the engine finds what it mounts");
+    assert!(socket.ends_with(":/var/run/docker.sock"));
+    for (name, service) in services(&composition()) {
+        assert!(
+            words(&service["volumes"])
+                .iter()
+                .all(|volume| !volume.contains("docker.sock")),
+            "{name} has the engine"
+        );
+    }
 }
 
 #[test]
@@ -197,16 +270,18 @@ fn make_up_makes_secrets_once_and_names_what_is_missing() {
         let from = root().join("scripts").join(script);
         std::fs::copy(from, scripts.join(script)).unwrap();
     }
-    let run = |token: &str| {
+    let run_with = |token: &str, more: &[(&str, &str)]| {
         std::process::Command::new("bash")
             .arg(scripts.join("up"))
             .arg("--only-secrets")
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("TELEGRAM_BOT_TOKEN", token)
+            .envs(more.iter().copied())
             .output()
             .unwrap()
     };
+    let run = |token: &str| run_with(token, &[]);
     let first = run("");
     assert!(!first.status.success());
     let said = String::from_utf8_lossy(&first.stderr);
@@ -235,6 +310,43 @@ fn make_up_makes_secrets_once_and_names_what_is_missing() {
         "an address goes with the port"
     );
     assert_eq!(secret("redis_url"), mine, "what a person put there stays");
+
+    // What people are given elsewhere is taken from the settings, and stays until another one is set.
+    assert_eq!(secret("openai_api_key"), "");
+    let key = folder.path().join("app.pem");
+    std::fs::write(&key, "a key\n").unwrap();
+    let key = key.display().to_string();
+    let third = run_with(
+        "12:def",
+        &[
+            ("OPENAI_API_KEY", "sk-one"),
+            ("ANTHROPIC_API_KEY", "sk-two"),
+            ("GITHUB_APP_PRIVATE_KEY_FILE", &key),
+        ],
+    );
+    assert!(third.status.success(), "{third:?}");
+    assert!(run("").status.success());
+    for (name, value) in [
+        ("telegram_bot_token", "12:def"),
+        ("openai_api_key", "sk-one"),
+        ("anthropic_api_key", "sk-two"),
+        ("github_token", ""),
+        ("github_app_private_key", "a key\n"),
+    ] {
+        assert_eq!(secret(name), value, "{name}");
+    }
+    let nameless = run_with(
+        "",
+        &[("ARTEL_TAPE", ""), ("OPENAI_BASE_URL", "http://m/v1")],
+    );
+    assert!(nameless.status.success(), ".env goes on: {nameless:?}");
+    std::fs::write(folder.path().join(".env"), "").unwrap();
+    let nameless = run_with("", &[("OPENAI_BASE_URL", "http://m/v1")]);
+    let said = String::from_utf8_lossy(&nameless.stderr);
+    assert!(
+        !nameless.status.success() && said.contains("ARTEL_MODEL"),
+        "{said}"
+    );
     let mode = std::fs::metadata(folder.path().join(".secrets")).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::mode(&mode.permissions());
     assert_eq!(mode & 0o777, 0o700);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use support::docker;
 use support::redis::Redis;
 use support::telegram::{Seen, TOKEN, Telegram};
-use support::{Home, Running, eventually, get};
+use support::{Home, Running, address_in, eventually, get};
 
 const TINY: &str = include_str!("support/tiny.yaml");
 const DEMO: &str = include_str!("../../models/tapes/demo.yaml");
@@ -318,12 +318,7 @@ async fn demo_of_many_processes<T>(prepare: impl FnOnce(&mut Home) -> T) -> T {
             seen.text.contains("http://127.0.0.1:") && seen.text.contains("demo tape")
         })
         .await;
-    let at = result.text.find("http://127.0.0.1:").unwrap();
-    let url: String = result.text[at..]
-        .chars()
-        .take_while(|c| !c.is_whitespace() && !"<\"')".contains(*c))
-        .collect();
-    let url = url.trim_end_matches('/').to_owned();
+    let url = address_in(&result.text).unwrap();
     assert_eq!(get(&format!("{url}/health")).await.0, 200);
 
     // In the middle of another job, one after the other is killed and replaced.

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use support::telegram::{Seen, TOKEN, Telegram};
-use support::{Home, eventually, get};
+use support::{Home, address_in, eventually, get};
 
 const OWNER: i64 = 4_200_001;
 const STRANGER: i64 = 4_200_666;
@@ -90,17 +90,8 @@ async fn from_start_through_the_buttons_to_the_url() {
             seen.text.contains("http://127.0.0.1:") && seen.text.contains("demo tape")
         })
         .await;
-    let at = result.text.find("http://127.0.0.1:").unwrap();
-    let url: String = result.text[at..]
-        .chars()
-        .take_while(|c| !c.is_whitespace() && !"<\"')".contains(*c))
-        .collect();
-    assert_eq!(
-        get(&format!("{}/health", url.trim_end_matches('/')))
-            .await
-            .0,
-        200
-    );
+    let url = address_in(&result.text).unwrap();
+    assert_eq!(get(&format!("{url}/health")).await.0, 200);
 
     let messages = telegram.messages().await;
     assert!(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
@@ -15,8 +15,9 @@ use crate::support::telegram::{TOKEN, Telegram};
 use crate::{OWNER, WORK};
 
 /// What `make up` reads.
-const NEEDED: [&str; 9] = [
+const NEEDED: [&str; 10] = [
     "Dockerfile",
+    "docker-compose.docker.yml",
     "docker-compose.yml",
     "images",
     "scripts/base-image",
@@ -254,6 +255,72 @@ impl House {
         docker::docker(&all)
     }
 
+    /// What the engine says about the containers of services.
+    pub fn about(&self, services: &[&str]) -> String {
+        let ids = self.ids(services);
+        let mut inspect = vec!["inspect"];
+        inspect.extend(ids.iter().map(String::as_str));
+        let about = docker::docker(&inspect);
+        assert!(about.contains("/run/secrets/"), "{about}");
+        about
+    }
+
+    fn ids(&self, services: &[&str]) -> Vec<String> {
+        let mut seen = self.seen();
+        let id = |service: &&str| seen.remove(*service).expect("it is there").id;
+        services.iter().map(id).collect()
+    }
+
+    /// Environment and arguments of every process of services.
+    pub fn processes(&self, services: &[&str]) -> String {
+        self.processes_of(&self.ids(services))
+    }
+
+    /// The same, of containers.
+    pub fn processes_of(&self, containers: &[String]) -> String {
+        // Some of them may end meanwhile.
+        let read = "for id; do grep -ls $id /proc/[0-9]*/cgroup; done |
+            while read -r file; do at=${file%/cgroup}; cat $at/environ $at/cmdline 2>/dev/null | tr '\\0' '\\n'; done";
+        let image = docker::small_image();
+        let mut look = vec![
+            "run",
+            "--rm",
+            "--network=none",
+            "--pid=host",
+            "--cap-add=SYS_PTRACE",
+        ];
+        look.extend([image.as_str(), "sh", "-c", read, "sh"]);
+        look.extend(containers.iter().map(String::as_str));
+        let read = docker::docker(&look);
+        assert!(read.contains("PATH="), "{containers:?}: {read}");
+        read
+    }
+
+    /// Secrets are files: neither what the engine says about containers nor what their processes were started with shows one.
+    pub fn shows_no_secret(&self, about: &str, processes: &str) {
+        for file in std::fs::read_dir(self.folder.path().join(".secrets")).unwrap() {
+            let name = file.unwrap().file_name().to_string_lossy().into_owned();
+            let secret = self.secret(&name);
+            assert!(secret.is_empty() || secret.len() > 20, "{name}");
+            let shown = |text: &str| !secret.is_empty() && text.contains(&secret);
+            assert!(!shown(about), "{name} is in what the engine says");
+            assert!(!shown(processes), "{name} is in a process");
+        }
+    }
+
+    /// Workers get containers of their own, and data a folder of this machine, which is returned.
+    pub fn workers_in(&mut self, runtime: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt as _;
+        let data = self.folder.path().join("data");
+        // Root of a user namespace has to pass through.
+        let pass = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(self.folder.path(), pass).unwrap();
+        self.set("SPAWNER_RUNTIME", runtime);
+        self.set("WORKER_IMAGE", &docker::worker_image());
+        self.set("ARTEL_DATA", &data.display().to_string());
+        data
+    }
+
     /// What stands in a file of `.secrets`.
     pub fn secret(&self, name: &str) -> String {
         std::fs::read_to_string(self.folder.path().join(".secrets").join(name)).unwrap()
@@ -312,6 +379,23 @@ impl Drop for House {
             eprintln!("{}", String::from_utf8_lossy(&said.stdout));
         }
         let _ = compose(&["down", "--volumes", "--timeout", "1"]);
+        // What is there belongs to whom everybody works as.
+        if let Some(data) = self.environment.get("ARTEL_DATA") {
+            let mount = format!("{data}:/data");
+            let image = docker::small_image();
+            let remove = ["-c", "find /data -mindepth 1 -delete"];
+            let mut run = vec![
+                "run",
+                "--rm",
+                "--network=none",
+                "--volume",
+                &mount,
+                &image,
+                "sh",
+            ];
+            run.extend(remove);
+            docker::docker(&run);
+        }
     }
 }
 

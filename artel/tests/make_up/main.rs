@@ -12,12 +12,21 @@ use tokio::sync::watch;
 
 use house::House;
 use support::openai::{Asked, KEY, OpenAi, Reply};
-use support::{ask, docker, eventually, get};
+use support::{address_in, ask, docker, eventually, get};
 
 const OWNER: i64 = 4_200_001;
 /// Bounds of what is quick, and of what is work, on a machine that is busy.
 const SOON: Duration = Duration::from_mins(2);
 const WORK: Duration = Duration::from_mins(3);
+/// Credentials that nobody outside of their file is to be seen with.
+const CANARIES: &[(&str, &str)] = &[
+    ("OPENAI_API_KEY", KEY),
+    (
+        "ANTHROPIC_API_KEY",
+        "sk-ant-canary-of-the-other-endpoint-4711",
+    ),
+    ("GITHUB_TOKEN", "ghp_canaryOfTheCodeHost0123456789abcdef"),
+];
 const SERVICES: [&str; 6] = ["bot", "postgres", "redis", "runner", "scheduler", "spawner"];
 
 /// Presses the button of the next proposal that speaks of `about`.
@@ -40,16 +49,9 @@ async fn approve(house: &House, about: &str) {
 async fn address(house: &House) -> String {
     let (_, result) = house
         .telegram
-        .wait_for("the URL", WORK, |seen| {
-            seen.text.contains("http://127.0.0.1:")
-        })
+        .wait_for("the URL", WORK, |seen| address_in(&seen.text).is_some())
         .await;
-    let at = result.text.find("http://127.0.0.1:").unwrap();
-    let url: String = result.text[at..]
-        .chars()
-        .take_while(|c| !c.is_whitespace() && !"<\"')".contains(*c))
-        .collect();
-    url.trim_end_matches('/').to_owned()
+    address_in(&result.text).unwrap()
 }
 
 /// How often each event happened to each task of a job.
@@ -64,7 +66,10 @@ fn count(events: &[Value], job: &str) -> BTreeMap<(String, String), usize> {
 
 #[tokio::test]
 async fn a_message_becomes_a_service_that_answers_and_down_leaves_nothing() {
-    let house = House::new().await;
+    let mut house = House::new().await;
+    for (name, canary) in CANARIES {
+        house.set(name, canary);
+    }
     house.script("up", &[]).await;
     let seen = house.seen();
     assert!(seen.keys().eq(SERVICES.iter()), "{seen:#?}");
@@ -93,15 +98,23 @@ async fn a_message_becomes_a_service_that_answers_and_down_leaves_nothing() {
         }
         assert!(status.contains("NoNewPrivs:\t1\n"), "{service}: {status}");
     }
-    // Secrets are files, never settings or arguments, which whoever may look at containers sees.
-    let ids = house.of_project(&["ps", "-aq"]);
-    let mut inspect = vec!["inspect"];
-    inspect.extend(ids.lines());
-    let about = docker::docker(&inspect);
-    assert!(about.contains("/run/secrets/database_url"), "{about}");
-    for secret in ["postgres_password", "redis_password", "telegram_bot_token"] {
-        let secret = house.secret(secret);
-        assert!(secret.len() > 20 && !about.contains(&secret));
+    let processes = house.processes(&SERVICES);
+    assert!(processes.contains("GITHUB_TOKEN_FILE=/run/secrets/github_token"));
+    assert!(
+        processes.contains("MODE=full") && processes.contains("redis-server"),
+        "{processes}"
+    );
+    house.shows_no_secret(&house.about(&SERVICES), &processes);
+    for service in SERVICES {
+        let read = ["exec", "-T", service, "sh", "-c", "cat /run/secrets/*"];
+        let files = house.script("compose", &read).await;
+        for (name, canary) in CANARIES {
+            let uses = match *name {
+                "OPENAI_API_KEY" => ["runner", "spawner"].contains(&service),
+                _ => service == "spawner",
+            };
+            assert_eq!(files.contains(canary), uses, "{service} and {name}");
+        }
     }
 
     house.telegram.write(OWNER, "I want to keep notes").await;
@@ -187,8 +200,13 @@ async fn each_service_is_killed_in_the_middle_of_a_job_comes_back_and_the_job_en
     let model = OpenAi::start_on(&house.gateway, move |asked| script(asked, &gate)).await;
     house.set("ARTEL_TAPE", "");
     house.set("OPENAI_BASE_URL", &model.url);
-    house.set("OPENAI_API_KEY", KEY);
+    for (name, canary) in CANARIES {
+        house.set(name, canary);
+    }
     house.set("ARTEL_MODEL", "scripted");
+    // The engine's runtime of that name gives containers a user namespace, and is no more of Sysbox.
+    let data = house.workers_in("sysbox-runc");
+    let workers = docker::Watch::start(&data);
     house.script("up", &[]).await;
     house.telegram.write(OWNER, "Say hello to the world").await;
     approve(&house, "Hello").await;
@@ -203,6 +221,13 @@ async fn each_service_is_killed_in_the_middle_of_a_job_comes_back_and_the_job_en
             asked.any(|asked| turn(&asked) == Some(at)).then_some(())
         })
         .await;
+        // And the agent is in a container, which knows nothing that is not its own.
+        let busy = docker::containers(&data);
+        assert!(!busy.is_empty(), "{service}");
+        house.shows_no_secret(
+            &docker::docker(&["inspect", &busy[0]]),
+            &house.processes_of(&busy),
+        );
         let report = eventually("the record is read", WORK, || house.status("hello")).await;
         assert_eq!(
             report["job"]["status"], "running",
@@ -250,4 +275,11 @@ async fn each_service_is_killed_in_the_middle_of_a_job_comes_back_and_the_job_en
         seen.values().all(|service| service.healthy).then_some(())
     })
     .await;
+    house.shows_no_secret(&house.about(&SERVICES), &house.processes(&SERVICES));
+    eventually("the last container is removed", SOON, || async {
+        docker::containers(&data).is_empty().then_some(())
+    })
+    .await;
+    let seen = workers.end();
+    assert!(seen >= 2, "one for each task, at the least: {seen}");
 }

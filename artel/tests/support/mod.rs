@@ -354,6 +354,16 @@ impl Running {
     }
 }
 
+/// The address of a deployed service that stands in a text, without a slash at its end.
+pub fn address_in(text: &str) -> Option<String> {
+    let at = text.find("http://127.0.0.1:")?;
+    let url: String = text[at..]
+        .chars()
+        .take_while(|c| !c.is_whitespace() && !"<\"')".contains(*c))
+        .collect();
+    Some(url.trim_end_matches('/').to_owned())
+}
+
 /// The answer of a service, if it gives one.
 pub async fn ask(url: &str) -> Result<(u16, String), reqwest::Error> {
     // Whichever test of a process is first.

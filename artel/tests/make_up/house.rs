@@ -273,11 +273,11 @@ impl House {
 
     /// Environment and arguments of every process of services.
     pub fn processes(&self, services: &[&str]) -> String {
-        self.processes_of(&self.ids(services))
+        Self::processes_of(&self.ids(services))
     }
 
     /// The same, of containers.
-    pub fn processes_of(&self, containers: &[String]) -> String {
+    pub fn processes_of(containers: &[String]) -> String {
         // Some of them may end meanwhile.
         let read = "for id; do grep -ls $id /proc/[0-9]*/cgroup; done |
             while read -r file; do at=${file%/cgroup}; cat $at/environ $at/cmdline 2>/dev/null | tr '\\0' '\\n'; done";

@@ -226,7 +226,7 @@ async fn each_service_is_killed_in_the_middle_of_a_job_comes_back_and_the_job_en
         assert!(!busy.is_empty(), "{service}");
         house.shows_no_secret(
             &docker::docker(&["inspect", &busy[0]]),
-            &house.processes_of(&busy),
+            &House::processes_of(&busy),
         );
         let report = eventually("the record is read", WORK, || house.status("hello")).await;
         assert_eq!(

@@ -118,6 +118,8 @@ fn internal(args: Vec<OsString>) -> ExitCode {
     let mut args = args.into_iter();
     match args.next().as_deref().and_then(|name| name.to_str()) {
         Some("launch") => sandbox::launcher::main(args),
+        // In images that carry the whole program, as `artel-inside` has it in all others.
+        Some("wait") => ::spawner::runtime::wait_for_go(args),
         Some("agent") => {
             // It asks the broker over plain HTTP on loopback, but the client wants a provider all the same.
             let _ = rustls::crypto::ring::default_provider().install_default();

@@ -4,7 +4,8 @@
 
 use crate::crew::commits;
 use crate::engine::Engine;
-use crate::{House, soak};
+use crate::support::eventually;
+use crate::{House, SOON, soak};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::time::{Duration, Instant};
@@ -122,6 +123,41 @@ impl House {
         tokio::time::sleep(Duration::from_millis(chance.random_range(0..1000))).await;
         engine.up().await;
     }
+}
+
+#[tokio::test]
+async fn whatever_is_killed_jobs_in_containers_that_waited_are_done_once_and_none_is_left() {
+    let (jobs, kills) = numbers(8, 4);
+    let warm = [("SPAWNER_WARM", "2")];
+    let house = House::with(&warm, Some(Engine::own(false).await), AT_A_TIME).await;
+    let (engine, home) = (house.engine.as_ref().unwrap(), house.home.path());
+    eventually("two containers wait", SOON, || async {
+        (engine.of_home(home).len() == 2).then_some(())
+    })
+    .await;
+    let mut turn = 0;
+    let (house, _) = storm(house, (jobs, kills), "1", async |house, chance| {
+        match turn % 4 {
+            0 => {
+                let pool = house.home.file("pool");
+                let takes = || async {
+                    let mut slots = std::fs::read_dir(&pool).ok()?.flatten();
+                    let taken = slots.any(|slot| slot.path().join("taken").exists());
+                    taken.then_some(())
+                };
+                if turn == 0 {
+                    eventually("a container that waited works", SOON, takes).await;
+                }
+                house.replace_spawner().await;
+            }
+            1 => house.kill_a_worker(chance),
+            2 => house.replace_redis(chance).await,
+            _ => house.replace_the_engine(chance).await,
+        }
+        turn += 1;
+    })
+    .await;
+    house.nothing_is_left(jobs).await;
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 
 use crate::text::plain;
 use protocol::{EventKind, SpawnRequest, Transport, WorkerEvent};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -21,6 +21,8 @@ const MAX_REFUSALS: u32 = 50;
 pub(crate) struct Events {
     sender: mpsc::Sender<EventKind>,
     refusals: Arc<AtomicU32>,
+    /// Whether it was said that the worker runs.
+    runs: Arc<Mutex<bool>>,
     activity: Activity,
 }
 
@@ -46,6 +48,7 @@ impl Events {
         let events = Self {
             sender,
             refusals: Arc::default(),
+            runs: Arc::default(),
             activity: Activity::new(),
         };
         (events, publisher)
@@ -64,6 +67,21 @@ impl Events {
 
     pub(crate) fn phase(&self, name: impl Into<String>) {
         self.say(EventKind::Phase { name: name.into() });
+    }
+
+    /// Says that the worker runs, once. It may have told of its first step before whoever started it is back to say so.
+    pub(crate) fn runs(&self) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*runs {
+            self.phase("running");
+            *runs = true;
+        }
+    }
+
+    /// Says which step the worker is at.
+    pub(crate) fn step(&self, step: u32) {
+        self.runs();
+        self.phase(format!("running: step {step}"));
     }
 
     pub(crate) fn refused(&self, host: &str, reason: &str) {
@@ -153,5 +171,27 @@ mod tests {
         drop(waiting);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(activity.silence(), Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_tells_of_its_first_step_at_once_was_said_to_run_before() {
+        let (sender, mut said) = mpsc::channel(WAITING);
+        let events = Events {
+            sender,
+            refusals: Arc::default(),
+            runs: Arc::default(),
+            activity: Activity::new(),
+        };
+        events.step(1);
+        events.runs();
+        events.step(2);
+        drop(events);
+        let mut phases = Vec::new();
+        while let Some(kind) = said.recv().await {
+            if let EventKind::Phase { name } = kind {
+                phases.push(name);
+            }
+        }
+        assert_eq!(phases, ["running", "running: step 1", "running: step 2"]);
     }
 }

@@ -117,7 +117,7 @@ pub(crate) async fn watch(
     let mut lines = running.take_lines();
     let idle_limit = Duration::from_secs(request.limits.idle_s);
     events.activity().touch();
-    events.phase("running");
+    events.runs();
 
     let mut tick = tokio::time::interval(Duration::from_millis(250));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

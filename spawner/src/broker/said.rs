@@ -99,7 +99,7 @@ pub(super) fn progress(inner: &Inner, body: &[u8]) -> Response<Body> {
         .as_u64()
         .and_then(|step| u32::try_from(step).ok());
     if let Some(step) = step {
-        inner.events.phase(format!("running: step {step}"));
+        inner.events.step(step);
     }
     inner.events.say(EventKind::Progress {
         text: text.chars().take(LINE_CHARS).collect(),

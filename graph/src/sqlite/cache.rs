@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use serde_json::Value;
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::{Writer, now};
+use super::{
+    now,
+    writer::{Writer, begin},
+};
 use crate::{
     cache::{Cache, CacheEntry, CacheLimits, CacheSpace, SWEEP_ROWS, Sweeps},
     checkpoint::StorageError,
@@ -27,7 +30,7 @@ impl Cache for SqliteCache {
         keys: &[String],
     ) -> Result<Vec<Option<Value>>, StorageError> {
         let run = async {
-            let mut reading = super::begin(&self.readers, "begin").await?;
+            let mut reading = begin(&self.readers, "begin").await?;
             let mut found = Vec::with_capacity(keys.len());
             for key in keys {
                 found.push(read(&mut reading, space, key).await?);

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 
-use super::{Writer, now};
+use super::{
+    now,
+    writer::{Writer, begin},
+};
 use crate::{
     checkpoint::StorageError,
     documents::{
@@ -60,7 +63,7 @@ impl DocumentStore for SqliteDocuments {
                 writing.finish().await?;
                 return Ok(found);
             }
-            let mut reading = super::begin(&self.readers, "begin").await?;
+            let mut reading = begin(&self.readers, "begin").await?;
             read(&mut reading, keys, now()).await
         };
         run.await
@@ -82,7 +85,7 @@ impl DocumentStore for SqliteDocuments {
                 writing.finish().await?;
                 return Ok(found);
             }
-            let mut reading = super::begin(&self.readers, "begin").await?;
+            let mut reading = begin(&self.readers, "begin").await?;
             find(&mut reading, search, now()).await
         };
         run.await
@@ -92,7 +95,7 @@ impl DocumentStore for SqliteDocuments {
     async fn namespaces(&self, filter: &NamespaceFilter) -> Result<Vec<Namespace>, StorageError> {
         filter.prefix.check()?;
         let run = async {
-            let mut reading = super::begin(&self.readers, "begin").await?;
+            let mut reading = begin(&self.readers, "begin").await?;
             namespaces(&mut reading, filter, now()).await
         };
         run.await

@@ -25,10 +25,10 @@ mod steps;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod writer;
 
 use std::{
     collections::BTreeMap,
-    ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -37,13 +37,12 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::{
-    Connection as _, Pool, SqlSafeStr as _, Sqlite, SqliteConnection, Transaction,
+    Pool, Sqlite, Transaction,
     migrate::{MigrateError, Migrator},
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
     },
 };
-use tokio::sync::{Mutex, MutexGuard};
 
 use crate::{
     cache::{Cache, Sweeps},
@@ -57,6 +56,8 @@ use crate::{
     ids::{Cursor, ThreadId},
     stored::Fault,
 };
+
+use writer::{Writer, Writing, begin};
 
 /// How long a connection waits for another process's transaction before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -80,93 +81,6 @@ pub struct SqliteCheckpointer {
     readers: SqlitePool,
     /// Absent when it is in memory.
     file: Option<PathBuf>,
-}
-
-/// What may write.
-#[derive(Debug)]
-struct Writer {
-    /// One connection, unless it is somebody else's pool.
-    pool: SqlitePool,
-    /// Lets one task write at a time, in the order of arrival: SQLite's own waiting is a fight.
-    gate: Mutex<()>,
-}
-
-impl Writer {
-    fn new(pool: SqlitePool) -> Arc<Self> {
-        Arc::new(Self {
-            pool,
-            gate: Mutex::new(()),
-        })
-    }
-
-    async fn write(&self) -> Result<Writing<'_>, Fault> {
-        let gate = self.gate.lock().await;
-        Ok(Writing {
-            transaction: begin(&self.pool, "begin immediate").await?,
-            _gate: gate,
-        })
-    }
-}
-
-/// Begins a transaction on a connection that has none. When SQLite takes a transaction back by itself (the disk is full) the
-/// driver goes on counting it; when it is interrupted while it begins one, the driver does not know of it. Such connections
-/// are closed instead of being used.
-async fn begin(
-    pool: &SqlitePool,
-    statement: &'static str,
-) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
-    let mut unusable = 0;
-    loop {
-        let mut connection = pool.acquire().await?;
-        if connection.is_in_transaction() {
-            connection.close().await?;
-            continue;
-        }
-        let failed = match Transaction::begin(connection, Some(statement.into_sql_str())).await {
-            Ok(transaction) => return Ok(transaction),
-            Err(error) => error,
-        };
-        if !is_nested(&failed) || unusable > pool.options().get_max_connections() {
-            return Err(failed);
-        }
-        unusable += 1;
-        // The pool hands out first what came back last.
-        connection = pool.acquire().await?;
-        connection.close().await?;
-    }
-}
-
-/// Whether a transaction could not begin because there was one already.
-fn is_nested(error: &sqlx::Error) -> bool {
-    error
-        .as_database_error()
-        .is_some_and(|error| error.message().contains("within a transaction"))
-}
-
-/// A transaction that may write, and the right to do so.
-struct Writing<'a> {
-    transaction: Transaction<'static, Sqlite>,
-    _gate: MutexGuard<'a, ()>,
-}
-
-impl Writing<'_> {
-    async fn finish(self) -> Result<(), Fault> {
-        Ok(self.transaction.commit().await?)
-    }
-}
-
-impl Deref for Writing<'_> {
-    type Target = SqliteConnection;
-
-    fn deref(&self) -> &SqliteConnection {
-        &self.transaction
-    }
-}
-
-impl DerefMut for Writing<'_> {
-    fn deref_mut(&mut self) -> &mut SqliteConnection {
-        &mut self.transaction
-    }
 }
 
 impl SqliteCheckpointer {
@@ -596,10 +510,10 @@ impl SqliteCheckpointer {
 
 /// Opens one more connection of the pool's kind, which is what a test of the schema needs.
 #[cfg(test)]
-async fn single(path: &Path) -> SqliteConnection {
+async fn single(path: &Path) -> sqlx::SqliteConnection {
     use sqlx::Connection;
 
-    SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path))
+    sqlx::SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path))
         .await
         .expect("the file opens")
 }

@@ -2,8 +2,8 @@
 //! it once for all that it holds.
 //!
 //! A commit gets into a queue, and one task writes whatever waits at the moment (nobody waits for a batch to fill): plain steps
-//! with the same few statements, the others each in a savepoint: one that is refused leaves no trace and does not hurt the others. When the database itself fails, everything
-//! is rolled back, and each commit is tried alone.
+//! with the same few statements, the others each in a savepoint: one that is refused leaves no trace and does not hurt the
+//! others. When the database itself fails, everything is rolled back, and each commit is tried alone.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use sqlx::Connection;
 use tokio::sync::oneshot;
 
-use super::{Writer, commit::commit, now, steps::Steps};
+use super::{commit::commit, now, steps::Steps, writer::Writer};
 use crate::{
     checkpoint::{Commit, Lease, Receipt, StorageError},
     stored::Fault,

@@ -59,6 +59,13 @@ async fn piped(home: &Home, args: &[&str], input: &[u8]) -> (i32, String) {
     )
 }
 
+/// Has a project built, all of it approved beforehand, which ends with this exit code.
+async fn built(home: &Home, code: i32) -> Ran {
+    home.run(&["new", "Say hello", "--yes", "--json"])
+        .await
+        .code(code)
+}
+
 /// The project of a command that did work.
 #[track_caller]
 fn id(ran: &Ran) -> String {

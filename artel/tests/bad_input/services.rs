@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::get;
 use crate::tapes::{home, one, plan, policy, processes, works};
-use crate::{question, says};
+use crate::{built, question, says};
 
 #[tokio::test]
 async fn a_service_that_exits_at_once_fails_its_release_with_what_it_said() {
@@ -16,10 +16,7 @@ async fn a_service_that_exits_at_once_fails_its_release_with_what_it_said() {
         json!(["sh", "-c", "echo no such table >&2; exit 3"]);
     let home = home(&tape);
     policy(&home, "max_repairs = 0");
-    let ran = home
-        .run(&["new", "Say hello", "--yes", "--json"])
-        .await
-        .code(1);
+    let ran = built(&home, 1).await;
     let end = ran.end();
     assert_eq!(end["status"], "failed", "{ran:#?}");
     assert_eq!(end["error"]["code"], "release_failed");
@@ -44,10 +41,7 @@ async fn a_service_that_never_listens_fails_its_release_and_does_not_go_on() {
     plan(&mut tape)["manifest"]["service"]["command"] = json!(["sleep", "98762"]);
     let home = home(&tape);
     policy(&home, "max_repairs = 0\nservice_ready_s = 1");
-    let ran = home
-        .run(&["new", "Say hello", "--yes", "--json"])
-        .await
-        .code(1);
+    let ran = built(&home, 1).await;
     let end = ran.end();
     says(
         end["error"]["message"].as_str().unwrap(),
@@ -62,10 +56,7 @@ async fn without_a_free_port_a_person_is_asked_and_the_job_goes_on_when_there_is
     let port = taken.local_addr().unwrap().port();
     let mut home = home(&one());
     home.set("ARTEL_PORTS", &format!("{port}-{port}"));
-    let ran = home
-        .run(&["new", "Say hello", "--yes", "--json"])
-        .await
-        .code(3);
+    let ran = built(&home, 3).await;
     says(
         &question(&ran),
         &["port", &format!("{port}"), "taken", "widen the range"],

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::tapes::{home, one, plan, policy, processes, works};
-use crate::{count, question, says, sentence};
+use crate::{built, count, question, says, sentence};
 
 #[tokio::test]
 async fn a_plan_that_cannot_be_carried_out_goes_back_three_times_and_then_to_a_person() {
@@ -29,10 +29,7 @@ async fn a_plan_that_cannot_be_carried_out_goes_back_three_times_and_then_to_a_p
             .unwrap();
         *answers = std::iter::repeat_n(answers[0].clone(), 6).collect();
         let home = home(&tape);
-        let ran = home
-            .run(&["new", "Say hello", "--yes", "--json"])
-            .await
-            .code(3);
+        let ran = built(&home, 3).await;
         let asked = question(&ran);
         if parts[0] == "circle" {
             says(&asked, &["circle"]);
@@ -67,10 +64,7 @@ async fn a_worker_that_exits_0_without_a_commit_ends_in_a_persons_hands() {
     let mut home = home(&one());
     home.set("ARTEL_AGENT", "command");
     home.set("ARTEL_AGENT_COMMAND", "[\"true\"]");
-    let ran = home
-        .run(&["new", "Say hello", "--yes", "--json"])
-        .await
-        .code(3);
+    let ran = built(&home, 3).await;
     says(&question(&ran), &["Hello", "commit"]);
     assert_eq!(count(&ran.json(), "task.attempt"), 2, "{ran:#?}");
     let report = home.status("one").await;
@@ -91,10 +85,7 @@ async fn a_task_that_changes_nothing_ends_in_a_persons_hands() {
     let mut tape = one();
     works(&mut tape, "git log --oneline", 4);
     let home = home(&tape);
-    let ran = home
-        .run(&["new", "Say hello", "--yes", "--json"])
-        .await
-        .code(3);
+    let ran = built(&home, 3).await;
     says(&question(&ran), &["Hello", "commit"]);
     assert_eq!(count(&ran.json(), "task.attempt"), 2, "{ran:#?}");
 }
@@ -110,10 +101,7 @@ async fn checks_that_never_end_are_ended_and_count_as_failed() {
     );
     let home = home(&tape);
     policy(&home, "checks_wall_s = 1\nmax_review_rounds = 2");
-    let ran = home
-        .run(&["new", "Say hello", "--yes", "--json"])
-        .await
-        .code(3);
+    let ran = built(&home, 3).await;
     says(
         &question(&ran),
         &[

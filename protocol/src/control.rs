@@ -64,6 +64,9 @@ pub struct Heartbeat {
     /// What those that run may use.
     #[serde(default)]
     pub used: Option<Size>,
+    /// Whether it takes no more jobs, and ends when those that run have ended: it is nobody's hope.
+    #[serde(default)]
+    pub draining: bool,
     /// Versions of what it uses: `artel`, `sandbox`, `git`, ….
     #[serde(default)]
     pub versions: BTreeMap<String, String>,

@@ -34,7 +34,8 @@ pub use request::{
 pub use result::{Check, CheckStatus, Failure, ResultStatus, Usage, WorkerResult};
 pub use room::{Room, Rooms, Size};
 pub use transport::{
-    ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
+    ControlStream, EventStream, JobDelivery, LATELY, LIVES, Published, ResultDelivery, Seen,
+    Transport, TransportError,
 };
 
 /// The version of every message that this crate writes, and the only one that it reads.

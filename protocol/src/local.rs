@@ -17,7 +17,8 @@ mod folder;
 use crate::request::check_request_id;
 use crate::room::{self, Waiting};
 use crate::transport::{
-    ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
+    ControlStream, EventStream, JobDelivery, LATELY, LIVES, Published, REMEMBERED, ResultDelivery,
+    Seen, Transport, TransportError,
 };
 use crate::{
     Control, Heartbeat, Room, Rooms, Size, SpawnRequest, WorkerEvent, WorkerResult, chain, decode,
@@ -47,6 +48,10 @@ pub struct Options {
     pub lease: Duration,
     /// How many events are kept per request; the oldest go first.
     pub events: usize,
+    /// How long a heartbeat counts.
+    pub lives: Duration,
+    /// How long a spawner that is not heard of any more is remembered.
+    pub lately: Duration,
 }
 
 impl Options {
@@ -57,6 +62,8 @@ impl Options {
             capacity: 1024,
             lease: Duration::from_mins(1),
             events: 256,
+            lives: LIVES,
+            lately: LATELY,
         }
     }
 }
@@ -70,7 +77,8 @@ pub struct LocalTransport {
     bell: watch::Sender<u64>,
     feeds: Feeds,
     controls: broadcast::Sender<Control>,
-    heartbeats: Mutex<HashMap<String, (Heartbeat, Instant)>>,
+    /// What each spawner said last, and when.
+    heartbeats: Mutex<BTreeMap<String, (Heartbeat, Instant)>>,
 }
 
 #[derive(Default)]
@@ -246,8 +254,19 @@ impl LocalTransport {
             state: tokio::sync::Mutex::new(state),
             bell: watch::Sender::new(0),
             controls: broadcast::Sender::new(256),
-            heartbeats: Mutex::new(HashMap::new()),
+            heartbeats: Mutex::default(),
         })
+    }
+
+    /// Spawners that were heard of within this time, by name.
+    fn heard_within(&self, time: Duration) -> Vec<Seen> {
+        let now = Instant::now();
+        let beats = lock(&self.heartbeats);
+        let seen = beats.values().map(|(beat, at)| Seen {
+            last: beat.clone(),
+            silent: now.duration_since(*at),
+        });
+        seen.filter(|seen| seen.silent < time).collect()
     }
 
     fn ring(&self) {
@@ -562,22 +581,36 @@ impl Transport for LocalTransport {
         encode(heartbeat, decode::MAX_CONTROL_BYTES)?;
         let mut beats = lock(&self.heartbeats);
         let now = Instant::now();
-        beats.retain(|_, (_, until)| *until > now);
-        let until = now + Duration::from_secs(30);
-        beats.insert(heartbeat.spawner.clone(), (heartbeat.clone(), until));
+        beats.insert(heartbeat.spawner.clone(), (heartbeat.clone(), now));
+        beats.retain(|_, (_, at)| now.duration_since(*at) < self.options.lately);
+        if beats.len() > REMEMBERED
+            && let Some((longest, _)) = beats.iter().min_by_key(|(_, (_, at))| *at)
+        {
+            let longest = longest.clone();
+            beats.remove(&longest);
+        }
         Ok(())
     }
 
     async fn spawners(&self) -> Result<Vec<Heartbeat>, TransportError> {
-        let now = Instant::now();
-        let beats = lock(&self.heartbeats);
-        let mut alive: Vec<Heartbeat> = beats
-            .values()
-            .filter(|(_, until)| *until > now)
-            .map(|(beat, _)| beat.clone())
-            .collect();
-        alive.sort_by(|a, b| a.spawner.cmp(&b.spawner));
-        Ok(alive)
+        let alive = self.heard_within(self.options.lives);
+        Ok(alive.into_iter().map(|seen| seen.last).collect())
+    }
+
+    async fn seen_spawners(&self) -> Result<Vec<Seen>, TransportError> {
+        Ok(self.heard_within(self.options.lately))
+    }
+
+    async fn farewell(&self, spawner: &str) -> Result<(), TransportError> {
+        lock(&self.heartbeats).remove(spawner);
+        Ok(())
+    }
+
+    async fn job_size(&self, request_id: &str) -> Result<Option<Size>, TransportError> {
+        check_request_id(request_id)?;
+        let state = self.state.lock().await;
+        let job = state.jobs.get(request_id);
+        Ok(job.map(|entry| Size::of(&entry.message.limits)))
     }
 }
 

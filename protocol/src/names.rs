@@ -34,6 +34,11 @@ pub fn cancel(request_id: &str) -> String {
     format!("worker:cancel:{request_id}")
 }
 
+/// Sorted set of the spawners that were heard of lately, by when that was, in milliseconds of the server's clock.
+pub const SEEN: &str = "{spawner:seen}";
+/// Hash of what each of those said last.
+pub const SEEN_BEATS: &str = "{spawner:seen}:beats";
+
 /// Key with expiry under which a spawner says that it is alive.
 pub fn heartbeat(spawner: &str) -> String {
     format!("spawner:heartbeat:{spawner}")

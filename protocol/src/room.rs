@@ -86,7 +86,7 @@ pub struct Room {
     pub free: Size,
     /// What is free when nothing runs.
     pub whole: Size,
-    /// What the other spawners that live have when nothing runs.
+    /// What the other spawners have when nothing runs: those that live, and those that may come back.
     pub others: Vec<Size>,
     /// Requests whose worker runs here already, left by a former process of this spawner. What they may use is not free, so their
     /// jobs need no more of it, and come first.

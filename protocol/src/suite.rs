@@ -4,9 +4,9 @@
 //! test of every case here. A case panics when the transport is wrong, as tests do.
 
 use crate::{
-    Agent, Control, EventKind, Failure, Heartbeat, JobDelivery, Limits, Network, Published,
-    Repository, ResultDelivery, ResultStatus, Room, Rooms, Size, Source, SpawnRequest, TaskBrief,
-    Transport, TransportError, VERSION, WorkerEvent, WorkerResult,
+    Agent, Control, EventKind, Failure, JobDelivery, Limits, Network, Published, Repository,
+    ResultDelivery, ResultStatus, Room, Rooms, Size, Source, SpawnRequest, TaskBrief, Transport,
+    TransportError, VERSION, WorkerEvent, WorkerResult,
 };
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -16,8 +16,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 mod rooms;
+mod spawners;
 
 pub use rooms::*;
+pub use spawners::*;
 
 /// How the cases get at a transport.
 #[async_trait]
@@ -30,6 +32,10 @@ pub trait Harness: Send + Sync {
 
     /// The same, with another lease.
     async fn open_for(&self, lease: Duration) -> Arc<dyn Transport>;
+
+    /// The same, with a lease that does not run out in a test: a heartbeat counts for so long, and a spawner is remembered for so
+    /// long.
+    async fn open_remembering(&self, lives: Duration, lately: Duration) -> Arc<dyn Transport>;
 
     /// How long an unrenewed delivery is held; a second at most, so that tests are quick.
     fn lease(&self) -> Duration;
@@ -66,6 +72,10 @@ macro_rules! transport_suite {
             events_are_kept_for_latecomers_and_end_with_the_result
             events_that_nobody_reads_hold_nobody_up
             a_spawner_that_lives_is_listed
+            a_spawner_that_was_heard_of_lately_may_come_back_until_it_says_farewell
+            a_spawner_that_is_silent_for_too_long_is_forgotten
+            of_too_many_spawners_those_are_forgotten_that_were_silent_for_the_longest_time
+            what_a_job_may_use_is_known_while_it_waits
             a_message_that_is_wrong_is_refused
         );
     };
@@ -491,24 +501,6 @@ pub async fn events_that_nobody_reads_hold_nobody_up(harness: &dyn Harness) {
         Some(2000),
         "the newest are kept"
     );
-}
-
-/// See the name.
-pub async fn a_spawner_that_lives_is_listed(harness: &dyn Harness) {
-    let bus = harness.open().await;
-    assert!(bus.spawners().await.unwrap().is_empty());
-    let beat = Heartbeat {
-        version: VERSION,
-        spawner: "here".to_owned(),
-        capacity: 2,
-        running: 1,
-        size: Some(Size::new(2.5, 4096)),
-        used: Some(Size::ZERO),
-        versions: std::collections::BTreeMap::new(),
-        at: Timestamp::now(),
-    };
-    bus.heartbeat(&beat).await.unwrap();
-    assert_eq!(bus.spawners().await.unwrap(), [beat]);
 }
 
 /// See the name.

@@ -1,12 +1,19 @@
 //! How messages travel between the crew and the spawners: durable first, announced second.
 
 use crate::{
-    Control, DecodeError, Heartbeat, Room, Rooms, SpawnRequest, WorkerEvent, WorkerResult,
+    Control, DecodeError, Heartbeat, Room, Rooms, Size, SpawnRequest, WorkerEvent, WorkerResult,
 };
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// How long a heartbeat counts: who was heard of within it lives.
+pub const LIVES: Duration = Duration::from_secs(30);
+/// How long a spawner that is not heard of any more counts as one that may come back, as one does that is started again.
+pub const LATELY: Duration = Duration::from_mins(10);
+/// How many spawners are remembered; those that were silent for the longest time are forgotten first.
+pub(crate) const REMEMBERED: usize = 256;
 
 /// What publishing did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +43,15 @@ pub struct ResultDelivery {
     pub result: WorkerResult,
     /// Names this delivery to the transport.
     pub receipt: String,
+}
+
+/// A spawner that lives, or did lately.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// What it said last.
+    pub last: Heartbeat,
+    /// How long ago that was, by the clock of the transport.
+    pub silent: Duration,
 }
 
 /// Events of one request: those kept so far, then new ones; ends after the result was published.
@@ -176,9 +192,27 @@ pub trait Transport: Send + Sync + 'static {
     /// Orders, as they are given.
     async fn controls(&self) -> Result<ControlStream, TransportError>;
 
-    /// Says that a spawner lives; expires after half a minute.
+    /// Says that a spawner lives; counts for [`LIVES`].
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), TransportError>;
 
     /// Spawners that live.
     async fn spawners(&self) -> Result<Vec<Heartbeat>, TransportError>;
+
+    /// Spawners that live, and those that do not but were heard of within [`LATELY`] and have not said farewell: they may come
+    /// back. By name. A transport that remembers nobody knows of those that live.
+    async fn seen_spawners(&self) -> Result<Vec<Seen>, TransportError> {
+        let alive = self.spawners().await?.into_iter();
+        let silent = Duration::ZERO;
+        Ok(alive.map(|last| Seen { last, silent }).collect())
+    }
+
+    /// A spawner has ended for good: nobody waits for it to come back. Without it, it is forgotten after [`LATELY`].
+    async fn farewell(&self, _spawner: &str) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    /// What a job that was published may use, for as long as it is not over; none of one that is not known.
+    async fn job_size(&self, _request_id: &str) -> Result<Option<Size>, TransportError> {
+        Ok(None)
+    }
 }

@@ -32,6 +32,15 @@ impl Harness for Local {
         Arc::new(LocalTransport::with(options).await.unwrap())
     }
 
+    async fn open_remembering(&self, lives: Duration, lately: Duration) -> Arc<dyn Transport> {
+        let options = Options {
+            lives,
+            lately,
+            ..self.options()
+        };
+        Arc::new(LocalTransport::with(options).await.unwrap())
+    }
+
     fn lease(&self) -> Duration {
         Duration::from_millis(700)
     }

@@ -180,6 +180,7 @@ fn examples_are_written_and_read_as_they_stand() {
         running: 1,
         size: Some(Size::new(8.0, 16_384)),
         used: Some(Size::new(2.0, 2048)),
+        draining: false,
         versions: [("artel".to_owned(), "0.1.0".to_owned())].into(),
         at: "2026-01-02T03:04:11Z".parse().unwrap(),
     };

@@ -1,7 +1,7 @@
 //! How much of this machine workers may use together, and how much of it is free now.
 
 use crate::trouble::{Trouble, kind};
-use protocol::{Heartbeat, Room, Rooms, Size};
+use protocol::{LATELY, Room, Rooms, Seen, Size};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,8 +21,8 @@ pub struct Capacity {
     pub size: Size,
     /// How long a job may be passed over for smaller ones; then place is kept free for it.
     pub patience: Duration,
-    /// How long a job that fits no spawner that lives waits for one that is large enough. Longer than a heartbeat counts, so
-    /// that any spawner that lives was heard of.
+    /// How long a job that fits no spawner, neither one that lives nor one that was heard of lately, waits for one that is large
+    /// enough. Longer than a heartbeat counts, so that any spawner that lives was heard of.
     pub grace: Duration,
 }
 
@@ -83,12 +83,19 @@ fn machine_memory_mb() -> u64 {
     machine.into_iter().chain(ours).min().unwrap_or_default()
 }
 
-/// What the spawners that live have, but for the one of this name. One that does not say has room for anything.
-pub(crate) fn others(alive: &[Heartbeat], name: &str) -> Vec<Size> {
-    let others = alive.iter().filter(|beat| beat.spawner != name);
-    others
-        .map(|beat| beat.size.unwrap_or(Size::UNLIMITED))
-        .collect()
+/// What the spawners have that live or may come back, but for the one of this name and those that take no more jobs. One that
+/// does not say has room for anything.
+pub(crate) fn others(seen: &[Seen], name: &str) -> Vec<Size> {
+    let beats = seen.iter().map(|seen| &seen.last);
+    let others = beats.filter(|beat| beat.spawner != name && !beat.draining);
+    let mut sizes: Vec<Size> = Vec::new();
+    for size in others.map(|beat| beat.size.unwrap_or(Size::UNLIMITED)) {
+        // A spawner that was started again and again is many, and of one size.
+        if !sizes.contains(&size) {
+            sizes.push(size);
+        }
+    }
+    sizes
 }
 
 /// Who can carry a job.
@@ -96,7 +103,7 @@ pub(crate) fn others(alive: &[Heartbeat], name: &str) -> Vec<Size> {
 pub(crate) enum Fit {
     Here,
     Elsewhere,
-    /// Nobody that lives; what the job is told.
+    /// Nobody that lives or may come back; what the job is told.
     Nowhere(Trouble),
 }
 
@@ -105,7 +112,8 @@ pub(crate) fn too_large(needs: Size, here: Size) -> Trouble {
     Trouble::failed(
         kind::TOO_LARGE,
         format!(
-            "The task may use {needs}, and no spawner that lives has so much (this one has {here}); an admin has to raise SPAWNER_CPUS and SPAWNER_MEMORY_MB of one, or to start a larger one, or the project's limits have to be lowered."
+            "The task may use {needs}, and no spawner that lives, or did within the last {} minutes, has so much (this one has {here}); an admin has to raise SPAWNER_CPUS and SPAWNER_MEMORY_MB of one, or to start a larger one, or the project's limits have to be lowered.",
+            LATELY.as_secs() / 60
         ),
     )
 }

@@ -13,8 +13,8 @@ use crate::{Error, Options, disk, keeping, reconcile};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use protocol::{
-    Control, Heartbeat, JobDelivery, ResultStatus, Size, SpawnRequest, TransportError, VERSION,
-    WorkerResult,
+    Control, Heartbeat, JobDelivery, LATELY, ResultStatus, Size, SpawnRequest, TransportError,
+    VERSION, WorkerResult,
 };
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -131,7 +131,7 @@ impl Spawner {
             let shared = Arc::clone(&shared);
             async move { shared.obey(controls).await }
         }));
-        tokio::spawn(over.clone().run_until_cancelled_owned({
+        let beating = tokio::spawn(over.clone().run_until_cancelled_owned({
             let shared = Arc::clone(&shared);
             async move { shared.beat().await }
         }));
@@ -226,6 +226,12 @@ impl Spawner {
         if let Err(error) = disk::blocking(move || disk::sweep(&home)).await {
             tracing::warn!(%error, "disks stay mounted; the next spawner unmounts them");
         }
+        over.cancel();
+        // A last heartbeat may not come after the farewell.
+        let _ = beating.await;
+        if shared.drain.is_cancelled() {
+            shared.say_farewell().await;
+        }
         Ok(())
     }
 }
@@ -256,8 +262,13 @@ impl Shared {
     /// Says every few seconds that we live.
     async fn beat(&self) {
         let mut tick = tokio::time::interval(Duration::from_secs(10));
+        let mut drains = false;
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                // Said at once, and once: nothing large may go on waiting for us.
+                () = self.drain.cancelled(), if !drains => drains = true,
+            }
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let beat = Heartbeat {
                 version: VERSION,
@@ -266,6 +277,7 @@ impl Shared {
                 running: count(lock(&self.running).len()),
                 size: Some(self.options.capacity.size),
                 used: Some(self.load.used()),
+                draining: self.drain.is_cancelled(),
                 versions: [
                     ("artel".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
                     ("sandbox".to_owned(), self.options.runtime.describe()),
@@ -279,15 +291,27 @@ impl Shared {
         }
     }
 
+    /// We were drained, and do not come back. Who is only stopped may be started again, and says nothing.
+    async fn say_farewell(&self) {
+        let transport = &self.options.transport;
+        let said = tokio::time::timeout(FAREWELL, transport.farewell(&self.options.name)).await;
+        if !matches!(said, Ok(Ok(()))) {
+            let minutes = LATELY.as_secs() / 60;
+            tracing::warn!(
+                "no farewell was said; large jobs may wait for this spawner for {minutes} minutes"
+            );
+        }
+    }
+
     /// From when a job may have waited for long enough on: keeps in mind what other spawners have, so that a job that fits none
     /// is found out.
     async fn look_around(&self) {
         let capacity = &self.options.capacity;
         tokio::time::sleep(capacity.grace).await;
         loop {
-            match self.options.transport.spawners().await {
-                Ok(alive) => {
-                    let others = capacity::others(&alive, &self.options.name);
+            match self.options.transport.seen_spawners().await {
+                Ok(seen) => {
+                    let others = capacity::others(&seen, &self.options.name);
                     self.load.may_refuse(others, capacity.grace);
                 }
                 Err(error) => tracing::warn!(%error, "other spawners are not known"),
@@ -302,8 +326,8 @@ impl Shared {
         if needs.fits(here) {
             return Ok(Fit::Here);
         }
-        let alive = self.options.transport.spawners().await?;
-        let others = capacity::others(&alive, &self.options.name);
+        let seen = self.options.transport.seen_spawners().await?;
+        let others = capacity::others(&seen, &self.options.name);
         if others.iter().any(|other| needs.fits(*other)) {
             self.load.may_refuse(others, self.options.capacity.grace);
             return Ok(Fit::Elsewhere);

@@ -12,15 +12,17 @@ mod address;
 mod hub;
 mod link;
 mod queue;
+mod seen;
 
 use crate::request::check_request_id;
 use crate::room;
 use crate::transport::{
-    ControlStream, EventStream, JobDelivery, Published, ResultDelivery, Transport, TransportError,
+    ControlStream, EventStream, JobDelivery, LATELY, LIVES, Published, ResultDelivery, Seen,
+    Transport, TransportError,
 };
 use crate::{
-    Control, ControlMessage, Heartbeat, Rooms, SpawnRequest, WorkerEvent, WorkerResult, chain,
-    decode, encode, names,
+    Control, ControlMessage, Heartbeat, Rooms, Size, SpawnRequest, WorkerEvent, WorkerResult,
+    chain, decode, encode, names,
 };
 use address::Address;
 use async_trait::async_trait;
@@ -41,10 +43,6 @@ const POLL: Duration = Duration::from_secs(1);
 const DEAD_LETTERS: usize = 10_000;
 /// How many events a follower reads at a time.
 const PAGE: usize = 128;
-/// The set of the names of spawners that have ever sent a heartbeat; who does not live is struck off when it is read.
-const SPAWNERS: &str = "spawner:heartbeats";
-/// How long a heartbeat counts, in seconds.
-const HEARTBEAT_S: u64 = 30;
 
 /// An entry of a stream: its place, its fields.
 type Entry = (String, Vec<(String, Vec<u8>)>);
@@ -70,6 +68,10 @@ pub struct Options {
     pub lease: Duration,
     /// How many events are kept per request; the oldest go first.
     pub events: usize,
+    /// How long a heartbeat counts.
+    pub lives: Duration,
+    /// How long a spawner that is not heard of any more is remembered.
+    pub lately: Duration,
     /// How long a command is tried again while Redis cannot be reached.
     pub patience: Duration,
     /// The name under which what this process takes is held; no other process may ever have it. Whoever finds that the process
@@ -85,6 +87,8 @@ impl Options {
             capacity: 1024,
             lease: Duration::from_mins(1),
             events: 256,
+            lives: LIVES,
+            lately: LATELY,
             patience: Duration::from_secs(15),
             holder: None,
         }
@@ -304,7 +308,15 @@ impl Transport for RedisTransport {
         if shared.exists(&shared.results.known(id)).await? {
             return Ok(Published::Known);
         }
-        let published = shared.jobs.publish(&shared.link, id, &text, "").await?;
+        let published = shared
+            .jobs
+            .publish(
+                &shared.link,
+                id,
+                &text,
+                &seen::noted(Size::of(&request.limits)),
+            )
+            .await?;
         if published == Published::New {
             shared.say(names::SPAWN, id).await?;
         }
@@ -564,36 +576,32 @@ impl Transport for RedisTransport {
 
     async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), TransportError> {
         let text = encode(heartbeat, decode::MAX_CONTROL_BYTES)?;
-        let key = names::heartbeat(&heartbeat.spawner);
-        let link = &self.shared.link;
-        link.ask::<()>(
-            redis::cmd("SET")
-                .arg(key)
-                .arg(text)
-                .arg("EX")
-                .arg(HEARTBEAT_S),
+        let Options { lives, lately, .. } = self.shared.options;
+        seen::beat(
+            &self.shared.link,
+            &heartbeat.spawner,
+            &text,
+            (lives, lately),
         )
-        .await?;
-        link.ask(redis::cmd("SADD").arg(SPAWNERS).arg(&heartbeat.spawner))
-            .await
+        .await
     }
 
     async fn spawners(&self) -> Result<Vec<Heartbeat>, TransportError> {
-        let shared = &self.shared;
-        let names: Vec<String> = shared
-            .link
-            .ask(redis::cmd("SMEMBERS").arg(SPAWNERS))
-            .await?;
-        let mut alive = Vec::new();
-        for name in names {
-            if let Some(text) = shared.get(&names::heartbeat(&name)).await? {
-                alive.push(decode::heartbeat(&text)?);
-            } else {
-                let command = redis::cmd("SREM").arg(SPAWNERS).arg(&name).clone();
-                shared.link.ask::<()>(&command).await?;
-            }
-        }
-        alive.sort_by(|a: &Heartbeat, b| a.spawner.cmp(&b.spawner));
-        Ok(alive)
+        seen::alive(&self.shared.link).await
+    }
+
+    async fn seen_spawners(&self) -> Result<Vec<Seen>, TransportError> {
+        seen::lately(&self.shared.link, self.shared.options.lately).await
+    }
+
+    async fn farewell(&self, spawner: &str) -> Result<(), TransportError> {
+        seen::farewell(&self.shared.link, spawner).await
+    }
+
+    async fn job_size(&self, request_id: &str) -> Result<Option<Size>, TransportError> {
+        check_request_id(request_id)?;
+        let known = self.shared.jobs.known(request_id);
+        let noted = self.shared.get(&known).await?;
+        Ok(noted.and_then(|noted| seen::read_note(&noted)))
     }
 }

@@ -4,9 +4,7 @@ use crate::stage::{
     Models, SOON, assert_succeeded, kind, options, repository, runtime, until, wait_result,
 };
 use futures::StreamExt as _;
-use protocol::{
-    EventKind, Heartbeat, LocalTransport, Size, Source, SpawnRequest, Transport, VERSION, suite,
-};
+use protocol::{EventKind, LocalTransport, Size, Source, SpawnRequest, Transport, local, suite};
 use spawner::{Capacity, Keep, Options, Spawner};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,14 +24,17 @@ struct Fleet {
 
 impl Fleet {
     async fn new() -> Self {
+        Self::tuned(|_| {}).await
+    }
+
+    /// With a bus that is tuned.
+    async fn tuned(tune: impl FnOnce(&mut local::Options)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let base = repository(folder.path());
+        let mut options = local::Options::new(folder.path().join("bus"));
+        tune(&mut options);
         Self {
-            bus: Arc::new(
-                LocalTransport::open(folder.path().join("bus"))
-                    .await
-                    .unwrap(),
-            ),
+            bus: Arc::new(LocalTransport::with(options).await.unwrap()),
             base,
             shutdown: CancellationToken::new(),
             running: Vec::new(),
@@ -164,16 +165,7 @@ async fn two_spawners_each_take_what_they_can_carry() {
 #[tokio::test]
 async fn a_task_that_fits_no_spawner_is_refused_and_one_that_fits_another_one_waits_for_it() {
     let mut fleet = Fleet::new().await;
-    let beat = Heartbeat {
-        version: VERSION,
-        spawner: "another".to_owned(),
-        capacity: 1,
-        running: 1,
-        size: Some(Size::new(16.0, 8000)),
-        used: Some(Size::new(16.0, 8000)),
-        versions: [].into(),
-        at: jiff::Timestamp::now(),
-    };
+    let beat = suite::beat("another", Size::new(16.0, 8000));
     fleet.bus.heartbeat(&beat).await.unwrap();
     let here = Size::new(2.0, 2000);
     // Full as well: a task that cannot be carried does not wait for place.
@@ -205,6 +197,76 @@ async fn a_task_that_fits_no_spawner_is_refused_and_one_that_fits_another_one_wa
     assert_eq!((told.capacity, told.size), (1, Some(here)));
     fleet.go("here", &busy).await;
     fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_task_waits_for_the_only_spawner_that_is_large_enough_until_that_has_left_for_good() {
+    // A heartbeat counts for a moment only: whoever is gone is missed at once.
+    let mut fleet = Fleet::tuned(|o| o.lives = Duration::from_millis(50)).await;
+    let huge = Size::new(16.0, 8000);
+    fleet
+        .bus
+        .heartbeat(&suite::beat("huge", huge))
+        .await
+        .unwrap();
+    until(async || fleet.bus.spawners().await.unwrap().is_empty().then_some(())).await;
+    fleet
+        .add("here", |o| {
+            o.capacity = Capacity {
+                grace: Duration::from_millis(50),
+                ..Capacity::of(Size::new(2.0, 2000))
+            };
+        })
+        .await;
+    let waits = fleet.task("p", "waits", Size::new(16.0, 500));
+    let never = fleet.task("p", "never", Size::new(0.5, 9000));
+    fleet.submit(&waits).await;
+    fleet.submit(&never).await;
+    // That one fits nobody who may come back, and came later.
+    let result = wait_result(&fleet.bus, "never").await;
+    assert_eq!(kind(&result), spawner::kind::TOO_LARGE);
+    assert_eq!(fleet.bus.result("waits").await.unwrap(), None);
+    fleet.bus.farewell("huge").await.unwrap();
+    let result = wait_result(&fleet.bus, "waits").await;
+    assert_eq!(kind(&result), spawner::kind::TOO_LARGE);
+    let message = &result.failure.as_ref().unwrap().message;
+    assert!(message.contains("16 cores"), "{message}");
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_spawner_that_is_drained_is_not_waited_for_and_one_that_is_stopped_may_come_back() {
+    let mut fleet = Fleet::new().await;
+    for name in ["drained", "stopped"] {
+        fleet.add(name, |_| {}).await;
+    }
+    let names = async || -> Vec<(String, bool)> {
+        let seen = fleet.bus.seen_spawners().await.unwrap().into_iter();
+        seen.map(|seen| (seen.last.spawner, seen.last.draining))
+            .collect()
+    };
+    let (drained, stopped) = ("drained".to_owned(), "stopped".to_owned());
+    until(async || (names().await.len() == 2).then_some(())).await;
+    let task = fleet.task("p", "task", Size::new(1.0, 500));
+    fleet.submit(&task).await;
+    let at = until(async || {
+        let mut places = ["drained", "stopped"].into_iter();
+        places.find(|name| fleet.workspace(name, &task).join("here").exists())
+    })
+    .await;
+    // Whoever works says so while the task goes on, and farewell when it is done.
+    fleet.bus.drain(Some(at)).await.unwrap();
+    until(async || names().await.contains(&(at.to_owned(), true)).then_some(())).await;
+    fleet.go(at, &task).await;
+    let left = until(async || names().await.try_into().ok()).await;
+    let [(left, drains)]: [(String, bool); 1] = left;
+    assert!(!drains);
+    assert_eq!(left, if at == drained { stopped } else { drained });
+    let bus = Arc::clone(&fleet.bus);
+    fleet.stop().await;
+    let seen = bus.seen_spawners().await.unwrap();
+    assert_eq!(seen.len(), 1, "who is stopped may be started again");
+    assert_eq!(seen[0].last.spawner, left);
 }
 
 #[tokio::test]

@@ -181,7 +181,7 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
             setting(
                 "SPAWNER_DISK",
                 "auto",
-                "How a workspace is kept from growing beyond its job's limit: `loop` (each is a disk of its own: an image of that size, on a loop device; needs root), `polled` (its size is looked at), or `auto`: `loop` for workers in Docker where it can be had and none are kept ready (SPAWNER_WARM), else `polled`.",
+                "How a workspace is kept from growing beyond its job's limit: `loop` (each is a disk of its own: an image of that size, on a loop device; needs root), `polled` (its size is looked at), or `auto`: `loop` for workers in Docker where it can be had, else `polled`.",
             ),
             setting(
                 "SPAWNER_RUNTIME",

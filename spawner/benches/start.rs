@@ -3,7 +3,8 @@
 //! `docker run` of the same image, one after the other in the same run. What is compared is the median.
 //!
 //! All are read from the clock of this machine: before the job is published or `docker` is called, and by the first command
-//! inside. The worker's way has in it the bus (durable), broker, container with all its limits, launcher and agent.
+//! inside. The worker's way has in it the bus (durable), broker, container with all its limits, launcher and agent. Workspaces are as
+//! they are by default: for root with loop devices, disks of their own.
 //!
 //! `ARTEL_TEST_DOCKER_HOST` and `ARTEL_TEST_IMAGE` name an engine and an image (`scripts/with-docker` starts one).
 //! `ARTEL_BENCH_JSON` names a file for the figures; `ARTEL_BENCH_ROUNDS` says how often each is started.
@@ -15,6 +16,7 @@ mod stage;
 
 use protocol::{EventKind, suite};
 use serde_json::{Value, json};
+use spawner::Disk;
 use spawner::runtime::{Containers, DockerOptions, Warm};
 use stage::{Cleanup, Stage, containers, until, variable, worker_image};
 use std::path::Path;
@@ -33,17 +35,21 @@ const LIMIT: f64 = 1.3;
 /// What it may be in a container that waited, in milliseconds.
 const WARM_LIMIT_MS: f64 = 100.0;
 /// The first instruction, which says when it is, and then where.
-const FIRST: &str = "date +%s%N > .git/began; cat /etc/hostname > .git/which";
+const FIRST: &str = "echo began $(date +%s%N) $(cat /etc/hostname)";
 
 fn now_ms() -> Result<f64, Failed> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() * 1000.0)
 }
 
-/// The time that the first instruction wrote down, in milliseconds.
+/// What the first instruction said: when it was, in milliseconds, and where.
 #[allow(clippy::cast_precision_loss)] // a double has microseconds here
-fn began_ms(file: &Path) -> Result<f64, Failed> {
-    let nanoseconds: u64 = std::fs::read_to_string(file)?.trim().parse()?;
-    Ok(nanoseconds as f64 / 1e6)
+fn began(said: &str) -> Result<(f64, &str), Failed> {
+    let line = said.lines().find_map(|line| line.strip_prefix("began "));
+    let (when, which) = line
+        .and_then(|line| line.trim().split_once(' '))
+        .ok_or_else(|| format!("the first instruction said nothing: {said}"))?;
+    let nanoseconds: u64 = when.parse()?;
+    Ok((nanoseconds as f64 / 1e6, which))
 }
 
 /// How long a worker took to begin, in milliseconds.
@@ -101,7 +107,8 @@ impl Ready {
         });
         let containers = Arc::new(containers.await?);
         let cleanup = Cleanup(Some(containers.label().to_owned()));
-        let stage = Stage::with(folder, containers.clone(), cleanup, []).await;
+        let tune = |options: &mut spawner::Options| options.disk = Disk::default();
+        let stage = Stage::tuned(folder, containers.clone(), cleanup, [], tune).await;
         Ok(Self { stage, containers })
     }
 
@@ -126,11 +133,12 @@ impl Ready {
         request.limits.pids += u64::from(!warm);
         let published = now_ms()?;
         stage.submit(&request).await;
-        stage.result(id).await;
-        let git = stage.workspace().with_file_name(id).join(".git");
-        let began = began_ms(&git.join("began"))?;
-        let waited = waits.starts_with(std::fs::read_to_string(git.join("which"))?.trim());
-        if waited != warm {
+        let result = stage.result(id).await;
+        // It made no commit, so what it said is evidence.
+        let said = result.failure.map(|failure| failure.evidence);
+        let said = said.unwrap_or_default();
+        let (began, which) = began(&said)?;
+        if waits.starts_with(which) != warm {
             return Err(format!("job {id} ran in the wrong container").into());
         }
         let events = stage.events(id).await;
@@ -154,7 +162,6 @@ fn milliseconds(at: jiff::Timestamp) -> f64 {
 
 /// A container with nothing but a folder, and how long it took to begin.
 fn bare(folder: &Path, image: &str) -> Result<f64, Failed> {
-    std::fs::create_dir_all(folder.join(".git"))?;
     let mount = format!("{}:/workspace", folder.display());
     let begun = now_ms()?;
     let output = Command::new("docker")
@@ -166,7 +173,8 @@ fn bare(folder: &Path, image: &str) -> Result<f64, Failed> {
     if !output.status.success() {
         return Err(format!("docker run: {output:?}").into());
     }
-    Ok(began_ms(&folder.join(".git/began"))? - begun)
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(began(&said)?.0 - begun)
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -207,6 +215,15 @@ async fn main() -> Result<(), Failed> {
             theirs.push(bare);
             warm.add(in_waiting);
         }
+    }
+    let image = ready
+        .stage
+        .home()
+        .join("workspaces/p/job-1/warm1~/disk.img");
+    if image.exists() {
+        println!("workspaces are disks of their own");
+    } else {
+        println!("workspaces are folders: no disks of their own can be made here");
     }
     let folder = ready.stage.shut_down().await;
     drop(folder);

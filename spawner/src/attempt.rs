@@ -158,6 +158,7 @@ impl Attempt<'_> {
             cleared.map_err(|error| process::failed(&error))
         };
         self.unless_stopped(clear).await?;
+        self.unless_stopped(self.lent()).await?;
         self.unless_stopped(self.mounted()).await?;
         self.events.phase("cloning");
         let reach = self.reach();
@@ -188,6 +189,26 @@ impl Attempt<'_> {
         let start = process::start(runtime, self.places, &self.request, &broker, fresh);
         let worker = self.unless_stopped(start).await?;
         Ok((broker, Some(worker)))
+    }
+
+    /// A disk for the workspace, if it is to be one of its own and is not made yet: that of a container that waits, in which the
+    /// worker can begin then, if there is one.
+    async fn lent(&self) -> Result<(), Trouble> {
+        let is_new = self.places.disk.as_ref().is_some_and(|disk| !disk.exists());
+        if !is_new || self.request.docker {
+            return Ok(());
+        }
+        let who = Identity::of(&self.request);
+        let limits = self.places.limits(&self.request.limits);
+        let runtime = &self.options.runtime;
+        if let Err(error) = runtime.lend_disk(&who, &limits, &self.places.state).await {
+            let error = chain(&error);
+            tracing::warn!(
+                error,
+                "the disk of a container that waits could not be had; another one is made"
+            );
+        }
+        Ok(())
     }
 
     /// The disk of the workspace, made and mounted, if it is to be one of its own.

@@ -4,8 +4,12 @@
 //! {task}~/disk.img         the disk; kept for the next attempt, and removed with the workspace
 //! {task}~/disk/            where it is mounted
 //! {task}~/disk/workspace/  what the worker sees as /workspace
+//! {task}~/disk/waits/      the same of a container that waits, until the workspace is cloned; see `runtime::containers`
 //! {task}~/broken.img       a disk that could not be used any more, for a person to look at (`mount -o loop,ro`)
 //! ```
+//!
+//! A container that waits for its job has a disk as well, laid out in the same way in a folder of the pool. It becomes the
+//! workspace's when a job takes the container.
 //!
 //! Whoever mounts or unmounts has the lock of the workspace; a mount whose lock is free was left by a spawner that died, and
 //! [`sweep`] undoes it. A container keeps what it has mounted, whatever is unmounted here; the next mount is of the same loop
@@ -184,6 +188,11 @@ impl Image {
         self.folder().join("workspace")
     }
 
+    /// What a container sees as its workspace that waits for the task of this one. Not yet what anybody takes for a workspace.
+    pub(crate) fn waiting(&self) -> PathBuf {
+        self.folder().join("waits")
+    }
+
     fn file(&self) -> PathBuf {
         self.state.join("disk.img")
     }
@@ -222,6 +231,20 @@ impl Image {
     pub(crate) fn unmount(&self) -> Result<(), Error> {
         let _alone = self.alone()?;
         self.detach()
+    }
+
+    /// Makes the disk of another place this one's, which is mounted nowhere here then; what a container has mounted of it stays.
+    /// Returns whether it did: one that is here already is not replaced. After an error the other place may have it still, unmounted.
+    pub(crate) fn take_over(&self, other: &Self) -> Result<bool, Error> {
+        std::fs::create_dir_all(&self.state).map_err(at(&self.state))?;
+        let _alone = self.alone()?;
+        if self.exists() {
+            return Ok(false);
+        }
+        let _other = other.alone()?;
+        other.detach()?;
+        std::fs::rename(other.file(), self.file()).map_err(at(&self.state))?;
+        Ok(true)
     }
 
     /// Puts the disk aside, for a person to look at, and mounts an empty one.
@@ -370,7 +393,7 @@ fn is_state(folder: &Path) -> bool {
         .is_some_and(|name| name.as_encoded_bytes().ends_with(b"~"))
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Folder { path, source }
 }
@@ -514,6 +537,23 @@ mod tests {
         image.unmount().unwrap();
         let path = image.file();
         assert_eq!(attached(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn a_disk_becomes_anothers_with_what_is_on_it_unless_that_has_one() {
+        let home = home();
+        let [waits, task] = ["pool/a", "one~"].map(|name| Image::of(&home.path().join(name)));
+        waits.mount(8).unwrap();
+        std::fs::create_dir(waits.waiting()).unwrap();
+        assert!(task.take_over(&waits).unwrap());
+        assert!(!waits.is_mounted() && !waits.exists());
+        task.mount(8).unwrap();
+        assert!(task.waiting().exists());
+        waits.mount(8).unwrap();
+        assert!(!task.take_over(&waits).unwrap());
+        assert!(waits.is_mounted() && waits.exists());
+        unmount_all(home.path()).unwrap();
+        assert_eq!(attached(&task.file()).unwrap(), None);
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Spawner {
         let taking = over.child_token();
         let warm = tokio::spawn({
             let (shared, stop) = (Arc::clone(&shared), taking.clone());
-            async move { shared.options.runtime.keep_warm(&stop).await }
+            async move { shared.options.runtime.keep_warm(disks, &stop).await }
         });
         tokio::spawn(over.clone().run_until_cancelled_owned({
             let home = shared.options.home.clone();

@@ -343,12 +343,6 @@ impl Runtime for Containers {
     }
 
     async fn sees_mounts(&self) -> Result<(), String> {
-        if self.pool.warm.count > 0 {
-            return Err(
-                "containers are kept ready (SPAWNER_WARM), which see other folders before a job is known"
-                    .to_owned(),
-            );
-        }
         self.engine.shares_mounts().await
     }
 
@@ -440,8 +434,17 @@ impl Runtime for Containers {
         Ok(ended.await?)
     }
 
-    async fn keep_warm(&self, stop: &CancellationToken) {
-        self.keep_pool(stop).await;
+    async fn keep_warm(&self, disks: bool, stop: &CancellationToken) {
+        self.keep_pool(disks, stop).await;
+    }
+
+    async fn lend_disk(
+        &self,
+        who: &Identity,
+        limits: &Limits,
+        state: &Path,
+    ) -> Result<bool, Error> {
+        self.lend(who, limits, state).await
     }
 
     async fn kill(&self, id: &str) -> Result<(), Error> {

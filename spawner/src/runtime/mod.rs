@@ -288,8 +288,21 @@ pub trait Runtime: Send + Sync + 'static {
         Ok(0)
     }
 
-    /// Keeps ready what the next worker needs, until `stop`; then ends and removes it, and returns.
-    async fn keep_warm(&self, _stop: &CancellationToken) {}
+    /// Keeps ready what the next worker needs, until `stop`; then ends and removes it, and returns. `disks` says whether
+    /// workspaces are disks of their own.
+    async fn keep_warm(&self, _disks: bool, _stop: &CancellationToken) {}
+
+    /// Keeps something that is ready for this request, whose task has no disk yet, and makes the disk of that the task's, in the
+    /// folder of its notes (`state`). Returns whether there was something of these limits. [`Runtime::start`] uses it for the
+    /// request, [`Runtime::discard`] throws it away.
+    async fn lend_disk(
+        &self,
+        _who: &Identity,
+        _limits: &Limits,
+        _state: &std::path::Path,
+    ) -> Result<bool, Error> {
+        Ok(false)
+    }
 
     /// Kills one of [`Runtime::left_over`], leaving its evidence.
     async fn kill(&self, _id: &str) -> Result<(), Error> {

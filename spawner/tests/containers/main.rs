@@ -22,6 +22,7 @@ mod stage;
 mod strays;
 mod sysbox;
 mod warm;
+mod warm_disks;
 #[path = "../spawner/working.rs"]
 mod working;
 

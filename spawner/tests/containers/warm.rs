@@ -3,18 +3,29 @@
 use crate::stage::{
     Another, Cleanup, Models, SOON, Stage, assert_succeeded, containers, docker, git, options,
     phases, repository, script, spawner_name, transport, until, variable, wait_result,
-    worker_image,
+    worker_image, workspace,
 };
-use protocol::{SpawnRequest, suite};
-use spawner::Spawner;
+use protocol::{Limits, SpawnRequest, suite};
 use spawner::runtime::{Containers, DockerOptions, Warm};
+use spawner::{Disk, Spawner};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 const HOME: &str = "ARTEL_TEST_WARM_HOME";
+/// The disk of every job here, in MiB, when workspaces are disks of their own.
+pub const DISK_MB: u64 = 32;
 /// Which container it is, in the result.
 const WHICH: &str = "cat /etc/hostname > which; git add which; git commit -qm Which";
+
+/// What every job here may use.
+fn limits() -> Limits {
+    Limits {
+        disk_mb: DISK_MB,
+        ..suite::request("r").limits
+    }
+}
 
 async fn connect(home: &Path, image: &str, count: usize) -> (Arc<Containers>, Cleanup) {
     std::fs::create_dir_all(home).unwrap();
@@ -26,7 +37,7 @@ async fn connect(home: &Path, image: &str, count: usize) -> (Arc<Containers>, Cl
         home: home.to_owned(),
         warm: Warm {
             count,
-            limits: (&suite::request("r").limits).into(),
+            limits: (&limits()).into(),
         },
     })
     .await
@@ -36,25 +47,26 @@ async fn connect(home: &Path, image: &str, count: usize) -> (Arc<Containers>, Cl
 }
 
 /// A stage with one container that waits.
-struct Ready {
-    stage: Stage,
-    containers: Arc<Containers>,
+pub struct Ready {
+    pub stage: Stage,
+    pub containers: Arc<Containers>,
 }
 
 impl Ready {
     async fn new() -> Self {
-        Self::with_image(&worker_image()).await
+        Self::with(Disk::Polled, &worker_image()).await
     }
 
-    async fn with_image(image: &str) -> Self {
+    pub async fn with(disk: Disk, image: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (containers, cleanup) = connect(&folder.path().join("home"), image, 1).await;
-        let stage = Stage::with(folder, containers.clone(), cleanup, []).await;
+        let tune = |options: &mut spawner::Options| options.disk = disk;
+        let stage = Stage::tuned(folder, containers.clone(), cleanup, [], tune).await;
         Self { stage, containers }
     }
 
     /// The container that waits, as soon as one does that is not among these.
-    async fn waiting(&self, but: &[&str]) -> String {
+    pub async fn waiting(&self, but: &[&str]) -> String {
         until(async || {
             let all = waiting(self.containers.label());
             let new = all.into_iter().find(|id| !but.contains(&id.as_str()))?;
@@ -64,14 +76,18 @@ impl Ready {
     }
 
     /// Runs a script as a task of its own, which tells in the file `which` where it ran.
-    async fn run(&self, task: &str, script: &str) -> SpawnRequest {
+    pub async fn run(&self, task: &str, script: &str) -> SpawnRequest {
         let request = self.request(task, script);
         assert_succeeded(&self.stage.run(&request).await);
         request
     }
 
-    fn request(&self, task: &str, script: &str) -> SpawnRequest {
+    pub fn request(&self, task: &str, script: &str) -> SpawnRequest {
         let mut request = self.stage.script(task, 1, &format!("{script}\n{WHICH}"));
+        request.limits = Limits {
+            wall_s: request.limits.wall_s,
+            ..limits()
+        };
         request.task_id = task.into();
         request.repository.branch = format!("task/{task}");
         request
@@ -86,13 +102,13 @@ impl Ready {
     }
 
     /// Whether a task ran in this container.
-    fn ran_in(&self, task: &str, container: &str) -> bool {
+    pub fn ran_in(&self, task: &str, container: &str) -> bool {
         container.starts_with(self.show(task, "which").trim())
     }
 }
 
 /// Ids of the containers that were made to wait, and of those that have waited.
-fn waiting(label: &str) -> Vec<String> {
+pub fn waiting(label: &str) -> Vec<String> {
     let filter = format!("label=artel.home={label}");
     let part = "label=artel.part=pool";
     let all = docker(&[
@@ -107,13 +123,17 @@ fn waiting(label: &str) -> Vec<String> {
     all.split_whitespace().map(str::to_owned).collect()
 }
 
-fn slots(home: &Path) -> usize {
+pub fn slots(home: &Path) -> usize {
     std::fs::read_dir(home.join("pool")).map_or(0, Iterator::count)
 }
 
 #[tokio::test]
 async fn a_job_takes_the_container_that_waits_and_finds_what_it_would_find_in_any_other() {
-    let ready = Ready::new().await;
+    finds_what_it_would_find_in_any_other(Ready::new().await).await;
+}
+
+/// In the container that waits, and in the one that the next job gets.
+pub async fn finds_what_it_would_find_in_any_other(ready: Ready) {
     let first = ready.waiting(&[]).await;
     // Names of the environment, what is mounted where, who it is, the first process, and what there is of the broker.
     let look = "{ env | cut -d= -f1 | sort; cut -d' ' -f5,6 /proc/self/mountinfo | sort; id -u; id -g; pwd; ls -A; ls -ld . | tr -s ' ' | cut -d' ' -f1,3,4
@@ -183,7 +203,7 @@ async fn nothing_of_one_job_is_to_be_seen_in_the_next() {
 async fn a_job_of_a_later_image_gets_a_container_of_its_own_and_so_does_the_pool() {
     let name = format!("artel-test-moved:{}", std::process::id());
     docker(&["tag", &worker_image(), &name]);
-    let ready = Ready::with_image(&name).await;
+    let ready = Ready::with(Disk::Polled, &name).await;
     let first = ready.waiting(&[]).await;
     let made = docker(&["create", &worker_image(), "true"]);
     docker(&["commit", "--change", "ENV MOVED=yes", made.trim(), &name]);
@@ -265,12 +285,11 @@ async fn the_program_that_dies() {
 }
 
 /// A home in which a spawner was killed, and what the next one has, which keeps no container ready.
-struct Killed {
-    home: PathBuf,
+pub struct Killed {
+    pub home: PathBuf,
     bare: PathBuf,
-    workspace: PathBuf,
     request: SpawnRequest,
-    label: String,
+    pub label: String,
     next: Arc<Containers>,
     // In this order: containers, then what they have mounted.
     _cleanup: Cleanup,
@@ -280,6 +299,11 @@ struct Killed {
 impl Killed {
     /// While a container waited, and, `at_work`, another one worked, until there is a file `go`.
     async fn new(at_work: bool) -> Self {
+        Self::on("polled", at_work).await
+    }
+
+    /// The same, with workspaces as `ARTEL_TEST_DISK` says.
+    pub async fn on(disk: &str, at_work: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let base = repository(folder.path());
         let home = folder.path().join("home");
@@ -288,23 +312,30 @@ impl Killed {
         let work = format!(
             "echo run >> .git/runs; touch here; while [ ! -e go ]; do sleep 0.05; done; rm here go; {WHICH}"
         );
-        let request = script(folder.path(), &base, "r1", 1, &work);
-        let workspace = home.join("workspaces/p/job-1/one");
-        let mut signs = vec![home.join("ready")];
+        let mut request = script(folder.path(), &base, "r1", 1, &work);
+        request.limits = Limits {
+            wall_s: request.limits.wall_s,
+            ..limits()
+        };
         if at_work {
             let request = serde_json::to_vec(&request).unwrap();
             std::fs::write(home.join("request"), request).unwrap();
-            signs.push(workspace.join("here"));
         }
-        let mut program = Another::start("warm::the_program_that_dies", [(HOME, home.as_os_str())]);
-        for sign in signs {
-            until(async || sign.exists().then_some(())).await;
+        let env = [
+            (HOME, home.as_os_str()),
+            ("ARTEL_TEST_DISK", OsStr::new(disk)),
+        ];
+        let mut program = Another::start("warm::the_program_that_dies", env);
+        let sign = home.join("ready");
+        until(async || sign.exists().then_some(())).await;
+        let works = async || workspace(&home).join("here").exists().then_some(());
+        if at_work {
+            until(works).await;
         }
         program.kill();
         Self {
             home,
             bare,
-            workspace,
             request,
             label: cleanup.0.clone().unwrap(),
             next,
@@ -313,8 +344,27 @@ impl Killed {
         }
     }
 
+    pub fn workspace(&self) -> PathBuf {
+        workspace(&self.home)
+    }
+
+    /// Finds the one container there is when it has begun to work, and is not this one.
+    pub fn another(&self, waited: &str) -> Option<String> {
+        let all = containers(&self.label);
+        let at_work = all.len() == 1 && all[0] != waited;
+        let here = self.workspace().join("here").exists();
+        (at_work && here).then(|| all[0].clone())
+    }
+
+    /// Finds the one container there is, which has waited when its spawner was killed.
+    pub fn only(&self, before: &[String]) -> Option<String> {
+        let all = containers(&self.label);
+        let one = all.len() == 1 && before.contains(&all[0]);
+        one.then(|| all[0].clone())
+    }
+
     /// The next spawner brings the job to its end and leaves nothing. `worker` finds the container that works on it.
-    async fn goes_on(&self, worker: impl AsyncFn() -> Option<String>) {
+    pub async fn goes_on(&self, worker: impl AsyncFn() -> Option<String>) {
         let bus = transport(&self.home).await;
         let first = bus.next_job(std::time::Duration::ZERO).await.unwrap();
         match first {
@@ -326,12 +376,13 @@ impl Killed {
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(Spawner::new(options).unwrap().run(shutdown.clone()));
         let worker = until(worker).await;
-        std::fs::write(self.workspace.join("go"), "").unwrap();
+        // A disk is unmounted here for a moment, until the worker is adopted.
+        let runs = async || std::fs::read_to_string(self.workspace().join(".git/runs")).ok();
+        assert_eq!(until(runs).await, "run\n", "it works for the first time");
+        until(async || std::fs::write(self.workspace().join("go"), "").ok()).await;
         assert_succeeded(&wait_result(&bus, "r1").await);
         let which = git(&self.bare, &["show", "task/one:which"]);
         assert!(worker.starts_with(which.trim()), "it is the same one");
-        let runs = std::fs::read_to_string(self.workspace.join(".git/runs")).unwrap();
-        assert_eq!(runs, "run\n", "it worked once");
         until(async || containers(&self.label).is_empty().then_some(())).await;
         until(async || (slots(&self.home) == 0).then_some(())).await;
         shutdown.cancel();
@@ -344,12 +395,7 @@ impl Killed {
 async fn of_a_spawner_that_was_killed_the_worker_is_adopted_and_what_waits_is_removed() {
     let killed = Killed::new(true).await;
     let before = waiting(&killed.label);
-    let only = async || {
-        let all = containers(&killed.label);
-        let one = all.len() == 1 && before.contains(&all[0]);
-        one.then(|| all[0].clone())
-    };
-    killed.goes_on(only).await;
+    killed.goes_on(async || killed.only(&before)).await;
 }
 
 #[tokio::test]
@@ -370,11 +416,5 @@ async fn a_spawner_that_was_killed_before_the_last_word_to_a_container_has_begun
         "at_s": 0, "deadline_s": i64::MAX,
     });
     std::fs::write(slot.join("taken"), taken.to_string()).unwrap();
-    let another = async || {
-        let all = containers(&killed.label);
-        let at_work = all.len() == 1 && all[0] != waited;
-        let here = killed.workspace.join("here").exists();
-        (at_work && here).then(|| all[0].clone())
-    };
-    killed.goes_on(another).await;
+    killed.goes_on(async || killed.another(&waited)).await;
 }

@@ -4,24 +4,30 @@
 //! pool/{slot}/            a container that was made beforehand; no worker sees this folder
 //!     lock                held by whoever has it: the spawner that keeps it free, or watches its worker
 //!     workspace/, broker/ what it has mounted, empty; they move to where a task's are when a job takes it
+//!     disk.img, disk/     where workspaces are disks of their own: one of these, with the workspace in it (`disk/waits`), which is
+//!                         mounted here until the container has it
 //!     taken               whose it is since then: what the labels of another container say, which cannot be changed later
 //! ```
 //!
 //! A mount stays with its folder wherever that is moved to, so a workspace and a broker's folder are in the same places
-//! whichever kind of container works with them. What stands here was written by us alone.
+//! whichever kind of container works with them. With disks this has two parts, because a clone should be made where it stays:
+//! before the clone the disk becomes the task's, and the container is lent to the request; after it the folders move, on that
+//! disk. What stands here was written by us alone.
 
 use super::go::{self, Line};
+use crate::disk::{self, Image};
 use crate::mirror::try_lock_file;
 use crate::places;
 use crate::runtime::{Identity, Inside, Limits, Part, SOCKET, Work};
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
@@ -38,7 +44,8 @@ const TAKEN: &str = "taken";
 pub struct Warm {
     /// How many, at most.
     pub count: usize,
-    /// What a worker in one may use; a job with other limits of processors, memory or processes gets a container of its own.
+    /// What a worker in one may use; a job with other limits of processors, memory or processes gets a container of its own, and
+    /// where workspaces are disks of their own, one with another limit of that as well.
     pub limits: Limits,
 }
 
@@ -62,10 +69,19 @@ pub(super) struct Slot {
     pub(super) line: Line,
 }
 
+impl Slot {
+    /// Whether it still waits, in a container of this image.
+    fn is_of(&self, image: &str) -> bool {
+        self.image == image && self.line.is_open()
+    }
+}
+
 /// The folder of a container that waits, and the right to it.
 pub(super) struct Place {
     pub(super) folder: PathBuf,
     pub(super) lock: File,
+    /// The disk that the workspace is on, when it is one of its own; in a task's folder as soon as the slot is lent.
+    disk: Option<Image>,
 }
 
 /// Whose a container is that has waited.
@@ -102,9 +118,20 @@ impl Taken {
 pub(super) struct Pool {
     folder: PathBuf,
     pub(super) warm: Warm,
-    free: Mutex<VecDeque<Slot>>,
+    /// Whether those that wait have disks of their own.
+    disks: AtomicBool,
+    kept: Mutex<Kept>,
     /// Somebody has taken one, or thrown one away.
     pub(super) changed: Notify,
+}
+
+/// What waits.
+#[derive(Default)]
+struct Kept {
+    /// For anybody.
+    free: VecDeque<Slot>,
+    /// For a request, whose task has the disk already.
+    lent: HashMap<String, Slot>,
 }
 
 impl Pool {
@@ -112,82 +139,118 @@ impl Pool {
         Self {
             folder: home.join("pool"),
             warm,
-            free: Mutex::default(),
+            disks: AtomicBool::new(false),
+            kept: Mutex::default(),
             changed: Notify::new(),
         }
     }
 
-    fn free(&self) -> MutexGuard<'_, VecDeque<Slot>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on those that are made have disks of their own, or not.
+    pub(super) fn set_disks(&self, disks: bool) {
+        self.disks.store(disks, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_disks(&self) -> bool {
+        self.disks.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is what a worker here may use.
+    pub(super) fn allows(&self, needs: &Limits) -> bool {
+        let has = &self.warm.limits;
+        (has.memory_mb, has.pids) == (needs.memory_mb, needs.pids)
+            && has.cpu.to_bits() == needs.cpu.to_bits()
+            && (!self.has_disks() || has.disk_mb == needs.disk_mb)
     }
 
     /// Whether this is what the containers here are for.
-    pub(super) fn fits(&self, work: &Work) -> bool {
-        let (has, needs) = (&self.warm.limits, &work.limits);
-        work.part == Part::Agent
-            && work.fresh
+    fn fits(&self, work: &Work) -> bool {
+        work.fresh
             && !work.docker
             && work.shown.is_empty()
             && matches!(work.inside, Inside::Agent(_))
-            && (has.memory_mb, has.pids) == (needs.memory_mb, needs.pids)
-            && has.cpu.to_bits() == needs.cpu.to_bits()
-            && work.relay.as_ref().is_some_and(|relay| {
-                let beside = |path: &Path| same_system(&self.folder, path).unwrap_or(false);
-                beside(&work.workspace) && beside(&relay.folder)
-            })
+            && self.allows(&work.limits)
     }
 
-    /// One of this image that still waits; others are let go.
-    pub(super) fn take(&self, image: &str) -> Option<Slot> {
-        let mut free = self.free();
-        let slot = loop {
-            let Some(slot) = free.pop_front() else {
-                break None;
-            };
-            if slot.image == image && slot.line.is_open() {
-                break Some(slot);
-            }
+    /// One for this work, of this image: the one whose disk the task has got, or, where they have none, any. It is the work's
+    /// alone now; one that was kept for it and does not fit is let go.
+    pub(super) fn take_for(&self, work: &Work, image: &str) -> Option<Slot> {
+        if work.part != Part::Agent {
+            return None;
+        }
+        let lent = self.take_lent(&work.who.request);
+        let slot = match lent {
+            Some(slot) => Some(slot).filter(|slot| slot.is_of(image) && self.fits(work)),
+            None if self.has_disks() || !self.fits(work) => return None,
+            None => self.take(image),
         };
-        drop(free);
         self.changed.notify_one();
-        slot
+        slot.filter(|slot| {
+            work.relay.as_ref().is_some_and(|relay| {
+                let beside = |one: &Path, other: &Path| same_system(one, other).unwrap_or(false);
+                beside(&slot.place.workspace(), &work.workspace)
+                    && beside(&slot.place.broker(), &relay.folder)
+            })
+        })
+    }
+
+    /// One of this image that still waits for anybody; others are let go.
+    pub(super) fn take(&self, image: &str) -> Option<Slot> {
+        let mut kept = self.kept();
+        loop {
+            let slot = kept.free.pop_front()?;
+            if slot.is_of(image) {
+                return Some(slot);
+            }
+        }
+    }
+
+    /// Keeps one for a request, whose task has its disk now.
+    pub(super) fn lend(&self, request: &str, slot: Slot) {
+        self.kept().lent.insert(request.to_owned(), slot);
+    }
+
+    /// The one that is kept for a request.
+    pub(super) fn take_lent(&self, request: &str) -> Option<Slot> {
+        self.kept().lent.remove(request)
     }
 
     pub(super) fn put(&self, slot: Slot) {
-        self.free().push_back(slot);
+        self.kept().free.push_back(slot);
     }
 
-    /// How many wait.
+    /// How many wait for anybody.
     pub(super) fn count(&self) -> usize {
-        self.free().len()
+        self.kept().free.len()
     }
 
     /// Lets go of those that wait no more, and says how many.
     pub(super) fn drop_dead(&self) -> usize {
-        let mut free = self.free();
-        let before = free.len();
-        free.retain(|slot| slot.line.is_open());
-        before - free.len()
+        let mut kept = self.kept();
+        let before = kept.free.len() + kept.lent.len();
+        kept.free.retain(|slot| slot.line.is_open());
+        kept.lent.retain(|_, slot| slot.line.is_open());
+        before - kept.free.len() - kept.lent.len()
     }
 
     /// Lets go of all of them.
     pub(super) fn empty(&self) {
-        self.free().clear();
+        *self.kept() = Kept::default();
     }
 
-    /// The folders for one more container, which belong to `owner`, and where it will say that it waits.
-    pub(super) fn prepare(&self, owner: Option<(u32, u32)>) -> io::Result<(Place, UnixListener)> {
+    /// The folder for one more container, without its workspace, and where it will say that it waits.
+    pub(super) fn prepare(&self) -> io::Result<(Place, UnixListener)> {
         places::private_folder(&self.folder)?;
         let name = hex::encode(rand::random::<[u8; 8]>());
         let folder = self.folder.join(name);
         places::private_folder(&folder)?;
         let lock = try_lock_file(&folder.join(LOCK), File::try_lock)?
             .ok_or(io::ErrorKind::ResourceBusy)?;
-        let place = Place { folder, lock };
-        std::fs::create_dir(place.workspace())?;
-        if let Some(owner) = owner {
-            places::hand_to(&place.workspace(), owner)?;
-        }
+        let disk = self.has_disks().then(|| Image::of(&folder));
+        let place = Place { folder, lock, disk };
         let broker = place.broker();
         std::fs::create_dir(&broker)?;
         // As the broker's own.
@@ -238,9 +301,49 @@ pub(super) fn hold(slot: &Path) -> Option<File> {
         .flatten()
 }
 
+/// Removes a slot that nobody has. What is mounted there is unmounted before, as after a spawner that died meanwhile. Blocks.
+pub(super) fn remove(slot: &Path) -> Result<(), disk::Error> {
+    disk::unmount_all(slot)?;
+    places::remove_any(slot).map_err(disk::at(slot))
+}
+
 impl Place {
     pub(super) fn workspace(&self) -> PathBuf {
-        self.folder.join(WORKSPACE)
+        let disk = self.disk.as_ref();
+        disk.map_or_else(|| self.folder.join(WORKSPACE), Image::waiting)
+    }
+
+    /// Makes the workspace, which belongs to `owner`, on a disk of `disk_mb` if it is to have one. Blocks.
+    pub(super) fn furnish(
+        &self,
+        owner: Option<(u32, u32)>,
+        disk_mb: u64,
+    ) -> Result<(), disk::Error> {
+        if let Some(disk) = &self.disk {
+            disk.mount(disk_mb)?;
+        }
+        let workspace = self.workspace();
+        let made = std::fs::create_dir(&workspace);
+        made.and_then(|()| owner.map_or(Ok(()), |owner| places::hand_to(&workspace, owner)))
+            .map_err(disk::at(&workspace))
+    }
+
+    /// Undoes the mount of its disk here; the container's own stays. Blocks.
+    pub(super) fn unmount(&self) -> Result<(), disk::Error> {
+        self.disk.as_ref().map_or(Ok(()), Image::unmount)
+    }
+
+    /// Makes its disk the one of a task, by the folder of that one's notes. Returns whether it did. Blocks.
+    pub(super) fn lend_disk(&mut self, state: &Path) -> Result<bool, disk::Error> {
+        let Some(disk) = &self.disk else {
+            return Ok(false);
+        };
+        let of_task = Image::of(state);
+        let lent = of_task.take_over(disk)?;
+        if lent {
+            self.disk = Some(of_task);
+        }
+        Ok(lent)
     }
 
     pub(super) fn broker(&self) -> PathBuf {
@@ -337,7 +440,8 @@ mod tests {
             std::fs::write(folder.join(name), name).unwrap();
         }
         let pool = Pool::new(folder, Warm::default());
-        let (place, listener) = pool.prepare(None).unwrap();
+        let (place, listener) = pool.prepare().unwrap();
+        place.furnish(None, 0).unwrap();
         assert_eq!(tree(&place.broker()), ["go"]);
         drop(listener);
         place.close_door().unwrap();

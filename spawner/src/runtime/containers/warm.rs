@@ -9,6 +9,7 @@ use super::{
     BROKER, Contained, Containers, Found, Identity, LABEL, Path, Spec, WORKSPACE, Work, Worker,
     argv, base_env, deadline_s, docker_limits, label, mount, program, whose,
 };
+use crate::disk;
 use crate::docker;
 use crate::runtime::{Error, Limits};
 use crate::trouble::chain;
@@ -40,10 +41,7 @@ impl Containers {
 
     /// A container that waited, now with this work; none if there is none for it.
     pub(super) async fn start_warm(&self, work: &Work, image: &str) -> Option<Box<dyn Worker>> {
-        if !self.pool.fits(work) {
-            return None;
-        }
-        let slot = self.pool.take(image)?;
+        let slot = self.pool.take_for(work, image)?;
         let container = slot.container.clone();
         match self.hand(slot, work).await {
             Ok(worker) => Some(worker),
@@ -56,6 +54,41 @@ impl Containers {
                     "a container that waited could not be used; making another one"
                 );
                 None
+            }
+        }
+    }
+
+    /// Makes the disk of a container that waits a task's, and keeps the container for the request.
+    pub(super) async fn lend(
+        &self,
+        who: &Identity,
+        limits: &Limits,
+        state: &Path,
+    ) -> Result<bool, Error> {
+        if !self.pool.has_disks() || !self.pool.allows(limits) || self.waiting() == 0 {
+            return Ok(false);
+        }
+        let image = self.engine.image(&self.image).await?;
+        let Some(mut slot) = self.pool.take(&image) else {
+            self.pool.changed.notify_one();
+            return Ok(false);
+        };
+        let state = state.to_owned();
+        // If nobody waits for this any more, the slot is nobody's when it is done.
+        let lent = disk::blocking(move || Ok(slot.place.lend_disk(&state)?.then_some(slot))).await;
+        match lent {
+            Ok(Some(slot)) => {
+                self.pool.lend(&who.request, slot);
+                Ok(true)
+            }
+            other => {
+                self.pool.changed.notify_one();
+                other.map(|_| false).map_err(|error| {
+                    Error::Machine(
+                        "the disk of a container that waits",
+                        io::Error::other(error),
+                    )
+                })
             }
         }
     }
@@ -94,7 +127,8 @@ impl Containers {
     }
 
     /// Keeps so many containers ready until `stop`, and then none. What nobody has is cleared away, whoever made it.
-    pub(super) async fn keep_pool(&self, stop: &CancellationToken) {
+    pub(super) async fn keep_pool(&self, disks: bool, stop: &CancellationToken) {
+        self.pool.set_disks(disks);
         let mut strays = true;
         let (mut not_before, mut pause) = (Instant::now(), LOOK);
         while !stop.is_cancelled() {
@@ -140,7 +174,10 @@ impl Containers {
     async fn prepare(&self) -> Result<Slot, Error> {
         let machine = |error| Error::Machine("a place for a container that waits", error);
         let image = self.engine.image(&self.image).await?;
-        let (place, door) = self.pool.prepare(self.owner_outside()).map_err(machine)?;
+        let (place, door) = self.pool.prepare().map_err(machine)?;
+        let (owner, disk_mb) = (self.owner_outside(), self.pool.warm.limits.disk_mb);
+        let furnished = disk::blocking(move || place.furnish(owner, disk_mb).map(|()| place)).await;
+        let place = furnished.map_err(|error| machine(io::Error::other(error)))?;
         let limits = docker_limits(&self.pool.warm.limits, &place.workspace());
         let mut labels = self.labels(POOL, &self.pool.warm.limits);
         labels.insert(SLOT.to_owned(), place.name());
@@ -167,6 +204,9 @@ impl Containers {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|error| Error::Machine("a container that waits", error))?;
         place.close_door().map_err(machine)?;
+        // The container has it, and when that ends, however it does, nobody has it.
+        let unmounted = disk::blocking(move || place.unmount().map(|()| place)).await;
+        let place = unmounted.map_err(|error| machine(io::Error::other(error)))?;
         Ok(Slot {
             place,
             container,
@@ -221,7 +261,7 @@ impl Containers {
                 Some(found) => self.engine.remove(&found.id).await?,
                 None => {}
             }
-            crate::places::remove_any(&slot).map_err(machine)?;
+            remove_slot(&slot).await?;
         }
         Ok(())
     }
@@ -249,14 +289,17 @@ impl Containers {
         Ok(adopted.map(|running| Contained::watch(running, pool::hold(&slot))))
     }
 
-    /// Removes what a request has taken.
+    /// Removes what a request has taken, or was to take.
     pub(super) async fn discard_taken(&self, who: &Identity) -> Result<(), Error> {
+        if let Some(lent) = self.pool.take_lent(&who.request) {
+            self.engine.remove(&lent.container).await?;
+            remove_slot(&lent.place.folder).await?;
+        }
         let Some((slot, taken)) = self.taken_by(who)? else {
             return Ok(());
         };
         self.engine.remove(&taken.container).await?;
-        crate::places::remove_any(&slot)
-            .map_err(|error| Error::Machine("to tidy the folder of the pool", error))
+        remove_slot(&slot).await
     }
 
     fn taken_by(&self, who: &Identity) -> Result<Option<(std::path::PathBuf, Taken)>, Error> {
@@ -290,6 +333,13 @@ impl Containers {
         found.labels.extend(named);
         Some(found)
     }
+}
+
+async fn remove_slot(slot: &Path) -> Result<(), Error> {
+    let folder = slot.to_owned();
+    let removed = disk::blocking(move || pool::remove(&folder)).await;
+    removed
+        .map_err(|error| Error::Machine("to tidy the folder of the pool", io::Error::other(error)))
 }
 
 async fn within<T>(what: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ports::{Ledger, ModelError, ProjectId, Spend, Spent};
 use tracing::warn;
 
-use crate::config::BudgetLimits;
+use crate::config::{BudgetLimits, Price};
 
 /// How often a line is written to a ledger that fails before the call itself fails.
 const RECORD_TRIES: u32 = 4;
@@ -25,6 +25,31 @@ pub struct Estimate {
     /// US dollars; `None` when no price is known.
     pub cost_usd: Option<f64>,
 }
+
+/// A question whose answer may be bounded to what is left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question {
+    /// Tokens read.
+    pub input: u64,
+    /// The most output tokens that are of use.
+    pub want: u64,
+    pub price: Option<Price>,
+}
+
+impl Question {
+    /// What it takes at most with an answer of so many tokens.
+    fn with(&self, output: u64) -> Estimate {
+        Estimate {
+            tokens: self.input.saturating_add(output),
+            cost_usd: self.price.map(|price| price.cost_usd(self.input, output)),
+        }
+    }
+}
+
+/// Fewer output tokens than this are no answer that anybody could use.
+const LEAST_OUTPUT: u64 = 1024;
+/// So many output tokens an answer may have even if they are more than half of what is left.
+const SHARED_OUTPUT: u64 = 4096;
 
 /// The budgets of all projects of this process: cheap to clone, one for everything that spends.
 #[derive(Clone)]
@@ -91,6 +116,50 @@ impl Budgets {
             at_risk: None,
             dropped: false,
         })
+    }
+
+    /// Sets aside what the question takes, with an answer as long as it wants to be, or as there is room for; says how long
+    /// that is. More than half of what is left goes to one answer only where the half is small, so that others can be asked
+    /// for beside it.
+    pub(crate) async fn reserve_up_to(
+        &self,
+        project: &ProjectId,
+        question: Question,
+    ) -> Result<(Reservation, u64), ModelError> {
+        let entry = self.project(project);
+        let gate = entry.gate.lock().await;
+        let spent = self
+            .shared
+            .ledger
+            .spent(project)
+            .await
+            .map_err(|source| ModelError::Ledger { source })?;
+        let aside = *lock(&entry.aside);
+        let room = self.room(&spent, aside, &question);
+        drop(gate);
+        let least = question.want.min(LEAST_OUTPUT);
+        let shared = room.min((room / 2).max(SHARED_OUTPUT));
+        let output = question.want.min(shared).max(least);
+        // Checked again, because others may have come between.
+        let reservation = self.reserve(project, question.with(output)).await?;
+        Ok((reservation, output))
+    }
+
+    /// How many output tokens there is room for.
+    fn room(&self, spent: &Spent, aside: Aside, question: &Question) -> u64 {
+        let limit_usd = spent.limit_usd.or(self.shared.defaults.cost_usd);
+        let limit_tokens = spent.limit_tokens.or(self.shared.defaults.tokens);
+        match (question.price, limit_usd, limit_tokens) {
+            (Some(price), Some(limit), _) => {
+                let left = limit - spent.cost_usd - aside.cost_usd;
+                price.affordable_output(left - price.cost_usd(question.input, 0))
+            }
+            (_, _, Some(limit)) => limit
+                .saturating_sub(spent.tokens)
+                .saturating_sub(aside.tokens)
+                .saturating_sub(question.input),
+            _ => u64::MAX,
+        }
     }
 
     fn check(

@@ -5,7 +5,7 @@ use ports::{Usage, WireFormat};
 use serde_json::Value;
 
 use crate::config::Price;
-use crate::wire::{Tokens, error_message, estimate_tokens};
+use crate::wire::{self, Tokens, error_message, estimate_tokens};
 
 /// Tokens as these formats count them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,6 +192,16 @@ impl Meter {
     /// Whether anything came that is paid for.
     pub fn took_something(&self) -> bool {
         self.counts.is_some() || self.written > 0
+    }
+
+    /// Whether this is more than an answer of so many tokens can be.
+    pub fn is_beyond(&self, most: u64) -> bool {
+        wire::is_beyond(most, self.counts.map(|counts| counts.output), self.written)
+    }
+
+    /// Bytes that the model wrote.
+    pub fn written(&self) -> usize {
+        self.written
     }
 
     /// The endpoint's counts, and estimates for what it did not count.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ports::{
     Ledger, ModelAnswer, ModelCall, ModelError, Models, Role, Spend, Usage, WireAnswer, WireCall,
-    WireError, WorkerAnswer, WorkerCall, WorkerModels,
+    WireError, WireFormat, WorkerAnswer, WorkerCall, WorkerModels, WorkerTerms,
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -185,7 +185,7 @@ impl Provider {
             });
         }
         let deadline = self.deadline();
-        let most = seat.worker_at_most(&call.body);
+        let most = seat.worker_at_most(call);
         let mut failures = Failures::default();
         for target in &seat.chain {
             let mut backoff = Backoff::new(self.shared.retry, deadline);
@@ -251,6 +251,19 @@ impl WorkerModels for Provider {
         self.complete_chain(&call).instrument(span).await
     }
 
+    fn terms(&self, format: Option<WireFormat>) -> WorkerTerms {
+        match format {
+            Some(format) => self.shared.native.terms(format),
+            None => self
+                .shared
+                .seats
+                .get(&Role::Developer)
+                .map_or_else(WorkerTerms::default, |seat| {
+                    terms(&seat.chain, Some(seat.max_output_tokens.into()))
+                }),
+        }
+    }
+
     async fn native(&self, call: WireCall) -> Result<(WireAnswer, Usage), WireError> {
         let span = worker_span(&call.call);
         self.native_chain(&call).instrument(span).await
@@ -284,7 +297,7 @@ impl Seat {
         let mut completion = match answer.shape().await? {
             Shape::Body(body) => whole(&body)?,
             Shape::Stream(first) => {
-                collect(answer, first, |so_far| {
+                collect(answer, first, most, |so_far| {
                     let usage = target.usage(so_far, most);
                     if let Some(spend) = reservation.risked() {
                         spend.usage = usage;
@@ -323,22 +336,23 @@ impl Seat {
         Ok(completion)
     }
 
-    /// The most tokens that an answer to this worker's request may have.
-    fn worker_limit(&self, body: &Value) -> u32 {
+    /// The most tokens that an answer to this worker's request may have; with `n`, each of the answers.
+    fn worker_limit(&self, call: &WorkerCall) -> u32 {
+        let of_job = call.most_output.map(|most| most / answers(&call.body));
         ["max_completion_tokens", "max_tokens"]
             .iter()
-            .filter_map(|name| body.get(name).and_then(Value::as_u64))
+            .filter_map(|name| call.body.get(name).and_then(Value::as_u64))
+            .chain(of_job)
             .filter_map(|limit| u32::try_from(limit).ok())
             .fold(self.max_output_tokens, u32::min)
             .max(1)
     }
 
-    /// What a worker's request takes at most; with `n`, each of the answers.
-    fn worker_at_most(&self, body: &Value) -> Tokens {
-        let answers = body["n"].as_u64().unwrap_or(1).clamp(1, 128);
+    /// What a worker's request takes at most.
+    fn worker_at_most(&self, call: &WorkerCall) -> Tokens {
         Tokens {
-            input: wire::estimate_tokens(body.to_string().len()),
-            output: u64::from(self.worker_limit(body)) * answers,
+            input: wire::estimate_tokens(call.body.to_string().len()),
+            output: u64::from(self.worker_limit(call)) * answers(&call.body),
         }
     }
 
@@ -356,7 +370,7 @@ impl Seat {
             if let Some(body) = body.as_object_mut() {
                 body.remove("max_tokens");
             }
-            body["max_completion_tokens"] = self.worker_limit(&call.body).into();
+            body["max_completion_tokens"] = self.worker_limit(call).into();
             if let Some(temperature) = self.temperature
                 && body.get("temperature").is_none_or(Value::is_null)
             {
@@ -389,8 +403,8 @@ impl Seat {
                 Ok(Opened::Stream(answer, first))
             }
             Shape::Stream(first) => {
-                let most = self.worker_at_most(&call.body);
-                let completion = collect(answer, first, |so_far| {
+                let most = self.worker_at_most(call);
+                let completion = collect(answer, first, most, |so_far| {
                     let usage = target.usage(so_far, most);
                     let key = lost_key(call.request.as_str());
                     reservation.at_risk(worker_spend(call, key, &target.model, usage));
@@ -403,6 +417,30 @@ impl Seat {
             }
         }
     }
+}
+
+/// How many answers a worker's request asks for at once.
+fn answers(body: &Value) -> u64 {
+    body["n"].as_u64().unwrap_or(1).clamp(1, 128)
+}
+
+/// The terms of the dearest of these models; a price for tokens that go into an endpoint's cache counts as one for reading.
+fn terms(targets: &[Target], most_output: Option<u64>) -> WorkerTerms {
+    let mut terms = WorkerTerms {
+        most_output,
+        ..WorkerTerms::default()
+    };
+    for price in targets.iter().filter_map(|target| target.price) {
+        let read = price
+            .cache_write_per_million_usd
+            .unwrap_or(0.0)
+            .max(price.input_per_million_usd);
+        terms.input_token_usd = terms.input_token_usd.max(read / 1e6);
+        terms.output_token_usd = terms
+            .output_token_usd
+            .max(price.output_per_million_usd / 1e6);
+    }
+    terms
 }
 
 /// Sends what `body` makes, and again in another way while the endpoint refuses a part of it that can be left out.
@@ -436,14 +474,16 @@ async fn post(
     }
 }
 
-/// Reads a stream to its end. `progressed` is called whenever something came that is paid for.
+/// Reads a stream to its end, unless it goes on beyond what was set aside for it. `progressed` is called whenever something came that is paid for.
 async fn collect(
     mut answer: Answer,
     first: Vec<String>,
+    most: Tokens,
     mut progressed: impl FnMut(&Completion),
 ) -> Result<Completion, TryError> {
     let mut completion = Completion::default();
     let mut done = false;
+    let mut written = 0;
     let mut events = Some(first);
     while let Some(batch) = events.take().filter(|_| !done) {
         for data in batch {
@@ -457,6 +497,15 @@ async fn collect(
                     progressed(&completion);
                 }
                 failed(&completion)?;
+                written += wire::written(&chunk);
+                let counted = completion.tokens.map(|tokens| tokens.output);
+                // What has ended by itself is read, however long it is: it is paid for.
+                if completion.finish.is_none() && wire::is_beyond(most.output, counted, written) {
+                    return Err(TryError::lasting(format!(
+                        "it pays no heed to the limit of {} tokens that it was given; the answer was cut off",
+                        most.output
+                    )));
+                }
             }
         }
         if completion.finish.is_some() {

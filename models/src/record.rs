@@ -14,7 +14,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use ports::{
     ModelAnswer, ModelCall, ModelError, Models, Role, Speaker, Usage, WireAnswer, WireCall,
-    WireError, WorkerAnswer, WorkerCall, WorkerModels,
+    WireError, WireFormat, WorkerAnswer, WorkerCall, WorkerModels, WorkerTerms,
 };
 use serde_json::Value;
 use tracing::warn;
@@ -168,6 +168,10 @@ impl WorkerModels for Recorder {
             WorkerAnswer::Stream(stream) => WorkerAnswer::Stream(heard.along(stream)),
         };
         Ok((answer, usage))
+    }
+
+    fn terms(&self, format: Option<WireFormat>) -> WorkerTerms {
+        self.workers.terms(format)
     }
 
     /// Passed on and not written down: a tape holds chat completions.

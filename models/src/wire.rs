@@ -351,6 +351,50 @@ pub(crate) fn estimate_tokens(bytes: usize) -> u64 {
     u64::try_from(bytes.div_ceil(3)).unwrap_or(u64::MAX)
 }
 
+/// Whether an answer is longer than `most` tokens beyond any doubt: by the endpoint's own count, or by what it wrote, where no
+/// tokenizer puts as many bytes into a token over a whole answer. Some count a few tokens that the limit leaves out.
+pub(crate) fn is_beyond(most: u64, counted: Option<u64>, written: usize) -> bool {
+    const ROOM: u64 = 256;
+    const BYTES_A_TOKEN: usize = 8;
+    let written = u64::try_from(written / BYTES_A_TOKEN).unwrap_or(u64::MAX);
+    counted.unwrap_or(0).max(written) > most.saturating_add(ROOM)
+}
+
+/// Bytes that the model wrote with one chunk, in all of its choices.
+pub(crate) fn written(chunk: &Value) -> usize {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.len(),
+        Value::Array(_) | Value::Object(_) => value.to_string().len(),
+        _ => 0,
+    };
+    let choices = chunk["choices"].as_array();
+    choices
+        .into_iter()
+        .flatten()
+        .map(|choice| {
+            let delta = if choice["delta"].is_object() {
+                &choice["delta"]
+            } else {
+                choice
+            };
+            let names = [
+                "content",
+                "refusal",
+                "text",
+                "reasoning_content",
+                "reasoning",
+            ];
+            let calls = delta["tool_calls"].as_array().into_iter().flatten();
+            names.iter().map(|name| text(&delta[*name])).sum::<usize>()
+                + calls
+                    .map(|call| {
+                        text(&call["function"]["name"]) + text(&call["function"]["arguments"])
+                    })
+                    .sum::<usize>()
+        })
+        .sum()
+}
+
 /// What an error body says, in whatever form it says it; at most 300 characters.
 pub(crate) fn error_message(body: &Value) -> String {
     let text = [

@@ -259,3 +259,107 @@ async fn through(fates: Vec<Fate>, limit: u64) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+/// Says the same word for as long as it is allowed to, or endlessly; a word is a token.
+fn obedient_or_not(obeys: bool) -> impl FnMut(&support::Seen) -> Reply + Send {
+    move |seen| {
+        let limit = seen.body["max_tokens"].as_u64().unwrap();
+        let words = if obeys { limit } else { 100_000 };
+        if !models_stream(&seen.body) {
+            let body = serde_json::json!({"choices": [{"message": {"content": "word "}, "finish_reason": "length"}],
+                "usage": {"prompt_tokens": 20, "completion_tokens": words}});
+            return support::json_reply(200, &body);
+        }
+        let mut events: Vec<_> = (0..words.div_ceil(100))
+            .map(|n| delta(&"word ".repeat(usize::try_from((words - n * 100).min(100)).unwrap())))
+            .collect();
+        events.push(support::finish("length"));
+        events.push(support::usage(20, words));
+        let pieces = events.iter().map(|data| format!("data: {data}\n\n"));
+        Reply::Wire {
+            pieces: vec![pieces.collect()],
+            wait_ms: 0,
+            cut: false,
+        }
+    }
+}
+
+fn models_stream(body: &serde_json::Value) -> bool {
+    body["stream"] == serde_json::json!(true)
+}
+
+#[tokio::test]
+async fn an_answer_is_bounded_by_what_its_job_has_left() {
+    let server = Server::with(obedient_or_not(true)).await;
+    let book = Arc::new(Book::default());
+    let provider = Provider::new(&config(&server.base_url), book.clone()).unwrap();
+    for (stream, asked, left, choices, bound) in [
+        (true, None, Some(2_000), 1, 2_000),
+        (false, None, Some(2_000), 1, 2_000),
+        (true, Some(500), Some(2_000), 1, 500),
+        (true, Some(5_000), Some(2_000), 4, 500),
+        (true, Some(5_000), None, 1, 5_000),
+        // The role's own limit, where the job has more than that.
+        (false, Some(50_000), Some(40_000), 1, 8_192),
+    ] {
+        let mut body = worker_body(0, stream);
+        body["n"] = choices.into();
+        if let Some(asked) = asked {
+            body["max_tokens"] = asked.into();
+        }
+        let mut call = worker_call("r", body);
+        call.most_output = left;
+        match provider.complete(call).await.unwrap() {
+            (answer @ ports::WorkerAnswer::Stream(_), _) => {
+                assert!(drain(answer).await.1.is_none(), "what obeys is whole");
+            }
+            (_, usage) => assert_eq!(usage.output_tokens, bound),
+        }
+        let sent = server.seen().pop().unwrap().body;
+        assert_eq!(sent["max_tokens"], bound, "{asked:?} of {left:?}");
+        assert!(sent.get("most_output").is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_pays_no_heed_to_its_bound_is_cut_and_paid_for_what_came() {
+    let server = Server::with(obedient_or_not(false)).await;
+    let mut config = config(&server.base_url);
+    config.retry.tries = 1;
+    let book = Arc::new(Book::default());
+    let provider = Provider::new(&config, book.clone()).unwrap();
+    let mut request = worker_call("r", worker_body(0, true));
+    request.most_output = Some(2_000);
+    let (answer, _) = provider.complete(request).await.unwrap();
+    let (data, error) = drain(answer).await;
+    let error = error.expect("it is cut");
+    assert!(
+        matches!(error, ModelError::TooLong { limit: 2_000, .. }),
+        "{error}"
+    );
+    assert_eq!(error.to_failure().kind, "budget");
+    let came: usize = data.iter().map(String::len).sum();
+    assert!(
+        came < 50_000,
+        "a hundred thousand words were on their way: {came}"
+    );
+    let line = book.line("r:0");
+    assert!(
+        (2_000..10_000).contains(&line.usage.output_tokens),
+        "{:?}",
+        line.usage
+    );
+
+    // The crew's own question as well: it ends in an error that says so.
+    let error = provider.ask(&call("k", "hi")).await.unwrap_err();
+    assert!(
+        error.to_string().contains("limit of 8192 tokens"),
+        "{error}"
+    );
+    let lost = book
+        .ids()
+        .into_iter()
+        .find(|id| id.starts_with("k#lost"))
+        .unwrap();
+    assert_eq!(book.line(&lost).usage.output_tokens, 8_192);
+}

@@ -48,6 +48,18 @@ impl Price {
             + cached(written, self.cache_write_per_million_usd)
     }
 
+    /// How many tokens can be written for so much.
+    pub(crate) fn affordable_output(&self, usd: f64) -> u64 {
+        if self.output_per_million_usd <= 0.0 {
+            return u64::MAX;
+        }
+        let tokens = (usd.max(0.0) / self.output_per_million_usd * 1e6).floor();
+        // What is larger than a `u64` becomes the largest one.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let tokens = tokens as u64;
+        tokens
+    }
+
     /// What these tokens cost, in US dollars.
     pub fn cost_usd(&self, input_tokens: u64, output_tokens: u64) -> f64 {
         // Counts of tokens stay far below the 2^52 that a double holds exactly.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use ports::{ModelError, Role, Usage, WireAnswer, WireCall, WireError, WireFormat, WirePiece};
+use ports::{
+    ModelError, Role, Usage, WireAnswer, WireCall, WireError, WireFormat, WirePiece, WorkerTerms,
+};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -16,8 +18,8 @@ use tracing::{Instrument, Span, warn};
 use super::{Failures, Provider, Target, wait_before_next_try};
 use crate::account::{lost_key, note_usage, worker_spend};
 use crate::backoff::{Backoff, TryError, is_passing};
-use crate::budget::Reservation;
-use crate::config::{Config, Price, RoleConfig, Speaks};
+use crate::budget::{Question, Reservation};
+use crate::config::{Config, Price, Speaks};
 use crate::endpoint::{Answer, Endpoint, Refused, Shape};
 use crate::meter::{Broken, Meter};
 use crate::sse;
@@ -26,7 +28,11 @@ use crate::wire::{self, Tokens};
 /// Pieces that wait for a slow worker.
 const CHANNEL: usize = 32;
 /// The fewest tokens that Anthropic's models may be told to think in.
-const MIN_THINKING: u32 = 1024;
+const MIN_THINKING: u64 = 1024;
+/// Where a bound of ours is refused, it is not lowered below this.
+const LEAST_ASKED: u64 = 2048;
+/// How long an answer may be where nobody says it: as long as those of today's models get.
+const UNSAID_OUTPUT: u64 = 65_536;
 
 /// Who answers workers in these formats.
 pub(super) struct Targets {
@@ -59,6 +65,11 @@ impl Targets {
                 .get(&Role::Developer)
                 .and_then(|role| role.max_output_tokens),
         }
+    }
+
+    /// What the broker has to know beforehand.
+    pub fn terms(&self, format: WireFormat) -> WorkerTerms {
+        super::terms(self.of(format), self.limit.map(u64::from))
     }
 
     fn of(&self, format: WireFormat) -> &[Target] {
@@ -103,21 +114,29 @@ impl Provider {
             .into());
         }
         let deadline = self.deadline();
-        let most = self.native_at_most(call);
+        let question = self.native_question(call);
         let mut failures = Failures::default();
         let mut last: Option<Refused> = None;
         for target in targets {
             let mut backoff = Backoff::new(self.shared.retry, deadline);
             loop {
                 // Counting is not paid for.
-                let reservation = if format == WireFormat::CountTokens {
-                    None
+                let (reservation, output) = if format == WireFormat::CountTokens {
+                    (None, 0)
                 } else {
-                    let estimate = target.estimate(most);
+                    let question = Question {
+                        price: target.price,
+                        ..question
+                    };
                     let budgets = &self.shared.budgets;
-                    Some(budgets.reserve(&call.call.project, estimate).await?)
+                    let reserved = budgets.reserve_up_to(&call.call.project, question).await?;
+                    (Some(reserved.0), reserved.1)
                 };
-                let opened = self.open(target, call, deadline).await;
+                let most = Tokens {
+                    input: question.input,
+                    output,
+                };
+                let opened = self.open(target, call, output, deadline).await;
                 let refused = match opened {
                     Ok(Opened::Whole(body, meter)) => {
                         let usage = meter.counts(most).usage(target.price.as_ref());
@@ -155,19 +174,47 @@ impl Provider {
         Err(said(format, failures, last))
     }
 
-    /// What a request takes at most.
-    fn native_at_most(&self, call: &WireCall) -> Tokens {
+    /// What a request takes, and how long its answer may be: as the worker, the configuration and the job's budget allow.
+    fn native_question(&self, call: &WireCall) -> Question {
         let asked = limit_name(call.format).and_then(|name| call.call.body[name].as_u64());
         let limit = self.shared.native.limit.map(u64::from);
-        let output = match (asked, limit) {
-            (Some(asked), Some(limit)) => asked.min(limit),
-            (asked, limit) => asked
-                .or(limit)
-                .unwrap_or(RoleConfig::DEFAULT_MAX_OUTPUT_TOKENS.into()),
-        };
-        Tokens {
+        let bounds = [asked, limit, call.call.most_output];
+        Question {
             input: wire::estimate_tokens(call.call.body.to_string().len()),
-            output,
+            want: bounds.into_iter().flatten().min().unwrap_or(UNSAID_OUTPUT),
+            price: None,
+        }
+    }
+
+    /// Sends a request, its answer bounded. Where the worker set no bound, ours may be more than the model can write at all,
+    /// which some endpoints refuse: then less is asked for.
+    async fn post(
+        &self,
+        target: &Target,
+        call: &WireCall,
+        output: u64,
+        deadline: Instant,
+    ) -> Result<Answer, Refused> {
+        let mut bound = output;
+        loop {
+            let mut body = call.call.body.clone();
+            body["model"] = target.model.clone().into();
+            let name = limit_name(call.format);
+            let unsaid = name.is_some_and(|name| body[name].is_null());
+            // What nobody bounds is as long as the model makes it; a stream that is longer than that is cut.
+            if let Some(name) = name.filter(|_| !unsaid || bound < UNSAID_OUTPUT) {
+                hold_to(&mut body, name, bound);
+            }
+            let refused = match target.endpoint.post_native(call, &body, deadline).await {
+                Err(refused) => refused,
+                answered => return answered,
+            };
+            let about_bound = matches!(refused.error.status, Some(400 | 422))
+                && name.is_some_and(|name| refused.error.message.contains(name));
+            if !(unsaid && about_bound && bound >= 2 * LEAST_ASKED) {
+                return Err(refused);
+            }
+            bound /= 2;
         }
     }
 
@@ -176,15 +223,11 @@ impl Provider {
         &self,
         target: &Target,
         call: &WireCall,
+        output: u64,
         deadline: Instant,
     ) -> Result<Opened, Refused> {
-        let mut body = call.call.body.clone();
-        body["model"] = target.model.clone().into();
-        if let (Some(name), Some(limit)) = (limit_name(call.format), self.shared.native.limit) {
-            hold_to(&mut body, name, limit);
-        }
-        let mut answer = target.endpoint.post_native(call, &body, deadline).await?;
-        let wanted = wire::wants_stream(&body);
+        let mut answer = self.post(target, call, output, deadline).await?;
+        let wanted = wire::wants_stream(&call.call.body);
         let mut meter = Meter::new(call.format);
         match answer.shape().await? {
             Shape::Body(body) if !wanted => {
@@ -250,11 +293,9 @@ fn limit_name(format: WireFormat) -> Option<&'static str> {
     }
 }
 
-fn hold_to(body: &mut Value, name: &str, limit: u32) {
-    if body[name]
-        .as_u64()
-        .is_some_and(|asked| asked <= limit.into())
-    {
+/// Bounds the answer that a request asks for.
+fn hold_to(body: &mut Value, name: &str, limit: u64) {
+    if body[name].as_u64().is_some_and(|asked| asked <= limit) {
         return;
     }
     body[name] = limit.into();
@@ -262,12 +303,23 @@ fn hold_to(body: &mut Value, name: &str, limit: u32) {
     let thinking = body
         .pointer("/thinking/budget_tokens")
         .and_then(Value::as_u64);
-    if thinking.is_some_and(|thinking| thinking >= limit.into()) {
-        body["thinking"] = if limit > MIN_THINKING {
-            json!({"type": "enabled", "budget_tokens": limit - 1})
-        } else {
-            json!({"type": "disabled"})
-        };
+    if thinking.is_some_and(|thinking| thinking >= limit) {
+        if limit > MIN_THINKING {
+            // Half of it is for the answer itself, as far as the smallest thought leaves so much.
+            let thinking = (limit / 2).max(MIN_THINKING);
+            body["thinking"] = json!({"type": "enabled", "budget_tokens": thinking});
+            return;
+        }
+        body["thinking"] = json!({"type": "disabled"});
+        // What clears thoughts is refused where none are thought.
+        let edits = body.pointer_mut("/context_management/edits");
+        if let Some(edits) = edits.and_then(Value::as_array_mut) {
+            edits.retain(|edit| {
+                !edit["type"]
+                    .as_str()
+                    .is_some_and(|kind| kind.starts_with("clear_thinking"))
+            });
+        }
     }
 }
 
@@ -330,9 +382,15 @@ impl Pump {
         stream::poll_fn(move |context| receiver.poll_recv(context)).boxed()
     }
 
-    async fn run(self, mut answer: Answer, first: Vec<String>, sender: Pieces) {
+    async fn run(mut self, mut answer: Answer, first: Vec<String>, sender: Pieces) {
         let mut meter = Meter::new(self.call.format);
         let ended = self.pass(&mut answer, first, &sender, &mut meter).await;
+        // Nothing more is read.
+        drop(answer);
+        let limit = self.most.output;
+        if matches!(ended, Err(Broke::TooLong)) {
+            self.most.output = limit.max(wire::estimate_tokens(meter.written()));
+        }
         let usage = meter.counts(self.most).usage(self.price.as_ref());
         // A stream that broke before anything came of it cost nothing that is known.
         if ended.is_ok() || meter.took_something() {
@@ -358,7 +416,20 @@ impl Pump {
             // Kept back until it was counted: with it the worker has the whole answer.
             Ok(Some(last)) => Ok(WirePiece::Events(last)),
             Ok(None) => return,
-            Err(Refused { error, body }) => {
+            Err(Broke::TooLong) => {
+                warn!(
+                    endpoint = self.shown,
+                    model = self.model,
+                    limit,
+                    "a worker's stream was cut off: it went on beyond its limit of tokens"
+                );
+                Err(ModelError::TooLong {
+                    endpoint: self.shown,
+                    limit,
+                }
+                .into())
+            }
+            Err(Broke::Failed(Refused { error, body })) => {
                 warn!(
                     endpoint = self.shown,
                     model = self.model,
@@ -387,7 +458,7 @@ impl Pump {
         first: Vec<String>,
         sender: &Pieces,
         meter: &mut Meter,
-    ) -> Result<Option<Bytes>, Refused> {
+    ) -> Result<Option<Bytes>, Broke> {
         let mut told = None;
         let mut events = Some(first);
         while let Some(batch) = events {
@@ -405,7 +476,11 @@ impl Pump {
                     if !piece.is_empty() {
                         let _ = sender.send(Ok(WirePiece::Events(piece.into()))).await;
                     }
-                    return Err(broken.into());
+                    return Err(Broke::Failed(broken.into()));
+                }
+                // One that has ended is whole, however long it is: it is paid for.
+                if !meter.ended && meter.is_beyond(self.most.output) {
+                    return Err(Broke::TooLong);
                 }
                 if let Some(kind) = event["type"].as_str() {
                     piece.extend_from_slice(format!("event: {kind}\n").as_bytes());
@@ -438,5 +513,18 @@ impl Pump {
             };
         }
         Err(TryError::transport("its stream ended before the answer did").into())
+    }
+}
+
+/// Why a stream did not get to its end.
+enum Broke {
+    Failed(Refused),
+    /// It went on beyond what was set aside for it.
+    TooLong,
+}
+
+impl From<TryError> for Broke {
+    fn from(error: TryError) -> Self {
+        Self::Failed(error.into())
     }
 }

@@ -55,7 +55,7 @@ impl Pump {
     }
 
     async fn run(
-        self,
+        mut self,
         mut answer: Answer,
         first: Vec<String>,
         sender: mpsc::Sender<Result<Bytes, ModelError>>,
@@ -64,6 +64,12 @@ impl Pump {
         let ended = self
             .pass(&mut answer, first, &sender, &mut completion)
             .await;
+        // Nothing more is read.
+        drop(answer);
+        let limit = self.most.output;
+        if let Err(Broke::TooLong { written }) = &ended {
+            self.most.output = limit.max(wire::estimate_tokens(*written));
+        }
         // A stream that broke before anything came of it cost nothing that is known.
         if ended.is_ok() || completion.size() > 0 || completion.tokens.is_some() {
             let tokens = completion.tokens_or_estimate(self.most);
@@ -78,7 +84,19 @@ impl Pump {
         }
         let last = match ended {
             Ok(()) => Ok(sse::event("[DONE]")),
-            Err(error) => {
+            Err(Broke::TooLong { .. }) => {
+                warn!(
+                    endpoint = self.shown,
+                    model = self.model,
+                    limit,
+                    "a worker's stream was cut off: it went on beyond its limit of tokens"
+                );
+                Err(ModelError::TooLong {
+                    endpoint: self.shown,
+                    limit,
+                })
+            }
+            Err(Broke::Failed(error)) => {
                 warn!(
                     endpoint = self.shown,
                     model = self.model,
@@ -104,7 +122,8 @@ impl Pump {
         first: Vec<String>,
         sender: &mpsc::Sender<Result<Bytes, ModelError>>,
         completion: &mut Completion,
-    ) -> Result<(), TryError> {
+    ) -> Result<(), Broke> {
+        let mut written = 0;
         let with_usage = wire::wants_usage(&self.call.body);
         let mut events = Some(first);
         while let Some(batch) = events {
@@ -115,6 +134,14 @@ impl Pump {
                 if let Ok(chunk) = serde_json::from_str::<Value>(&data) {
                     completion.absorb(&chunk);
                     failed(completion)?;
+                    written += wire::written(&chunk);
+                    let counted = completion.tokens.map(|tokens| tokens.output);
+                    // One that has ended is whole, however long it is: it is paid for.
+                    if completion.finish.is_none()
+                        && wire::is_beyond(self.most.output, counted, written)
+                    {
+                        return Err(Broke::TooLong { written });
+                    }
                     let choices = chunk.get("choices").and_then(Value::as_array);
                     if !with_usage && choices.is_none_or(Vec::is_empty) {
                         // The worker did not ask for the usage and may not know a chunk without a choice.
@@ -136,9 +163,24 @@ impl Pump {
         if completion.finish.is_some() {
             Ok(())
         } else {
-            Err(TryError::transport(
+            Err(Broke::Failed(TryError::transport(
                 "its stream ended before the answer did",
-            ))
+            )))
         }
+    }
+}
+
+/// Why a stream did not get to its end.
+enum Broke {
+    Failed(TryError),
+    /// It went on beyond what was set aside for it.
+    TooLong {
+        written: usize,
+    },
+}
+
+impl From<TryError> for Broke {
+    fn from(error: TryError) -> Self {
+        Self::Failed(error)
     }
 }

@@ -330,6 +330,7 @@ pub fn worker_call(request: &str, body: Value) -> WorkerCall {
         task: TaskId::new("api"),
         thread: "job-1/api".to_owned(),
         body,
+        most_output: None,
     }
 }
 

@@ -43,7 +43,7 @@ pub use manifest::{MANIFEST_FILE, Manifest, ManifestError, Service};
 pub use model::{
     Ledger, Message, ModelAnswer, ModelCall, ModelError, Models, Role, Schema, Speaker, Spend,
     Spent, Usage, WireAnswer, WireCall, WireError, WireFormat, WirePiece, WorkerAnswer, WorkerCall,
-    WorkerModels,
+    WorkerModels, WorkerTerms,
 };
 pub use plan::{Plan, PlannedTask};
 pub use record::{

@@ -163,6 +163,16 @@ pub enum ModelError {
         /// What to configure.
         advice: String,
     },
+    /// A streamed answer went on beyond what was set aside for it; it was cut off, and what came is paid.
+    #[error(
+        "the model endpoint {endpoint} pays no heed to the limit of {limit} tokens that it was given, which is what the budget has for this answer; the answer was cut off"
+    )]
+    TooLong {
+        /// The endpoint's address, without credentials.
+        endpoint: String,
+        /// What was set aside, in output tokens.
+        limit: u64,
+    },
     /// No model is configured.
     #[error(
         "no model is configured: set OPENAI_BASE_URL, OPENAI_API_KEY and ARTEL_MODEL, or run `artel init`"
@@ -194,6 +204,7 @@ impl ModelError {
         let failure = |kind: &str| Failure::new(kind, self.to_string());
         match self {
             Self::Budget { .. } => failure("budget").actor(Actor::Owner),
+            Self::TooLong { .. } => failure("budget").actor(Actor::Admin),
             Self::NotOnTape { .. } => failure("not_on_tape").actor(Actor::Admin),
             Self::NotConfigured | Self::NoEndpoint { .. } => {
                 failure("no_model").actor(Actor::Admin)
@@ -239,6 +250,20 @@ pub struct WorkerCall {
     pub thread: String,
     /// The body of `POST /v1/chat/completions`. Its `model` may be replaced by the role's.
     pub body: Value,
+    /// The most tokens that the job's budget has for the answer, all choices together; `None`: it sets no bound. Not a part
+    /// of the body, so that the same question is the same on a tape whatever is left of a budget.
+    pub most_output: Option<u64>,
+}
+
+/// On what terms a worker's question is answered: what a broker has to know beforehand to hold a job to its budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct WorkerTerms {
+    /// The most tokens of one answer, where the configuration has a limit.
+    pub most_output: Option<u64>,
+    /// US dollars for a token read, at the dearest of the models that may answer; zero where no price is known.
+    pub input_token_usd: f64,
+    /// US dollars for a token written, at the dearest of the models that may answer; zero where no price is known.
+    pub output_token_usd: f64,
 }
 
 /// The answer to a worker, in the wire format of OpenAI's chat completions.
@@ -341,6 +366,11 @@ pub trait WorkerModels: Send + Sync {
     /// Passes the request on, metered and within the project's budget. `Json` answers come with their usage, so that the
     /// broker can hold the job to its own limit as well.
     async fn complete(&self, call: WorkerCall) -> Result<(WorkerAnswer, Usage), ModelError>;
+
+    /// The terms of questions in another format, or of chat completions (`None`). Whoever costs nothing has none.
+    fn terms(&self, _format: Option<WireFormat>) -> WorkerTerms {
+        WorkerTerms::default()
+    }
 
     /// The same for a client that speaks another wire format; the request goes to an endpoint of that format and is not
     /// translated. Whoever has none, a tape for one, refuses.

@@ -1,7 +1,7 @@
 //! The model behind the broker: the worker's request goes on under the crew's own name for it, and
 //! what it costs is counted against the job before the worker gets the answer.
 
-use super::ledger::Reserved;
+use super::ledger::{Question, Refused, Reserved};
 use super::{Body, Inner, problem, reach, reply, streamed};
 use crate::trouble::kind;
 use bytes::Bytes;
@@ -10,7 +10,8 @@ use futures::stream::{self, BoxStream};
 use hyper::body::Frame;
 use hyper::{Response, StatusCode};
 use ports::{
-    JobId, ModelError, ProjectId, RequestId, TaskId, Usage, WorkerAnswer, WorkerCall, threads,
+    JobId, ModelError, ProjectId, RequestId, TaskId, Usage, WorkerAnswer, WorkerCall, WorkerTerms,
+    threads,
 };
 use protocol::EventKind;
 use serde_json::{Value, json};
@@ -18,8 +19,6 @@ use sha2::{Digest as _, Sha256};
 use std::io;
 use std::sync::Arc;
 
-/// Output tokens that are reserved when a request does not bound them.
-pub(super) const EXPECTED_OUTPUT: u64 = 1024;
 /// Longest line of a stream that is looked at for its usage, in bytes.
 const MAX_LINE: usize = 64 * 1024;
 
@@ -42,20 +41,25 @@ pub(super) async fn complete(inner: &Arc<Inner>, body: Bytes) -> Response<Body> 
     if let Some(answer) = inner.ledger.unread(&question_hash) {
         return reply(StatusCode::OK, &answer);
     }
-    let expected = parsed["max_completion_tokens"]
-        .as_u64()
-        .or(parsed["max_tokens"].as_u64())
-        .map_or(EXPECTED_OUTPUT, |most| most.min(EXPECTED_OUTPUT));
     let input = estimated_tokens(body.len());
-    let reserved = match inner.ledger.reserve(input + expected) {
+    let question = question(inner, &parsed, input);
+    let waiting = inner.events.activity().waiting();
+    let reserved = match inner.ledger.reserve(&question).await {
         Ok(reserved) => reserved,
-        Err(spent) => {
-            inner.ledger.failed(kind::BUDGET, &spent.message);
-            return problem(StatusCode::PAYMENT_REQUIRED, "budget", &spent.message);
+        Err(refused) => {
+            let (status, code, message) = no_budget(inner, refused);
+            return problem(status, code, &message);
         }
     };
-    let call = call_of(inner, parsed);
-    let waiting = inner.events.activity().waiting();
+    let shows_usage = parsed["stream_options"]["include_usage"] == json!(true);
+    if parsed["stream"] == json!(true) {
+        // A worker that does not ask what it costs is counted all the same.
+        if !parsed["stream_options"].is_object() {
+            parsed["stream_options"] = json!({});
+        }
+        parsed["stream_options"]["include_usage"] = json!(true);
+    }
+    let call = call_of(inner, parsed, reserved.most_output);
     let answered = inner.models.complete(call).await;
     match answered {
         Ok((WorkerAnswer::Json(answer), usage)) => {
@@ -76,6 +80,8 @@ pub(super) async fn complete(inner: &Arc<Inner>, body: Bytes) -> Response<Body> 
                 events,
                 known: usage,
                 input,
+                shows_usage,
+                least_output: 0,
                 line: Vec::new(),
                 seen: None,
                 bytes: 0,
@@ -92,8 +98,38 @@ pub(super) async fn complete(inner: &Arc<Inner>, body: Bytes) -> Response<Body> 
     }
 }
 
+/// What a question in chat completions may take, in all of its choices.
+fn question(inner: &Inner, body: &Value, input: u64) -> Question {
+    let choices = body["n"].as_u64().unwrap_or(1).clamp(1, 128);
+    let all = |each: u64| each.saturating_mul(choices);
+    let asked = ["max_completion_tokens", "max_tokens"]
+        .iter()
+        .filter_map(|name| body[*name].as_u64())
+        .min();
+    let terms = inner.models.terms(None);
+    Question {
+        input,
+        most_output: asked.map(all),
+        terms: WorkerTerms {
+            most_output: terms.most_output.map(all),
+            ..terms
+        },
+    }
+}
+
+/// What a worker is told whose question the job's budget does not allow, or not now.
+pub(super) fn no_budget(inner: &Inner, refused: Refused) -> (StatusCode, &'static str, String) {
+    match refused {
+        Refused::Spent(message) => {
+            inner.ledger.failed(kind::BUDGET, &message);
+            (StatusCode::PAYMENT_REQUIRED, kind::BUDGET, message)
+        }
+        Refused::Held(message) => (StatusCode::TOO_MANY_REQUESTS, "too_much_at_once", message),
+    }
+}
+
 /// A worker's question; who asks is known from the socket.
-pub(super) fn call_of(inner: &Inner, body: Value) -> WorkerCall {
+pub(super) fn call_of(inner: &Inner, body: Value, most_output: Option<u64>) -> WorkerCall {
     let project = ProjectId::new(&inner.request.project_id);
     let job = JobId::new(&inner.request.job_id);
     let task = TaskId::new(&inner.request.task_id);
@@ -105,6 +141,7 @@ pub(super) fn call_of(inner: &Inner, body: Value) -> WorkerCall {
         job,
         task,
         body,
+        most_output,
     }
 }
 
@@ -154,7 +191,9 @@ fn refused(inner: &Inner, error: &ModelError) -> Response<Body> {
 /// The status and the kind of a model error. What trying again cannot mend is not a 429 or 5xx.
 pub(super) fn meaning(error: &ModelError) -> (StatusCode, &'static str) {
     match error {
-        ModelError::Budget { .. } => (StatusCode::PAYMENT_REQUIRED, kind::BUDGET),
+        ModelError::Budget { .. } | ModelError::TooLong { .. } => {
+            (StatusCode::PAYMENT_REQUIRED, kind::BUDGET)
+        }
         ModelError::NotOnTape { .. } => (StatusCode::NOT_FOUND, kind::NOT_ON_TAPE),
         ModelError::NotConfigured | ModelError::NoEndpoint { .. } => {
             (StatusCode::FORBIDDEN, kind::NO_MODEL)
@@ -186,6 +225,10 @@ struct Counted {
     known: Usage,
     /// The question's size, for a stream that does not tell its usage.
     input: u64,
+    /// Whether the worker asked for the usage and so knows an event without a choice.
+    shows_usage: bool,
+    /// What it wrote at least, where it was cut for being too long.
+    least_output: u64,
     line: Vec<u8>,
     seen: Option<Usage>,
     bytes: usize,
@@ -197,34 +240,38 @@ impl Counted {
         if self.over {
             return None;
         }
-        match self.events.next().await {
-            Some(Ok(bytes)) => {
-                self.inner.events.activity().touch();
-                self.look(&bytes);
-                Some(Ok(Frame::data(bytes)))
+        let ended = loop {
+            match self.events.next().await {
+                Some(Ok(bytes)) => {
+                    self.inner.events.activity().touch();
+                    if !self.look(&bytes) || self.shows_usage {
+                        return Some(Ok(Frame::data(bytes)));
+                    }
+                }
+                Some(Err(error)) => break Some(error),
+                None => break None,
             }
-            Some(Err(error)) => {
-                self.over = true;
-                let message = error.to_string();
-                let kind = match error {
-                    ModelError::Budget { .. } => kind::BUDGET,
-                    ModelError::NotOnTape { .. } => kind::NOT_ON_TAPE,
-                    _ => kind::MODEL_UNAVAILABLE,
-                };
-                self.count();
-                self.inner.ledger.failed(kind, &message);
-                Some(Err(io::Error::other(message)))
-            }
-            None => {
-                self.over = true;
-                self.count();
-                None
-            }
+        };
+        self.over = true;
+        if let Some(ModelError::TooLong { limit, .. }) = ended {
+            self.least_output = limit;
         }
+        self.count();
+        let error = ended?;
+        let (message, (_, kind)) = (error.to_string(), meaning(&error));
+        self.inner.ledger.failed(kind, &message);
+        if kind == kind::BUDGET {
+            // Asking again does not help, so the client has to see more than a connection that broke.
+            let event =
+                json!({"error": {"message": message, "type": kind, "code": kind, "param": null}});
+            return Some(Ok(Frame::data(format!("data: {event}\n\n").into())));
+        }
+        Some(Err(io::Error::other(message)))
     }
 
-    /// Finds `usage` in the events that pass.
-    fn look(&mut self, bytes: &[u8]) {
+    /// Finds `usage` in the events that pass. True: these are one event, which tells the usage and nothing else.
+    fn look(&mut self, bytes: &[u8]) -> bool {
+        let mut only_usage = self.line.is_empty() && bytes.ends_with(b"\n\n");
         self.bytes += bytes.len();
         for byte in bytes {
             if *byte != b'\n' {
@@ -234,10 +281,16 @@ impl Counted {
                 continue;
             }
             let line = std::mem::take(&mut self.line);
+            if line.is_empty() {
+                continue;
+            }
             let data = line.strip_prefix(b"data:").unwrap_or_default();
             let Ok(value) = serde_json::from_slice::<Value>(data) else {
+                only_usage = false;
                 continue;
             };
+            only_usage &=
+                value["usage"].is_object() && value["choices"].as_array().is_none_or(Vec::is_empty);
             let usage = &value["usage"];
             if let (Some(input_tokens), Some(output_tokens)) = (
                 usage["prompt_tokens"].as_u64(),
@@ -250,11 +303,12 @@ impl Counted {
                 });
             }
         }
+        only_usage
     }
 
     fn count(&mut self) {
         let known = self.known.input_tokens + self.known.output_tokens > 0;
-        let usage = match self.seen {
+        let mut usage = match self.seen {
             _ if known => self.known,
             Some(seen) => seen,
             // Neither side told: about four bytes a token, and events are mostly their own form.
@@ -264,6 +318,7 @@ impl Counted {
                 cost_usd: None,
             },
         };
+        usage.output_tokens = usage.output_tokens.max(self.least_output);
         if let Err(error) = self.inner.ledger.answered(usage, None) {
             let request = &self.inner.request.request_id;
             tracing::error!(request, %error, "tokens of a stream could not be counted");

@@ -1,8 +1,8 @@
 //! The model for agents that speak Anthropic's Messages or OpenAI's Responses: their requests go on as they are, under the
 //! crew's own name for the model, and what they cost is counted against the job. Errors have the form that their clients read.
 
-use super::ledger::Reserved;
-use super::model::{EXPECTED_OUTPUT, call_of, estimated_tokens, meaning, tell_usage};
+use super::ledger::{Question, Reserved};
+use super::model::{call_of, estimated_tokens, meaning, no_budget, tell_usage};
 use super::{Body, Inner, problem, reach, reply, streamed};
 use crate::trouble::kind;
 use bytes::Bytes;
@@ -81,38 +81,36 @@ pub(super) async fn pass(
         WireFormat::Responses => &parsed["max_output_tokens"],
         WireFormat::Messages | WireFormat::CountTokens => &parsed["max_tokens"],
     };
-    let expected = limit
-        .as_u64()
-        .map_or(EXPECTED_OUTPUT, |most| most.min(EXPECTED_OUTPUT));
     let input = estimated_tokens(body.len());
+    let question = Question {
+        input,
+        most_output: limit.as_u64(),
+        terms: inner.models.terms(Some(format)),
+    };
+    let waiting = inner.events.activity().waiting();
     // Counting costs nothing.
     let reserved = if format == WireFormat::CountTokens {
         None
     } else {
-        match inner.ledger.reserve(input + expected) {
+        match inner.ledger.reserve(&question).await {
             Ok(reserved) => Some(reserved),
-            Err(spent) => {
-                inner.ledger.failed(kind::BUDGET, &spent.message);
-                return refusal(
-                    format,
-                    StatusCode::PAYMENT_REQUIRED,
-                    kind::BUDGET,
-                    &spent.message,
-                );
+            Err(refused) => {
+                let (status, code, message) = no_budget(inner, refused);
+                return refusal(format, status, code, &message);
             }
         }
     };
+    let most_output = reserved.as_ref().and_then(|reserved| reserved.most_output);
     let anthropic = format != WireFormat::Responses;
     if anthropic && !headers.iter().any(|(name, _)| name == "anthropic-version") {
         headers.push(("anthropic-version".to_owned(), ANTHROPIC_VERSION.to_owned()));
     }
     let call = WireCall {
-        call: call_of(inner, parsed),
+        call: call_of(inner, parsed, most_output),
         format,
         headers,
         beta,
     };
-    let waiting = inner.events.activity().waiting();
     match inner.models.native(call).await {
         Ok((WireAnswer::Json(answer), usage)) => {
             if format != WireFormat::CountTokens {

@@ -27,9 +27,13 @@ fn a_key_is_found_in_every_form_that_clients_send() {
 
 type Turn = Result<(WireAnswer, ports::Usage), WireError>;
 
-/// Models that answer in other formats from a script, and in chat completions not at all.
+/// What a stream of chat completions brings.
+type Chat = Vec<Result<Bytes, ModelError>>;
+
+/// Models that answer from a script.
 #[derive(Default)]
 struct Scripted {
+    chat: Mutex<VecDeque<Chat>>,
     turns: Mutex<VecDeque<Turn>>,
     calls: Mutex<Vec<WireCall>>,
 }
@@ -37,7 +41,10 @@ struct Scripted {
 #[async_trait::async_trait]
 impl WorkerModels for Scripted {
     async fn complete(&self, _: WorkerCall) -> Result<(WorkerAnswer, ports::Usage), ModelError> {
-        Err(ModelError::NotConfigured)
+        let chat = self.chat.lock().unwrap().pop_front();
+        let events = chat.ok_or(ModelError::NotConfigured)?;
+        let stream = futures::StreamExt::boxed(futures::stream::iter(events));
+        Ok((WorkerAnswer::Stream(stream), ports::Usage::default()))
     }
 
     async fn native(&self, call: WireCall) -> Turn {

@@ -254,6 +254,89 @@ async fn a_stream_passes_and_its_break_is_said_in_its_own_format() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_cut_for_the_budget_says_so_in_its_own_format() {
+    let too_long = || ModelError::TooLong {
+        endpoint: "https://models.example".to_owned(),
+        limit: 700,
+    };
+    let event = || {
+        Ok(WirePiece::Events(Bytes::from_static(
+            b"event: a\ndata: {}\n\n",
+        )))
+    };
+    let turn = || {
+        pieces(vec![
+            event(),
+            Ok(WirePiece::Used(used(20, 900))),
+            Err(too_long().into()),
+        ])
+    };
+    let (_folder, models, broker) = stage([turn(), turn()]).await;
+    let chat = vec![Ok(Bytes::from_static(b"data: {}\n\n")), Err(too_long())];
+    models.chat.lock().unwrap().push_back(chat);
+    let asked = r#"{"stream": true, "messages": [{"role": "user", "content": "hi"}]}"#;
+    for (path, body, said) in [
+        ("/v1/messages", MESSAGE, r#""type":"billing_error""#),
+        ("/v1/responses", RESPONSE, r#""code":"insufficient_quota""#),
+        (
+            "/v1/chat/completions",
+            asked,
+            r#"data: {"error":{"code":"budget""#,
+        ),
+    ] {
+        let (status, _, body) = post(&broker, path, broker.key(), body).await;
+        assert_eq!(status, 200, "{path}");
+        assert!(
+            body.contains(said) && body.contains("limit of 700 tokens"),
+            "{path}: {body}"
+        );
+        // A connection that is closed properly ends with this.
+        assert!(body.ends_with("0\r\n\r\n"), "{path}: {body}");
+        assert_eq!(
+            broker.model_trouble().unwrap().0,
+            crate::kind::BUDGET,
+            "{path}"
+        );
+    }
+    assert_eq!(
+        broker.usage().output_tokens,
+        900 + 900 + 700,
+        "what was set aside is counted where nothing is told"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_is_counted_whether_its_worker_asked_for_the_usage_or_not() {
+    let (_folder, models, broker) = stage([]).await;
+    for (asked, options) in [
+        (false, ""),
+        (true, r#""stream_options": {"include_usage": true},"#),
+    ] {
+        let before = broker.usage();
+        let chat = [
+            r#"{"choices": [{"delta": {"content": "hello"}}]}"#,
+            r#"{"choices": [], "usage": {"prompt_tokens": 200, "completion_tokens": 300}}"#,
+            "[DONE]",
+        ];
+        let chat = chat.map(|data| Ok(Bytes::from(format!("data: {data}\n\n"))));
+        models.chat.lock().unwrap().push_back(chat.into());
+        let body = format!(
+            r#"{{"stream": true, {options} "messages": [{{"role": "user", "content": "hi"}}]}}"#
+        );
+        let (status, _, body) = post(&broker, "/v1/chat/completions", broker.key(), &body).await;
+        assert_eq!(status, 200, "{body}");
+        assert!(body.contains("hello") && body.contains("[DONE]"), "{body}");
+        assert_eq!(body.contains("prompt_tokens"), asked, "{body}");
+        let now = broker.usage();
+        let (read, written) = (
+            now.input_tokens - before.input_tokens,
+            now.output_tokens - before.output_tokens,
+        );
+        assert_eq!((read, written), (200, 300));
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_runs_when_the_job_ends_is_ended_and_counted() {
     let first = vec![
         Ok(WirePiece::Used(used(100, 10))),

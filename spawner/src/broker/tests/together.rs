@@ -36,40 +36,45 @@ async fn answers_that_are_still_streaming_hold_their_part_of_the_budget() {
         models.turns.lock().unwrap().push_back(turn);
     }
     let broker = broker_with(folder.path(), &models, resolver(|_| Vec::new(), |_| None)).await;
-    // About 2,000 of 10,000 tokens each, most of it what may be answered.
+    // About 1,000 of 10,000 tokens each, and as much for the answer as there is room for.
     let body = serde_json::json!({
         "max_tokens": 32_000, "stream": true,
         "messages": [{"role": "user", "content": "x".repeat(4_000)}],
     })
     .to_string();
     let mut open = Vec::new();
-    let refused = loop {
+    for _ in 0..2 {
         let mut answer = ask(&broker, question("/v1/messages", broker.key(), &body)).await;
-        match status(&mut answer).await {
-            200 => open.push(answer),
-            refused => break refused,
-        }
-        assert!(
-            open.len() < 10,
-            "nothing is held for {} answers",
-            open.len()
-        );
+        assert_eq!(status(&mut answer).await, 200);
+        open.push(answer);
+    }
+    let bounds = |models: &Scripted| -> Vec<u64> {
+        let calls = models.calls.lock().unwrap();
+        let bounds = calls.iter().map(|call| call.call.most_output.unwrap());
+        bounds.collect()
     };
-    assert_eq!((refused, open.len()), (402, 4));
-    // Whoever leaves an answer makes room for another one.
-    open.pop();
-    let again = async {
-        loop {
-            let mut answer = ask(&broker, question("/v1/messages", broker.key(), &body)).await;
-            if status(&mut answer).await == 200 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+    let asked = bounds(&models);
+    let all: u64 = asked.iter().sum::<u64>() + 2 * (body.len() as u64 / 4);
+    assert!(asked[0] > 4_000 && asked[1] > 3_000, "{asked:?}");
+    assert!(
+        (9_000..=10_000).contains(&all),
+        "what is asked for is what there is: {all}"
+    );
+
+    // The next one waits, and whoever leaves an answer makes room for it.
+    let mut third = ask(&broker, question("/v1/messages", broker.key(), &body)).await;
+    let waits = async {
+        while broker.inner.tasks.len() < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), again)
+    tokio::time::timeout(Duration::from_secs(20), waits)
         .await
         .unwrap();
+    assert_eq!(bounds(&models).len(), 2, "it is not asked yet");
+    open.pop();
+    assert_eq!(status(&mut third).await, 200);
+    assert_eq!(bounds(&models)[2], asked[1], "the room that was left");
 }
 
 /// Models that answer when they are told to.

@@ -8,6 +8,7 @@
 //! Nothing here knows a job, a broker or a repository. *Architecture invariant:* only containers with our label are ever
 //! stopped or removed, and processes that have our home as their workspace and no engine that knows them.
 
+mod away;
 mod mark;
 mod noticed;
 mod output;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use away::{AGAIN, PATIENCE, patiently, with_absences};
 use mark::Mark;
 use running::Past;
 pub use running::{Ended, Running, Stopper};
@@ -38,10 +40,6 @@ pub use spec::{HOME, HOME_LABEL, LABEL, Limits, Mount, SYSBOX, Spec};
 const REQUEST_S: u64 = 60;
 /// How long an image may take to be pulled.
 const PULL: Duration = Duration::from_mins(15);
-/// How long an engine that does not answer is asked again.
-const PATIENCE: Duration = Duration::from_mins(2);
-/// The pause between two such questions.
-const AGAIN: Duration = Duration::from_millis(500);
 
 /// What can go wrong with an engine.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +114,15 @@ pub enum Error {
         /// What was asked for.
         action: &'static str,
         /// Its words.
+        #[source]
+        source: Box<DockerError>,
+    },
+    /// The engine died, or was ended, while it started a container, which it cannot start now that it is back.
+    #[error(
+        "the Docker engine went away while it started a container, which it cannot start any more"
+    )]
+    Spoilt {
+        /// Its words when it was back.
         #[source]
         source: Box<DockerError>,
     },
@@ -324,9 +331,15 @@ impl Engine {
     /// Starts a container that was made, and leaves it alone. In Sysbox it has to show that it is.
     pub async fn begin(&self, id: &str) -> Result<(), Error> {
         // Starting what was started already is fine.
-        patiently(|| self.docker.start_container(id, None))
-            .await
-            .map_err(Error::refused("to start a container"))?;
+        let (started, absences) = with_absences(|| self.docker.start_container(id, None)).await;
+        started.map_err(|source| match source {
+            DockerError::DockerResponseServerError {
+                status_code: 500.., ..
+            } if absences > 0 => Error::Spoilt {
+                source: Box::new(source),
+            },
+            source => Error::refused("to start a container")(source),
+        })?;
         self.is_what_it_is_called(id).await
     }
 
@@ -491,45 +504,6 @@ impl Engine {
                 Err(error) => return Err(Error::refused("to remove a container")(error)),
             }
         }
-    }
-}
-
-/// Asks again while the engine gives no answer, as when it is started anew. Whatever is asked for must bear being done twice.
-async fn patiently<T, F>(ask: impl Fn() -> F) -> Result<T, DockerError>
-where
-    F: Future<Output = Result<T, DockerError>>,
-{
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        match ask().await {
-            Err(error) if is_away(&error) && tokio::time::Instant::now() < deadline => {
-                tracing::debug!(%error, "the engine gives no answer; asking again");
-                tokio::time::sleep(AGAIN).await;
-            }
-            answer => return answer,
-        }
-    }
-}
-
-/// Whether this says that the engine is not there, or is just coming or going.
-fn is_away(error: &DockerError) -> bool {
-    const BETWEEN: [&str; 5] = [
-        "containerd.sock",
-        "shutting down",
-        "ttrpc: closed",
-        "context canceled",
-        "Unavailable",
-    ];
-    match error {
-        DockerError::DockerResponseServerError {
-            status_code: 500..,
-            message,
-        } => BETWEEN.iter().any(|words| message.contains(words)),
-        DockerError::HyperResponseError { .. }
-        | DockerError::HyperLegacyError { .. }
-        | DockerError::IOError { .. }
-        | DockerError::RequestTimeoutError => true,
-        _ => false,
     }
 }
 

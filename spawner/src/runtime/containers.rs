@@ -28,6 +28,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The program in the image that carries launcher and agent.
@@ -38,6 +39,8 @@ const WORKER: (u32, u32) = (1000, 1000);
 const TMP_MB: u64 = 128;
 /// How often a container is made anew that the engine fails to start.
 const START_TRIES: u32 = 3;
+/// How long containers are made anew that were spoilt because the engine went away meanwhile, however often it does.
+const SPOILT: Duration = Duration::from_mins(1);
 /// The pause before that.
 const START_PAUSE: Duration = Duration::from_millis(500);
 /// The labels that say what a container may use: thousandths of a core, MiB.
@@ -358,9 +361,16 @@ impl Runtime for Containers {
 
     async fn start(&self, work: &Work) -> Result<Box<dyn Worker>, Error> {
         let mut tries = 1;
+        let begun = Instant::now();
         loop {
             match self.start_once(work).await {
                 // An engine that died while it started a container may never be able to start that one: a new one, then.
+                Err(Error::Docker(error @ docker::Error::Spoilt { .. }))
+                    if begun.elapsed() < SPOILT =>
+                {
+                    tracing::warn!(%error, "trying with a new one");
+                    tokio::time::sleep(START_PAUSE).await;
+                }
                 Err(Error::Docker(error)) if error.is_failure() && tries < START_TRIES => {
                     tracing::warn!(%error, tries, "a container did not start; trying with a new one");
                     tries += 1;

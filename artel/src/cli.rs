@@ -276,6 +276,9 @@ pub struct LogsArgs {
     /// What the deployed service wrote, instead of what the crew did.
     #[arg(long)]
     pub service: bool,
+    /// What the workers of this task say, instead: phases, their output, addresses that they were refused.
+    #[arg(short, long, value_name = "TASK", conflicts_with = "service")]
+    pub task: Option<String>,
     /// End when the crew has nothing left to do but wait for people; the exit code says how it ended.
     #[arg(long, hide = true)]
     pub until_idle: bool,

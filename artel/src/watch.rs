@@ -13,6 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+mod output;
+
+use output::Output;
+
 use crate::spending::Tally;
 
 /// How often it is looked for workers that are waited for.
@@ -87,8 +91,15 @@ impl Watch {
         let until = Timestamp::now().checked_add(patience)?;
         self.store.worker_awaited(awaited, until).await?;
         let mut events = self.transport.events(request.as_str()).await?;
+        let mut output = Output::default();
         while let Some(event) = events.next().await {
+            if let Some(line) = output.line(&event) {
+                self.store.worker_said(request, &line).await?;
+            }
             self.hear(awaited, event).await?;
+        }
+        if let Some(line) = output.end() {
+            self.store.worker_said(request, &line).await?;
         }
         self.store.worker_ended(request).await?;
         Ok(())

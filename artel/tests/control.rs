@@ -130,6 +130,51 @@ async fn while_a_worker_runs_no_lease_is_held_and_cancelling_ends_it_within_3_se
 }
 
 #[tokio::test]
+async fn what_a_worker_says_and_is_refused_is_read_while_it_works() {
+    let mut tape = one();
+    let command = "curl -sS -m 20 http://packages.example/index; sleep 98773";
+    works(&mut tape, command, 1);
+    let home = home(&tape);
+    let mut up = up(&home).await;
+    let mut new = home.start(&["new", "Say hello", "--yes", "--json"]);
+    let attempt = new.event("task.attempt", SOON).await;
+    let project = attempt["project"].as_str().unwrap();
+    let mut follows = home.start(&["logs", project, "--task", "hello", "-f"]);
+    follows
+        .line("the refusal", SOON, |line| {
+            line.contains("attempt 1: was refused packages.example:80: ")
+        })
+        .await;
+    eventually("all of it is kept", SOON, || async {
+        let ran = home.run(&["logs", project, "--task", "hello", "--json"]);
+        let said = ran.await.success().json();
+        let has = |kind: &str, words: &str| {
+            said.iter()
+                .any(|one| one["kind"] == kind && one["text"].as_str().unwrap().contains(words))
+        };
+        assert!(said.iter().all(|one| one["attempt"] == 1), "{said:#?}");
+        (has("phase", "running: step 1")
+            && has("log", "curl -sS")
+            && has("refused", "packages.example:80"))
+        .then_some(())
+    })
+    .await;
+    let ran = home
+        .run(&["logs", project, "--task", "hello", "-n", "2"])
+        .await
+        .success();
+    assert_eq!(ran.stdout.lines().count(), 2, "{ran:#?}");
+    let ran = home.run(&["logs", project, "--task", "bye"]).await.code(1);
+    assert!(
+        ran.stderr.contains("no worker of") && ran.stderr.contains("hello"),
+        "{ran:#?}"
+    );
+    home.run(&["cancel", project]).await.success();
+    assert_eq!(new.ended(SOON).await, 1, "{:#?}", new.seen);
+    assert_eq!(up.terminate(Duration::from_secs(15)).await, 0);
+}
+
+#[tokio::test]
 async fn a_second_process_takes_the_job_over_from_one_that_was_killed() {
     let mut tape = one();
     works(

@@ -40,4 +40,4 @@ pub use outbox::{Delivery, IntentKind, PROGRESS_PACE};
 pub use people::{MAX_PAIRING_ATTEMPTS, PairingCode, PairingRefusal, PersonRow, Standing};
 pub use projector::{Applied, Dump, JournalEntry, JournalSource, PROJECTION_TABLES, Projector};
 pub use record::{FindProject, MessageRow, ProjectDetails, WaitRow};
-pub use workers::{Awaited, WAITING};
+pub use workers::{Awaited, LINES_KEPT, SaidByWorker, WAITING, WorkerLine};

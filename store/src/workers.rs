@@ -11,6 +11,33 @@ use crate::{Result, Row, Store};
 /// The phase of a worker that no spawner has taken up.
 pub const WAITING: &str = "waiting for a spawner";
 
+/// Lines that are kept of a worker; the oldest go first.
+pub const LINES_KEPT: u64 = 300;
+/// How long lines of workers are kept, in milliseconds: two weeks.
+const LINES_LIVE: i64 = 14 * 24 * 3_600_000;
+
+/// Something that a worker, or its spawner of it, said. It may have several lines of text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerLine {
+    /// When, by its spawner's clock, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// The spawner's count, which orders what was said in one millisecond.
+    pub seq: i64,
+    /// `phase`, `progress`, `log` or `refused`.
+    pub kind: String,
+    /// Its words.
+    pub text: String,
+}
+
+/// A line, with whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaidByWorker {
+    /// The attempt of the task, from 1.
+    pub attempt: u32,
+    /// What was said.
+    pub line: WorkerLine,
+}
+
 /// A worker that somebody waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Awaited {
@@ -122,8 +149,128 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps what a worker said, once, however often it is heard. Of each worker the last [`LINES_KEPT`] are kept.
+    pub async fn worker_said(&self, request: &RequestId, line: &WorkerLine) -> Result<()> {
+        let row = insert_new(
+            "worker_lines",
+            vec![
+                ("request", val(request.as_str())),
+                ("at_ms", val(line.at_ms)),
+                ("seq", val(line.seq)),
+                ("kind", val(line.kind.as_str())),
+                ("text", val(line.text.as_str())),
+            ],
+        );
+        if self.db.execute(&row).await? == 0 {
+            return Ok(());
+        }
+        // Nothing is older than the oldest of those that stay, when there are fewer.
+        let oldest = Query::select()
+            .column("at_ms")
+            .from("worker_lines")
+            .and_where(Expr::col("request").eq(request.as_str()))
+            .order_by("at_ms", Order::Desc)
+            .order_by("seq", Order::Desc)
+            .limit(1)
+            .offset(LINES_KEPT - 1)
+            .take();
+        let Some(oldest) = self.db.fetch_optional(&oldest).await? else {
+            return Ok(());
+        };
+        let delete = Query::delete()
+            .from_table("worker_lines")
+            .and_where(Expr::col("request").eq(request.as_str()))
+            .and_where(Expr::col("at_ms").lt(oldest.int("at_ms")?))
+            .take();
+        self.db.execute(&delete).await?;
+        Ok(())
+    }
+
+    /// The last `limit` things that workers of a task said after this moment and count, in the order in which they were said.
+    /// `None`: no task of that name ever had a worker.
+    pub async fn said_by_workers(
+        &self,
+        project: &ProjectId,
+        task: &TaskId,
+        (at_ms, seq): (i64, i64),
+        limit: u64,
+    ) -> Result<Option<Vec<SaidByWorker>>> {
+        let of_task = |query: &mut sea_query::SelectStatement| {
+            query
+                .and_where(Expr::col(("workers", "project")).eq(project.as_str()))
+                .and_where(Expr::col(("workers", "task")).eq(task.as_str()));
+        };
+        let query = Query::select()
+            .columns([("worker_lines", "at_ms"), ("worker_lines", "seq")])
+            .columns([("worker_lines", "kind"), ("worker_lines", "text")])
+            .column(("workers", "attempt"))
+            .from("worker_lines")
+            .inner_join(
+                "workers",
+                Expr::col(("workers", "request")).equals(("worker_lines", "request")),
+            )
+            .apply(of_task)
+            .and_where(
+                Expr::col(("worker_lines", "at_ms"))
+                    .gt(at_ms)
+                    .or(Expr::col(("worker_lines", "at_ms"))
+                        .eq(at_ms)
+                        .and(Expr::col(("worker_lines", "seq")).gt(seq))),
+            )
+            .order_by(("worker_lines", "at_ms"), Order::Desc)
+            .order_by(("worker_lines", "seq"), Order::Desc)
+            .limit(limit)
+            .take();
+        let rows = self.db.fetch_all(&query).await?;
+        if rows.is_empty() {
+            let any = Query::select()
+                .column("request")
+                .from("workers")
+                .apply(of_task)
+                .limit(1)
+                .take();
+            if self.db.fetch_optional(&any).await?.is_none() {
+                return Ok(None);
+            }
+        }
+        let read = |row: &Row| {
+            Ok(SaidByWorker {
+                attempt: u32::try_from(row.count("attempt")?).unwrap_or(u32::MAX),
+                line: WorkerLine {
+                    at_ms: row.int("at_ms")?,
+                    seq: row.int("seq")?,
+                    kind: row.text("kind")?,
+                    text: row.text("text")?,
+                },
+            })
+        };
+        let said: Result<Vec<_>> = rows.iter().rev().map(read).collect();
+        Ok(Some(said?))
+    }
+
+    /// The tasks of a project that had workers, the last one first, at most `limit`.
+    pub async fn tasks_with_workers(&self, project: &ProjectId, limit: u64) -> Result<Vec<TaskId>> {
+        let query = Query::select()
+            .column("task")
+            .from("workers")
+            .and_where(Expr::col("project").eq(project.as_str()))
+            .group_by_col("task")
+            .order_by_expr(Expr::col("since_ms").max(), Order::Desc)
+            .limit(limit)
+            .take();
+        let rows = self.db.fetch_all(&query).await?;
+        rows.iter()
+            .map(|row| Ok(TaskId::new(row.text("task")?)))
+            .collect()
+    }
+
     /// A worker has ended.
     pub async fn worker_ended(&self, request: &RequestId) -> Result<()> {
+        let old = Query::delete()
+            .from_table("worker_lines")
+            .and_where(Expr::col("at_ms").lt(Timestamp::now().as_millisecond() - LINES_LIVE))
+            .take();
+        self.db.execute(&old).await?;
         let update = Query::update()
             .table("workers")
             .value("ended_ms", self.db.now_ms())

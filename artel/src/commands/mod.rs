@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod init;
 mod lasting;
+mod logs;
 mod manage;
 mod show;
 mod talk;
@@ -164,7 +165,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<u8> {
         Command::Demo => demo::run(context).await,
         Command::Projects => show::projects(context).await,
         Command::Status(args) => show::status(context, args.project.as_deref()).await,
-        Command::Logs(args) => show::logs(context, args).await,
+        Command::Logs(args) => logs::logs(context, args).await,
         Command::Graph(GraphArgs { format }) => show::graph(context, &format).await,
         Command::Threads(args) => show::threads(context, args.project.as_deref()).await,
         Command::History(args) => show::history(context, &args.thread).await,

@@ -1,18 +1,13 @@
 //! Commands that only look.
 
-use std::time::Duration;
-
 use anyhow::Context as _;
-use graph::{Cursor, HistoryFilter, JournalFilter, ThreadFilter};
+use graph::{HistoryFilter, ThreadFilter};
 use ports::{FrontDesk, StatusReport, threads};
 
-use crate::cli::{ForkArgs, LogsArgs, ReplayArgs};
-use crate::follow::{Doing, Until, follow, print_json};
+use crate::cli::{ForkArgs, ReplayArgs};
+use crate::follow::print_json;
 
 use super::{Context, project_of};
-
-/// Entries that are read together.
-const PAGE: usize = 1000;
 
 /// `artel projects`.
 pub(super) async fn projects(context: &Context) -> anyhow::Result<u8> {
@@ -126,95 +121,6 @@ pub(super) fn status_text(report: &StatusReport) -> String {
         );
     }
     text
-}
-
-/// `artel logs`.
-pub(super) async fn logs(context: &Context, args: LogsArgs) -> anyhow::Result<u8> {
-    let app = context.app().await?;
-    let project = project_of(&app, Some(&args.project)).await?;
-    if args.service {
-        return service_logs(context, &app, &project, &args).await;
-    }
-    let printer = context.printer();
-    let journal = app.books.journal();
-    let filter = JournalFilter::stream(project.as_str());
-    if args.until_idle {
-        let mut doing = Doing::begin(&app).await?;
-        let end = follow(
-            &app,
-            &mut doing,
-            &project,
-            Cursor::START,
-            Until::Idle,
-            &printer,
-        )
-        .await;
-        doing.finish().await;
-        let end = end?;
-        printer.end(&end);
-        return Ok(end.exit_code());
-    }
-    // The whole past is read, a page at a time; only its end is kept.
-    let mut cursor = Cursor::START;
-    let mut kept = std::collections::VecDeque::new();
-    loop {
-        let page = journal.read(&filter, cursor, PAGE).await?;
-        let Some(last) = page.last() else { break };
-        cursor = last.cursor;
-        kept.extend(page);
-        while kept.len() > args.lines {
-            kept.pop_front();
-        }
-    }
-    for entry in &kept {
-        printer.entry(entry);
-    }
-    loop {
-        if !args.follow {
-            return Ok(0);
-        }
-        journal.changed(cursor, Duration::from_secs(1)).await?;
-        for entry in journal.read(&filter, cursor, PAGE).await? {
-            cursor = entry.cursor;
-            printer.entry(&entry);
-        }
-    }
-}
-
-async fn service_logs(
-    context: &Context,
-    app: &crate::app::App,
-    project: &ports::ProjectId,
-    args: &LogsArgs,
-) -> anyhow::Result<u8> {
-    use ports::Deployer;
-    anyhow::ensure!(
-        app.deployer.state(project).await?.release.is_some(),
-        "nothing of {} is deployed, so there is no service with logs; `artel status {0}` shows where it stands",
-        args.project
-    );
-    let mut shown: Vec<String> = Vec::new();
-    loop {
-        let lines = app.deployer.logs(project, args.lines).await?;
-        // What is new is what follows the longest end of what was shown.
-        let common = (0..=shown.len().min(lines.len()))
-            .rev()
-            .find(|&n| shown[shown.len() - n..] == lines[..n])
-            .unwrap_or(0);
-        for line in &lines[common..] {
-            let line = context.redactor.redact(line);
-            if context.json {
-                print_json(&serde_json::json!({ "line": line }));
-            } else {
-                println!("{line}");
-            }
-        }
-        shown = lines;
-        if !args.follow {
-            return Ok(0);
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
 }
 
 /// `artel graph`.

@@ -146,8 +146,8 @@ async fn what_a_worker_says_and_is_refused_is_read_while_it_works() {
         })
         .await;
     eventually("all of it is kept", SOON, || async {
-        let ran = home.run(&["logs", project, "--task", "hello", "--json"]);
-        let said = ran.await.success().json();
+        let args = ["logs", project, "--task", "hello", "--json"];
+        let said = home.run(&args).await.success().json();
         let has = |kind: &str, words: &str| {
             said.iter()
                 .any(|one| one["kind"] == kind && one["text"].as_str().unwrap().contains(words))

@@ -124,18 +124,19 @@ async fn worker_logs(
             .store
             .said_by_workers(project, task, seen, LINES_KEPT)
             .await?;
-        let Some(said) = said else {
-            let others = app.store.tasks_with_workers(project, NAMED).await?;
-            anyhow::bail!(
-                "no worker of {} has a task {task}; {}",
-                args.project,
-                if others.is_empty() {
-                    "none has worked for it yet".to_owned()
-                } else {
-                    let names: Vec<_> = others.iter().map(TaskId::as_str).collect();
-                    format!("the last ones had {}", names.join(", "))
+        let said = match said {
+            Some(said) => said,
+            None if args.follow => {
+                if first {
+                    eprintln!(
+                        "artel: {}; waiting for one",
+                        nobody(app, project, task, args).await?
+                    );
                 }
-            );
+                first = false;
+                Vec::new()
+            }
+            None => anyhow::bail!(nobody(app, project, task, args).await?),
         };
         if let Some(last) = said.last() {
             seen = (last.line.at_ms, last.line.seq);
@@ -158,6 +159,26 @@ async fn worker_logs(
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// Says that no worker has worked at this task, and at which ones some have.
+async fn nobody(
+    app: &App,
+    project: &ProjectId,
+    task: &TaskId,
+    args: &LogsArgs,
+) -> anyhow::Result<String> {
+    let others = app.store.tasks_with_workers(project, NAMED).await?;
+    let others: Vec<_> = others.iter().map(TaskId::as_str).collect();
+    let others = if others.is_empty() {
+        "none has worked for it yet".to_owned()
+    } else {
+        format!("the last ones had {}", others.join(", "))
+    };
+    Ok(format!(
+        "no worker of {} had a task {task}; {others}",
+        args.project
+    ))
 }
 
 /// What a worker said, as it is printed.

@@ -15,7 +15,7 @@ test: ## get what the tests need, run all of them, stop what was started
 soak: ## the long forms of the tests of faults: kills, restarts, cuts, random graphs; some 40 minutes
 	@scripts/soak
 
-check: ## format, lints, dependency audit
+check: ## format, lints, links of the documentation, dependency audit
 	@scripts/check
 
 build: ## build the program for use: target/release/artel, and target/release/spawner

@@ -21,7 +21,7 @@
 //!   logs/                  what the service and the supervisor say, with a cap
 //! ```
 //!
-//! [`unit`] writes the systemd user service that starts the program after a reboot.
+//! [`mod@unit`] writes the systemd user service that starts the program after a reboot.
 
 mod checks;
 mod control;

@@ -116,7 +116,7 @@ impl<S: State> GraphBuilder<S> {
     /// `into` makes the subgraph's first update from the state around it (the context has the argument, if a
     /// [`Send`](crate::Send) started the task); `back` makes from its last state what the node hands back: an update, a
     /// command, several, or nothing. Everything that goes at the top goes inside too: waits, durable steps, retries, events,
-    /// children. See [`SubgraphMemory`](crate::SubgraphMemory) for what survives what.
+    /// children. See [`SubgraphMemory`] for what survives what.
     ///
     /// ```
     /// # use std::sync::Arc;

@@ -270,7 +270,7 @@ fn unread(thread: &ThreadRecord) -> Loaded {
     loaded
 }
 
-/// Behind all clones of an [`Engine`].
+/// Behind all clones of an [`Engine`](crate::Engine).
 pub(crate) struct Shared {
     pub store: Arc<dyn Checkpointer>,
     pub graphs: BTreeMap<String, Arc<dyn AnyGraph>>,

@@ -1,6 +1,6 @@
 //! The typed answers that the crew asks models for. `docs/answers.md` shows one example of each.
 //!
-//! Not here: how an answer is got out of a model's text and repaired (see [`crate::ask`]).
+//! Not here: how an answer is got out of a model's text and repaired (see `ask.rs`).
 
 use ports::{ChangeRequest, Plan, PlannedTask, ProjectSpec, ReviewVerdict, Service};
 use schemars::JsonSchema;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::ids::{Cursor, ThreadId};
 
-/// The most unconsumed signals that a thread's mailbox holds before [`Checkpointer::signal`] refuses more.
+/// The most unconsumed signals that a thread's mailbox holds before [`Checkpointer::signal`](super::Checkpointer::signal) refuses more.
 pub const MAILBOX_LIMIT: u64 = 10_000;
 
 /// An event for the journal.

@@ -254,7 +254,7 @@ pub struct ThreadRecord {
 pub struct Lease {
     /// The thread.
     pub thread: ThreadId,
-    /// Grows with every claim of the thread (and with every [`Checkpointer::set_head`]).
+    /// Grows with every claim of the thread (and with every [`Checkpointer::set_head`](super::Checkpointer::set_head)).
     pub token: u64,
 }
 

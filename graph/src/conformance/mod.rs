@@ -1,4 +1,4 @@
-//! One suite that every [`Checkpointer`] passes: what it promises, and what must not happen to it.
+//! One suite that every [`Checkpointer`](crate::checkpoint::Checkpointer) passes: what it promises, and what must not happen to it.
 //!
 //! A case is an async function that gets a [`Lab`] with a fresh, migrated database and panics when a promise is broken.
 //! [`checkpointer_conformance!`](crate::checkpointer_conformance) makes one `#[tokio::test]` of each:

@@ -30,7 +30,7 @@ impl Context {
     }
 
     /// Like [`Context::interrupt`], but only until a time, by the database's clock: what comes first counts, the answer or the
-    /// deadline. From the deadline on, an answer is refused ([`EngineError::Expired`]).
+    /// deadline. From the deadline on, an answer is refused ([`EngineError::Expired`](crate::EngineError::Expired)).
     ///
     /// The deadline with which the question is asked first stays, whatever a re-run gives: `now + 2 hours` is two hours from
     /// the first time. Its id is that of an interrupt of this name; both count the same questions.

@@ -1,7 +1,7 @@
 //! The transport over Redis (7 or newer; one server, Sentinel, or Cluster): for a crew and spawners in several processes.
 //!
 //! Jobs and results are entries of streams, held by whoever took them until they are settled or their hold runs out
-//! ([`queue`]); an acknowledged entry is deleted and nothing else ever trims a stream. Pub/sub only announces ([`hub`]): who
+//! (`queue.rs`); an acknowledged entry is deleted and nothing else ever trims a stream. Pub/sub only announces (`hub.rs`): who
 //! missed an announcement finds the entry within a second. Beside the names of [`crate::names`] there are, per queue, the keys
 //! `{stream}:known:{request}`, which make publishing idempotent, and, for the jobs, the hash
 //! `{stream}:about` with project and size of each entry, so that looking for the next job reads no message.

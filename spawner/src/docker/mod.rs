@@ -1,9 +1,9 @@
 //! Containers of a Docker engine, as far as workers need them: checked, confined, watched, and cleared away.
 //!
 //! * [`Engine`]: the connection (API version negotiated), its runtime, images, and which containers are ours.
-//! * [`spec`]: a worker as a container: what it sees, what it may use, whose it is.
-//! * [`running`]: a container that runs: its output, what it uses, its end with the evidence.
-//! * [`unbegun`]: what an engine leaves that is killed before a container begins.
+//! * `spec.rs`: a worker as a container: what it sees, what it may use, whose it is.
+//! * `running.rs`: a container that runs: its output, what it uses, its end with the evidence.
+//! * `unbegun.rs`: what an engine leaves that is killed before a container begins.
 //!
 //! Nothing here knows a job, a broker or a repository. *Architecture invariant:* only containers with our label are ever
 //! stopped or removed, and processes that have our home as their workspace and no engine that knows them.

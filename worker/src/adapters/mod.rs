@@ -1,7 +1,7 @@
 //! Coding agents that others wrote: each is a row of data and a small function that reads what the program prints.
 //!
 //! An adapter says how the program is called, what it finds in its environment and in its home, how a session is taken up
-//! again in the next attempt, and how its output is read. Everything else is the same for all of them ([`run`]): the task comes
+//! again in the next attempt, and how its output is read. Everything else is the same for all of them ([`run()`]): the task comes
 //! through standard input or a file, the home is in the workspace (so that sessions outlive the worker), and Git decides what
 //! was done. See `docs/agents.md` for how to add one.
 

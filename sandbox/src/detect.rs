@@ -175,6 +175,26 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
+/// Standard output of a command that ends within ten seconds, whole, and of at most 64 KiB; none of any other one.
+pub(crate) fn answer(command: &mut Command) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let streams = command.stdin(Stdio::null()).stderr(Stdio::null());
+    let mut child = streams.stdout(Stdio::piped()).spawn().ok()?;
+    let reader = child.stdout.take();
+    let (sender, said) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let read = reader.map(|reader| reader.take(64 * 1024).read_to_end(&mut text));
+        let _ = sender.send(read.and_then(Result::ok).map(|_| text));
+    });
+    let text = said.recv_timeout(Duration::from_secs(10)).ok().flatten();
+    if text.is_none() {
+        let _ = child.kill();
+    }
+    let _ = child.wait();
+    text
+}
+
 /// Standard output and error of a quick command; whatever it said within ten seconds.
 pub(crate) fn bounded_output(command: &mut Command) -> String {
     use std::io::Read;

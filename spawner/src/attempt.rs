@@ -7,6 +7,7 @@ use crate::docker;
 use crate::events::Events;
 use crate::places::Places;
 use crate::process::{self, Exit};
+use crate::reading::Reading;
 use crate::remote::Reach;
 use crate::runtime::{self, Identity, Worker};
 use crate::stop::Stop;
@@ -28,6 +29,7 @@ pub(crate) struct Attempt<'a> {
     pub(crate) places: &'a Places,
     pub(crate) events: &'a Events,
     pub(crate) stop: &'a Stop,
+    pub(crate) reading: &'a Reading,
 }
 
 /// A broker, and the worker that it serves; none when there is nothing left to do for one.
@@ -107,7 +109,7 @@ impl Attempt<'_> {
         drop(broker);
         self.events.phase("pushing");
         let reach = self.reach();
-        let take = workspace::deliver(self.places, &self.request, &reach);
+        let take = workspace::deliver(self.places, &self.request, &reach, self.reading);
         let taken = self
             .unless_stopped(take)
             .instrument(self.span("push"))

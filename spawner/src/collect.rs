@@ -1,14 +1,17 @@
 //! Takes the commits of a worker over into the repository, believing nothing that it left.
 //!
 //! The workspace's `.git` is data here: Git is never run with it. Its branch is read as a file; its
-//! objects are lent to a repository of ours (`view`), whose configuration is ours; from there they
-//! are fetched into another one (`incoming`), which computes every object's name anew and checks
-//! its form; what arrived is judged there, and only then is it fetched into the repository itself.
+//! objects are lent to a repository of ours (`view`), whose configuration is ours, and are read there
+//! in a sandbox ([`Reading`]), of which one pack comes out; another repository (`incoming`) takes that
+//! in, computes every object's name anew and checks its form, as for any pack that a host is sent; what
+//! arrived is judged there, and only then is it fetched into the repository itself. Where there is no
+//! sandbox, `incoming` fetches from `view`.
 
 mod judge;
 
 use crate::git::{self, Git, QUARANTINE_CONFIG};
 use crate::places::{self, Places};
+use crate::reading::{self, Confined, Reading};
 use crate::trouble::{Trouble, kind};
 use protocol::Repository;
 use std::io::{self, Read as _};
@@ -20,6 +23,9 @@ use judge::{BOUNDS, judge_tree, refused_content, weigh};
 const MAX_OBJECT_FILES: usize = 500_000;
 /// Largest `packed-refs` that is read, in bytes.
 const MAX_REFS_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Largest pack that is taken in, in bytes; what is in it was weighed before, and packed it is smaller.
+const MOST_PACK_BYTES: u64 = 640 * 1024 * 1024;
 
 /// What was taken over.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,11 +43,22 @@ pub(crate) async fn take_over(
     places: &Places,
     bare: &Path,
     repository: &Repository,
+    reading: &Reading,
 ) -> Result<Taken, Trouble> {
     let (base, branch) = (repository.base_sha.as_str(), repository.branch.as_str());
     let workspace = places.workspace.clone();
     let name = branch.to_owned();
-    let looked = tokio::task::spawn_blocking(move || look(&workspace, &name)).await;
+    let is_confined = reading.is_confined();
+    let looked = tokio::task::spawn_blocking(move || {
+        let found = look(&workspace, &name)?;
+        if is_confined {
+            // In the sandbox we are a user like any other, who may not read what is a container's alone.
+            let given = places::own_ids().and_then(|us| places::hand_to(&found.0, us));
+            given.map_err(|error| format!("{}: {error}", found.0.display()))?;
+        }
+        Ok::<_, String>(found)
+    })
+    .await;
     let (objects, tip) = looked
         .map_err(|error| refused_workspace(&error.to_string()))?
         .map_err(|reason| refused_workspace(&reason))?;
@@ -53,7 +70,7 @@ pub(crate) async fn take_over(
             "branch {branch} is still at the base {base}"
         )));
     }
-    let pull = Pull::new(places, bare, &objects).map_err(|error| {
+    let pull = Pull::new(places, bare, &objects, reading).map_err(|error| {
         Trouble::failed(kind::PUSH_FAILED, "The commits could not be looked at.")
             .evidence(error.to_string())
     })?;
@@ -84,18 +101,31 @@ struct Pull {
     folder: PathBuf,
     view: PathBuf,
     incoming: PathBuf,
+    /// What reads the one of them; none: there is no sandbox.
+    confined: Option<Confined>,
 }
 
 impl Pull {
-    fn new(places: &Places, bare: &Path, objects: &Path) -> io::Result<Self> {
+    fn new(places: &Places, bare: &Path, objects: &Path, reading: &Reading) -> io::Result<Self> {
         let folder = places.state.join("pull");
         places::remove_any(&folder)?;
+        let view = folder.join("view.git");
+        let shown = vec![
+            (view.clone(), reading::VIEW.into()),
+            (objects.to_owned(), reading::OBJECTS.into()),
+        ];
         let pull = Self {
-            view: folder.join("view.git"),
+            confined: reading.confined(shown, folder.join("answer")),
             incoming: folder.join("incoming.git"),
+            view,
             folder,
         };
-        quarantine(&pull.view, objects)?;
+        let lent = match &pull.confined {
+            // Found in the sandbox, and nowhere else.
+            Some(_) => Path::new(reading::OBJECTS),
+            None => objects,
+        };
+        quarantine(&pull.view, lent)?;
         quarantine(&pull.incoming, &bare.join("objects"))?;
         Ok(pull)
     }
@@ -123,18 +153,27 @@ impl Pull {
         };
         let before = repository.commit(&target).await.map_err(push_failed)?;
 
-        let view = Git::new(&self.view);
-        weigh(&view, base, before.as_deref(), tip, BOUNDS)
+        let view = match &self.confined {
+            Some(confined) => Git::inside(reading::VIEW, confined.clone()),
+            None => Git::new(&self.view),
+        };
+        let known = weigh(&view, base, before.as_deref(), tip, BOUNDS)
             .await
             .map_err(|trouble| trouble.unwrap_or_else(unreadable))?;
-        view.text(&["update-ref", "refs/heads/work", tip])
-            .await
-            .map_err(unreadable)?;
         let incoming = Git::new(&self.incoming);
-        let from = self.view.display().to_string();
-        fetch(&incoming, &from, "refs/heads/work:refs/heads/work")
-            .await
-            .map_err(unreadable)?;
+        if self.confined.is_some() {
+            pass(&view, &incoming, tip, &known)
+                .await
+                .map_err(unreadable)?;
+        } else {
+            view.text(&["update-ref", "refs/heads/work", tip])
+                .await
+                .map_err(unreadable)?;
+            let from = self.view.display().to_string();
+            fetch(&incoming, &from, "refs/heads/work:refs/heads/work")
+                .await
+                .map_err(unreadable)?;
+        }
 
         // Once more where every object is what its name says: in the workspace's own, one that is not can hide others.
         weigh(&incoming, base, before.as_deref(), tip, BOUNDS)
@@ -186,6 +225,30 @@ impl Pull {
             .evidence(other.unwrap_or_else(|| "it is missing".to_owned()))),
         }
     }
+}
+
+/// Has what is new of `tip` written as one pack in the sandbox, and takes that in as any host does that is pushed to.
+async fn pass(view: &Git, incoming: &Git, tip: &str, known: &[String]) -> Result<(), git::Error> {
+    let mut wanted = tip.to_owned();
+    for known in known {
+        wanted.push('\n');
+        wanted.push_str(known);
+    }
+    wanted.push('\n');
+    let args = [
+        "pack-objects",
+        "--quiet",
+        "--revs",
+        "--thin",
+        "--delta-base-offset",
+        "--stdout",
+    ];
+    let pack = view.answered(&args, Some(wanted.into_bytes())).await?;
+    let most = format!("--max-input-size={MOST_PACK_BYTES}");
+    let args = ["index-pack", "--stdin", "--fix-thin", "--strict", &most];
+    incoming.fed(&args, pack).await?;
+    let named = incoming.text(&["update-ref", "refs/heads/work", tip]).await;
+    named.map(drop)
 }
 
 async fn fetch(to: &Git, from: &str, refspec: &str) -> Result<(), git::Error> {
@@ -322,3 +385,6 @@ fn read_bounded(path: &Path, limit: u64) -> Result<String, String> {
     }
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,11 @@
 //! The `git` program on the spawner's side: its own configuration and nobody else's, no prompt, no
 //! hook, no network but to the one host of a [`Login`], bounded time and output. It is never run
-//! with a worker's `.git`.
+//! with a worker's `.git`. What reads a worker's objects runs in a sandbox ([`Git::inside`]).
 
+use crate::reading::Confined;
 use crate::tokens::GitToken;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -31,6 +34,19 @@ const SETTINGS: [&str; 14] = [
     "gc.auto=0",
     "maintenance.auto=false",
     "safe.directory=*",
+];
+
+/// The environment of every command, beside `PATH`.
+const ENVIRONMENT: [(&str, &str); 9] = [
+    ("HOME", "/nonexistent"),
+    ("LC_ALL", "C"),
+    ("GIT_CONFIG_NOSYSTEM", "1"),
+    ("GIT_CONFIG_GLOBAL", "/dev/null"),
+    ("GIT_ATTR_NOSYSTEM", "1"),
+    ("GIT_TERMINAL_PROMPT", "0"),
+    ("GIT_NO_REPLACE_OBJECTS", "1"),
+    ("GIT_NO_LAZY_FETCH", "1"),
+    ("GIT_ADVICE", "0"),
 ];
 
 /// Configuration of a repository that reads a worker's objects: nothing that a file beside the
@@ -84,12 +100,30 @@ pub(crate) enum Error {
         code: Option<i32>,
         said: String,
     },
+    /// Its sandbox could not be started or watched.
+    #[error("git cannot be confined: {}", crate::trouble::chain(.0))]
+    Confine(#[source] sandbox::Error),
+    /// It broke a bound of its sandbox, or ended by a signal.
+    #[error("`git {command}` was {reason} in its sandbox: {said}")]
+    Ended {
+        command: String,
+        reason: sandbox::Reason,
+        said: String,
+    },
+}
+
+/// What a command reads.
+enum Input {
+    Nothing,
+    Bytes(Vec<u8>),
+    File(File),
 }
 
 /// Git in one folder.
 pub(crate) struct Git {
     folder: PathBuf,
     login: Option<Login>,
+    confined: Option<Confined>,
 }
 
 impl Git {
@@ -97,6 +131,15 @@ impl Git {
         Self {
             folder: folder.into(),
             login: None,
+            confined: None,
+        }
+    }
+
+    /// Git in a sandbox, in a folder as it is named there.
+    pub(crate) fn inside(folder: impl Into<PathBuf>, confined: Confined) -> Self {
+        Self {
+            confined: Some(confined),
+            ..Self::new(folder)
         }
     }
 
@@ -139,15 +182,71 @@ impl Git {
     }
 
     /// Runs a command with `input`, and gives what it printed.
-    #[tracing::instrument(name = "git", level = "debug", skip_all, fields(command = args.first(), repository = %self.folder.display()))]
     pub(crate) async fn bytes(
         &self,
         args: &[&str],
         input: Option<Vec<u8>>,
     ) -> Result<Vec<u8>, Error> {
+        if let Some(confined) = &self.confined {
+            let (answer, length) = self.confined(confined, args, input).await?;
+            if length > OUTPUT_BYTES {
+                return Err(Error::Output(args.join(" ")));
+            }
+            let mut out = Vec::new();
+            // What it has said is of this length and no longer grows; the bound is for whoever holds it open all the same.
+            let read = answer.take(OUTPUT_BYTES).read_to_end(&mut out);
+            return read.map(|_| out).map_err(Error::Start);
+        }
+        let input = input.map_or(Input::Nothing, Input::Bytes);
+        self.beside(args, input).await
+    }
+
+    /// Runs a command, and gives what it printed as a file, of any length that its sandbox allows. Only in a sandbox.
+    pub(crate) async fn answered(
+        &self,
+        args: &[&str],
+        input: Option<Vec<u8>>,
+    ) -> Result<File, Error> {
+        let Some(confined) = &self.confined else {
+            let reason = "there is no sandbox for it";
+            return Err(Error::Start(std::io::Error::other(reason)));
+        };
+        let (answer, _) = self.confined(confined, args, input).await?;
+        Ok(answer)
+    }
+
+    /// Runs a command that reads a file.
+    pub(crate) async fn fed(&self, args: &[&str], input: File) -> Result<(), Error> {
+        self.beside(args, Input::File(input)).await.map(drop)
+    }
+
+    #[tracing::instrument(name = "git", level = "debug", skip_all, fields(command = args.first(), repository = %self.folder.display(), confined = true))]
+    async fn confined(
+        &self,
+        confined: &Confined,
+        args: &[&str],
+        input: Option<Vec<u8>>,
+    ) -> Result<(File, u64), Error> {
+        let folder = self.folder.display().to_string();
+        let words = [&["-C", &folder], args].concat();
+        confined
+            .run(&ENVIRONMENT, &SETTINGS, &words, input, TIME)
+            .await
+    }
+
+    #[tracing::instrument(name = "git", level = "debug", skip_all, fields(command = args.first(), repository = %self.folder.display()))]
+    async fn beside(&self, args: &[&str], input: Input) -> Result<Vec<u8>, Error> {
         let shown = || args.iter().take(4).copied().collect::<Vec<_>>().join(" ");
         let mut command = clean(&self.folder, self.login.as_ref());
         command.args(args);
+        let input = match input {
+            Input::Nothing => None,
+            Input::Bytes(bytes) => Some(bytes),
+            Input::File(file) => {
+                command.stdin(file);
+                None
+            }
+        };
         let mut child = command.spawn().map_err(Error::Start)?;
         let mut family = Family(child.id());
         let mut stdin = child.stdin.take();
@@ -230,15 +329,7 @@ fn clean(folder: &Path, login: Option<&Login>) -> Command {
     command
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .env("HOME", "/nonexistent")
-        .env("LC_ALL", "C")
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .env("GIT_ATTR_NOSYSTEM", "1")
-        .env("GIT_TERMINAL_PROMPT", "0")
-        .env("GIT_NO_REPLACE_OBJECTS", "1")
-        .env("GIT_NO_LAZY_FETCH", "1")
-        .env("GIT_ADVICE", "0")
+        .envs(ENVIRONMENT)
         .arg("-C")
         .arg(folder)
         .stdin(Stdio::piped())

@@ -31,6 +31,7 @@ mod keeping;
 mod mirror;
 mod places;
 mod process;
+mod reading;
 mod reconcile;
 mod remote;
 mod remove;

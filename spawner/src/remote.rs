@@ -9,6 +9,7 @@ use crate::collect::{self, Taken};
 use crate::git::{self, Git, Login};
 use crate::mirror::{Mirror, Right};
 use crate::places::{self, Places};
+use crate::reading::Reading;
 use crate::tokens::{GitToken, GitTokens, is_local};
 use crate::trouble::{Trouble, kind};
 use protocol::Repository;
@@ -128,6 +129,7 @@ impl<'a> Remote<'a> {
         &self,
         places: &Places,
         repository: &Repository,
+        reading: &Reading,
     ) -> Result<Taken, Trouble> {
         for _ in 0..OVERTAKEN {
             if !self.mirror.exists() {
@@ -135,7 +137,7 @@ impl<'a> Remote<'a> {
             }
             let taken = {
                 let _alone = self.alone().await?;
-                collect::take_over(places, self.mirror(), repository).await?
+                collect::take_over(places, self.mirror(), repository, reading).await?
             };
             let _right = self.beside_others().await?;
             if self.has(&taken.head_sha).await {

@@ -5,6 +5,7 @@ use crate::attempt::Attempt;
 use crate::capacity::{self, Fit, Load};
 use crate::events::Events;
 use crate::places::{self, Places};
+use crate::reading::Reading;
 use crate::runtime::Identity;
 use crate::seat::{Desks, Seat};
 use crate::stop::{self, Stop, Why};
@@ -20,7 +21,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -63,6 +64,8 @@ struct Shared {
     again: Mutex<HashMap<String, String>>,
     /// Whether workspaces are disks of their own, once it is known.
     disks: OnceLock<bool>,
+    /// What reads the work of workers, once it is known.
+    reading: OnceCell<Reading>,
     /// Who works in a workspace.
     desks: Desks,
 }
@@ -104,6 +107,7 @@ impl Spawner {
                 running: Mutex::default(),
                 again: Mutex::default(),
                 disks: OnceLock::new(),
+                reading: OnceCell::new(),
                 desks: Desks::default(),
             }),
         })
@@ -162,6 +166,8 @@ impl Spawner {
             let home = shared.options.home.clone();
             async move { disk::forever(&home).await }
         }));
+        // Said at the start, and not with the first job.
+        shared.reading().await;
         let rooms = shared.load.rooms();
         // What runs here already is not free, and has to be known before anything is taken.
         tokio::select! {
@@ -525,6 +531,7 @@ impl Shared {
                     places: &places,
                     events: &events,
                     stop,
+                    reading: self.reading().await,
                 };
                 let result = attempt.run().await;
                 self.unmount(&places).await;
@@ -538,6 +545,11 @@ impl Shared {
         // What was said last should be heard before the result; but not at any price.
         let _ = tokio::time::timeout(Duration::from_secs(1), publisher).await;
         result
+    }
+
+    async fn reading(&self) -> &Reading {
+        let runtime = self.options.runtime.as_ref();
+        self.reading.get_or_init(|| Reading::find(runtime)).await
     }
 
     /// What cannot be unmounted now is found again by [`disk::forever`].

@@ -11,6 +11,7 @@ use crate::disk::{self, Image};
 use crate::git::{self, Git};
 use crate::mirror::Right;
 use crate::places::{self, Places};
+use crate::reading::Reading;
 use crate::remote::{Reach, Remote};
 use crate::runtime::{self, Identity, Inside, Limits, Part, Runtime, Work};
 use crate::trouble::{Trouble, chain, kind};
@@ -180,10 +181,11 @@ pub(crate) async fn deliver(
     places: &Places,
     request: &SpawnRequest,
     reach: &Reach<'_>,
+    reading: &Reading,
 ) -> Result<Taken, Trouble> {
     match repository(request, places, reach)? {
-        Where::Here(bare) => collect::take_over(places, bare, &request.repository).await,
-        Where::Elsewhere(remote) => remote.deliver(places, &request.repository).await,
+        Where::Here(bare) => collect::take_over(places, bare, &request.repository, reading).await,
+        Where::Elsewhere(remote) => remote.deliver(places, &request.repository, reading).await,
     }
 }
 

@@ -47,14 +47,14 @@ impl From<Trouble> for Objection {
     }
 }
 
-/// Counts and sizes, before anything is unpacked.
+/// Counts and sizes, before anything is unpacked. Gives what is excluded because it was there before.
 pub(super) async fn weigh(
     view: &Git,
     base: &str,
     before: Option<&str>,
     tip: &str,
     most: Bounds,
-) -> Result<(), Objection> {
+) -> Result<Vec<String>, Objection> {
     // What the workspace was cloned from is not counted; a commit that it lost is not excluded.
     let mut known = Vec::new();
     for commit in [Some(base), before].into_iter().flatten() {
@@ -104,7 +104,7 @@ pub(super) async fn weigh(
         ))
         .into());
     }
-    Ok(())
+    Ok(known)
 }
 
 /// Looks at every entry that differs from the base: no link out of the tree, no submodule, and no

@@ -94,6 +94,10 @@ impl Runtime for Local {
         Ok(())
     }
 
+    fn is_confined(&self) -> bool {
+        self.sandbox.is_confined()
+    }
+
     fn owner(&self) -> Option<(u32, u32)> {
         None
     }

@@ -225,6 +225,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Whether what it needs is there, as far as this can be told at once.
     fn check(&self) -> Result<(), crate::Error>;
 
+    /// Whether its workers are confined; if not, what they do is known beforehand.
+    fn is_confined(&self) -> bool {
+        true
+    }
+
     /// User and group of its workers on this machine, when they are not ours: workspaces have to belong to them.
     fn owner(&self) -> Option<(u32, u32)>;
 

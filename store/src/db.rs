@@ -126,6 +126,15 @@ impl Db {
         .instrument(span)
     }
 
+    /// All rows of a query, each as it is read.
+    pub(crate) async fn read<T>(
+        &self,
+        statement: &(impl SqlxBinder + Sync),
+        read: impl FnMut(&Row) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        self.fetch_all(statement).await?.iter().map(read).collect()
+    }
+
     /// The first row of a query, if it has one.
     pub async fn fetch_optional(
         &self,

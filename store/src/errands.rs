@@ -241,17 +241,14 @@ impl Store {
             .limit(limit)
             .take();
         self.db
-            .fetch_all(&query)
-            .await?
-            .iter()
-            .map(|row| {
+            .read(&query, |row| {
                 Ok(ErrandReply {
                     key: row.text("id")?,
                     reply_to: row.text("reply_to")?,
                     outcome: row.json("outcome")?,
                 })
             })
-            .collect()
+            .await
     }
 
     /// The outcome became a signal.

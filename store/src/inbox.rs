@@ -91,10 +91,7 @@ impl Store {
             .limit(limit)
             .take();
         self.db
-            .fetch_all(&query)
-            .await?
-            .iter()
-            .map(|row| {
+            .read(&query, |row| {
                 Ok(InboxRow {
                     update_id: row.int("update_id")?,
                     raw: row.text("raw")?,
@@ -103,7 +100,7 @@ impl Store {
                     received_at: row.time("received_ms")?,
                 })
             })
-            .collect()
+            .await
     }
 
     /// Counts a try *before* it is made, so that an update that takes the process down is put aside too. `false`: it was

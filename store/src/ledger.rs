@@ -77,10 +77,7 @@ impl Store {
             .order_by("role", Order::Asc)
             .order_by("model", Order::Asc);
         self.db
-            .fetch_all(&query)
-            .await?
-            .iter()
-            .map(|row| {
+            .read(&query, |row| {
                 Ok(LedgerSum {
                     project: ProjectId::new(row.text("project")?),
                     role: row.word("role")?,
@@ -89,7 +86,7 @@ impl Store {
                     tokens: row.count("tokens")?,
                 })
             })
-            .collect()
+            .await
     }
 
     /// What stands in the ledger of a task under ids that begin with `prefix`, and how many lines they are.
@@ -134,10 +131,7 @@ impl Store {
             .limit(limit)
             .take();
         self.db
-            .fetch_all(&query)
-            .await?
-            .iter()
-            .map(|row| {
+            .read(&query, |row| {
                 Ok(LedgerLine {
                     id: row.text("id")?,
                     job: row.opt_text("job")?.map(JobId::new),
@@ -152,6 +146,6 @@ impl Store {
                     at: row.time("spent_ms")?,
                 })
             })
-            .collect()
+            .await
     }
 }

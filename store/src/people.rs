@@ -146,7 +146,7 @@ impl Store {
             .from("people")
             .order_by("id", Order::Asc)
             .take();
-        self.db.fetch_all(&query).await?.iter().map(read).collect()
+        self.db.read(&query, read).await
     }
 
     /// Gives somebody a standing, whether they wrote before or not.

@@ -224,10 +224,7 @@ impl Store {
             );
         }
         self.db
-            .fetch_all(&query)
-            .await?
-            .iter()
-            .map(|row| {
+            .read(&query, |row| {
                 let id = row.text("id")?;
                 let (cost_usd, tokens) = totals.get(&id).copied().unwrap_or((None, 0));
                 Ok(ProjectRecord {
@@ -241,7 +238,7 @@ impl Store {
                     tokens,
                 })
             })
-            .collect()
+            .await
     }
 
     /// A project by its id.
@@ -305,8 +302,7 @@ impl Store {
             .and_where(Expr::col("status").eq("open"))
             .and_where_option(project.map(of))
             .take();
-        let rows = self.db.fetch_all(&query).await?;
-        rows.iter().map(WaitRow::read).collect()
+        self.db.read(&query, WaitRow::read).await
     }
 
     /// A wait by its opaque id, open or closed.
@@ -329,10 +325,7 @@ impl Store {
             .order_by("release", Order::Desc)
             .take();
         self.db
-            .fetch_all(&query)
-            .await?
-            .iter()
-            .map(|row| {
+            .read(&query, |row| {
                 Ok(DeploymentRecord {
                     release: row.count("release")?,
                     sha: Sha::new(row.text("sha")?),
@@ -341,7 +334,7 @@ impl Store {
                     at: row.time("deployed_ms")?,
                 })
             })
-            .collect()
+            .await
     }
 
     /// The last things that were said about a project, at most `limit`, oldest first.

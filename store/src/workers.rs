@@ -74,10 +74,7 @@ impl Store {
             .limit(limit)
             .take();
         self.db
-            .fetch_all(&query)
-            .await?
-            .iter()
-            .map(|row| {
+            .read(&query, |row| {
                 Ok(Awaited {
                     request: RequestId::new(row.text("request")?),
                     project: ProjectId::new(row.text("project")?),
@@ -86,7 +83,7 @@ impl Store {
                     attempt: u32::try_from(row.count("attempts")?).unwrap_or(u32::MAX),
                 })
             })
-            .collect()
+            .await
     }
 
     /// A worker is waited for, until `until` at the latest. What is known of it already stays.
@@ -258,10 +255,8 @@ impl Store {
             .order_by_expr(Expr::col("since_ms").max(), Order::Desc)
             .limit(limit)
             .take();
-        let rows = self.db.fetch_all(&query).await?;
-        rows.iter()
-            .map(|row| Ok(TaskId::new(row.text("task")?)))
-            .collect()
+        let read = |row: &Row| Ok(TaskId::new(row.text("task")?));
+        self.db.read(&query, read).await
     }
 
     /// A worker has ended.
@@ -304,6 +299,6 @@ impl Store {
                 },
             ))
         };
-        self.db.fetch_all(&query).await?.iter().map(read).collect()
+        Ok(self.db.read(&query, read).await?.into_iter().collect())
     }
 }

@@ -25,8 +25,8 @@ pub fn exceeds_mb(folder: &Path, most_mb: u64) -> bool {
     exceeds(&[folder.to_owned()], most_mb.saturating_mul(1 << 20))
 }
 
-/// Whether the paths together have more than so many bytes on disk, as in [`exceeds_mb`].
-pub(crate) fn exceeds(roots: &[PathBuf], most: u64) -> bool {
+/// Whether the paths together have more than so many bytes on disk, as in [`exceeds_mb`]. Blocks.
+pub fn exceeds(roots: &[PathBuf], most: u64) -> bool {
     let measured = measure(roots, MOST_ENTRIES);
     if measured.bytes > most || !measured.whole {
         return true;

@@ -46,7 +46,7 @@ mod tree;
 
 pub use descriptors::detached;
 pub use detect::{Sandbox, Unavailable, Unconfined};
-pub use disk::{exceeds_mb, used_mb};
+pub use disk::{exceeds, exceeds_mb, used_mb};
 pub use error::Error;
 pub use job::{Job, Limits, Stdin};
 pub use lines::{Line, Splitter, Tail};

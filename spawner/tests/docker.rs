@@ -65,6 +65,7 @@ impl Stage {
                 tmp_mb: 16,
                 wall_s: Some(60),
                 disk: None,
+                system_mb: None,
             },
             docker_inside: false,
         };
@@ -330,6 +331,77 @@ async fn a_runtime_that_only_has_the_name_of_sysbox_is_refused_and_what_it_start
     let mut over = stage.engine.adopt(&id, &stage.spec.limits);
     let ended = tokio::time::timeout(SOON, over.wait()).await.unwrap();
     assert_eq!(ended.unwrap().exit_code, 137);
+    stage.engine.remove(&id).await.unwrap();
+}
+
+/// The tests' image with a folder `/open` that everybody may write into.
+struct Open(String);
+
+impl Open {
+    fn new(name: &str, change: &str) -> Self {
+        let name = format!("artel-test-{name}-{}", std::process::id());
+        let image = variable("ARTEL_TEST_IMAGE");
+        let make = ["mkdir", "-m", "1777", "/open"];
+        let run = ["run", "--name", &name, "--network", "none", "--user", "0:0"];
+        docker(&[&run[..], &[&image], &make[..]].concat());
+        docker(&["commit", "--change", change, &name, &name]);
+        docker(&["rm", &name]);
+        Self(name)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        docker(&["rmi", "-f", &self.0]);
+    }
+}
+
+fn docker(args: &[&str]) {
+    let done = std::process::Command::new("docker")
+        .env("DOCKER_HOST", variable("ARTEL_TEST_DOCKER_HOST"))
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{args:?}: {done:?}");
+}
+
+/// A container with Docker inside that writes 32 MiB beside its workspace, and may write 16.
+async fn writes_too_much(image: &Open) -> Stage {
+    let mut stage = Stage::new("head -c 33554432 /dev/zero > /open/big; sleep 600").await;
+    stage.spec.image = stage.engine.image(&image.0).await.unwrap();
+    stage.spec.docker_inside = true;
+    stage.spec.limits.system_mb = Some(16);
+    stage
+}
+
+#[tokio::test]
+async fn a_writable_system_that_grows_beyond_its_limit_ends_its_container() {
+    let image = Open::new("system", "ENV OPEN=yes");
+    // This engine's storage has no quotas, and says so.
+    let (ended, _) = writes_too_much(&image).await.run().await;
+    assert_eq!(ended.reason, Reason::Disk);
+}
+
+#[tokio::test]
+async fn a_volume_of_the_image_that_grows_beyond_the_limit_ends_its_container() {
+    let image = Open::new("volume", "VOLUME /open");
+    let (ended, _) = writes_too_much(&image).await.run().await;
+    assert_eq!(ended.reason, Reason::Disk);
+}
+
+#[tokio::test]
+async fn a_writable_system_is_bounded_by_whoever_adopts_its_container_as_well() {
+    let image = Open::new("adopted", "ENV OPEN=yes");
+    let mut stage = writes_too_much(&image).await;
+    let limits = stage.spec.limits.clone();
+    stage.spec.limits.system_mb = None;
+    let running = stage.start().await;
+    let id = running.id().to_owned();
+    // As when its spawner dies.
+    drop(running);
+    let mut adopted = stage.engine.adopt(&id, &limits);
+    let ended = tokio::time::timeout(SOON, adopted.wait()).await.unwrap();
+    assert_eq!(ended.unwrap().reason, Reason::Disk);
     stage.engine.remove(&id).await.unwrap();
 }
 

@@ -3,6 +3,7 @@
 //! * [`Engine`]: the connection (API version negotiated), its runtime, images, and which containers are ours.
 //! * `spec.rs`: a worker as a container: what it sees, what it may use, whose it is.
 //! * `running.rs`: a container that runs: its output, what it uses, its end with the evidence.
+//! * `system.rs`: what it writes beside the folders that it was given.
 //! * `unbegun.rs`: what an engine leaves that is killed before a container begins.
 //!
 //! Nothing here knows a job, a broker or a repository. *Architecture invariant:* only containers with our label are ever
@@ -14,6 +15,7 @@ mod noticed;
 mod output;
 mod running;
 mod spec;
+mod system;
 mod unbegun;
 
 use bollard::Docker;
@@ -27,7 +29,7 @@ use futures::TryStreamExt as _;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use away::{AGAIN, PATIENCE, patiently, with_absences};
@@ -181,6 +183,8 @@ pub struct Engine {
     version: String,
     processors: Option<u32>,
     mark: Arc<Mark>,
+    /// It has said that its storage has no quotas.
+    no_quotas: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -209,6 +213,7 @@ impl Engine {
             version: about.server_version.unwrap_or_default(),
             processors: about.ncpu.and_then(|count| u32::try_from(count).ok()),
             mark: Arc::default(),
+            no_quotas: Arc::default(),
         })
     }
 
@@ -300,13 +305,30 @@ impl Engine {
                 .name(&spec.name)
                 .build()
         };
-        let body = || spec.body(&self.runtime, self.processors);
+        let body = || {
+            let mut body = spec.body(&self.runtime, self.processors);
+            if let Some(host) = &mut body.host_config
+                && !self.no_quotas.load(Ordering::Relaxed)
+            {
+                host.storage_opt = spec.quota();
+            }
+            body
+        };
         let create = || self.docker.create_container(Some(options()), body());
         let made = match patiently(create).await {
             Err(DockerError::DockerResponseServerError {
                 status_code: 409, ..
             }) => {
                 self.remove(&spec.name).await?;
+                patiently(create).await
+            }
+            Err(error) if spec.quota().is_some() && has_no_quotas(&error) => {
+                if !self.no_quotas.swap(true, Ordering::Relaxed) {
+                    tracing::info!(
+                        %error,
+                        "the engine's storage has no quotas; how much workers with Docker inside write into their system is measured"
+                    );
+                }
                 patiently(create).await
             }
             made => made,
@@ -528,6 +550,17 @@ fn has_runtime(about: &SystemInfo, runtime: &str) -> Result<(), Error> {
         runtime: runtime.to_owned(),
         known: known.join(", "),
     })
+}
+
+/// Whether this says that the engine's storage cannot bound the system of a container.
+fn has_no_quotas(error: &DockerError) -> bool {
+    let DockerError::DockerResponseServerError { message, .. } = error else {
+        return false;
+    };
+    let message = message.to_lowercase();
+    ["storage-opt", "storage opt", "quota"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 fn elsewhere() -> String {

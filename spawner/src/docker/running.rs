@@ -8,6 +8,7 @@ use bollard::query_parameters::{
 };
 use futures::StreamExt as _;
 use sandbox::{Line, Reason, Tail};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -15,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::noticed::{Noticed, witness};
 use super::output::listen;
+use super::system::weigh;
 use super::{AGAIN, Error, Limits, PATIENCE, is_missing};
 
 /// Lines that wait for their reader; more of them are dropped, but for the tail.
@@ -186,12 +188,21 @@ impl Watch {
             Past::Adopted { age, over } => (true, age, over),
         };
         let used = Arc::new(Mutex::new(Used::default()));
-        let helpers = AbortOnDrop(vec![tokio::spawn(measure(
+        let mut helpers = AbortOnDrop(vec![tokio::spawn(measure(
             self.docker.clone(),
             self.id.clone(),
             self.limits.pids,
             used.clone(),
         ))]);
+        let system_full = Arc::<AtomicBool>::default();
+        if let Some(most_mb) = self.limits.system_mb.filter(|_| !over) {
+            helpers.0.push(tokio::spawn(weigh(
+                self.docker.clone(),
+                self.id.clone(),
+                most_mb,
+                system_full.clone(),
+            )));
+        }
         let noticed = Arc::new(Mutex::new(Noticed::default()));
         let mut witness = AbortOnDrop(vec![tokio::spawn(witness(
             self.docker.clone(),
@@ -236,6 +247,8 @@ impl Watch {
                         Some(Reason::Wall)
                     } else if pids_full >= PIDS_SEEN {
                         Some(Reason::Pids)
+                    } else if system_full.load(Ordering::Relaxed) {
+                        Some(Reason::Disk)
                     } else {
                         self.is_disk_full().await.then_some(Reason::Disk)
                     };

@@ -43,6 +43,8 @@ pub struct Limits {
     pub wall_s: Option<u64>,
     /// A folder on the host that may grow to so many MiB.
     pub disk: Option<(PathBuf, u64)>,
+    /// What it may write beside its mounts, in MiB, where its system is writable.
+    pub system_mb: Option<u64>,
 }
 
 /// A container to be made.
@@ -72,6 +74,12 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// What the engine is asked to bound a writable system to, where its storage can.
+    pub(super) fn quota(&self) -> Option<HashMap<String, String>> {
+        let most_mb = self.limits.system_mb.filter(|_| self.docker_inside)?;
+        Some([("size".to_owned(), format!("{most_mb}m"))].into())
+    }
+
     /// As the engine wants it. `processors` is how many the engine has: it refuses to promise more.
     pub(super) fn body(&self, runtime: &str, processors: Option<u32>) -> ContainerCreateBody {
         let (user, group) = self.user();
@@ -218,6 +226,7 @@ mod tests {
                 tmp_mb: 8,
                 wall_s: None,
                 disk: None,
+                system_mb: None,
             },
             labels: [("task".to_owned(), "t".to_owned())].into(),
             docker_inside: false,
@@ -268,6 +277,17 @@ mod tests {
             config.tmpfs = None;
         }
         assert_eq!(plain, inside);
+    }
+
+    #[test]
+    fn a_system_that_is_written_to_has_a_quota_and_another_one_needs_none() {
+        let mut spec = spec();
+        spec.limits.system_mb = Some(64);
+        assert_eq!(spec.quota(), None);
+        spec.docker_inside = true;
+        assert_eq!(spec.quota().unwrap()["size"], "64m");
+        spec.limits.system_mb = None;
+        assert_eq!(spec.quota(), None);
     }
 
     #[test]

@@ -131,21 +131,45 @@ fn parent(stat: &str) -> Option<i32> {
 }
 
 /// A line of a table of mounts.
-struct Mounted {
+pub(super) struct Mounted {
     /// Major and minor number of the device.
     device: String,
     /// What of the device is mounted.
-    root: PathBuf,
+    pub(super) root: PathBuf,
     /// Where.
-    at: PathBuf,
+    pub(super) at: PathBuf,
+    /// Whether one may write there.
+    pub(super) writable: bool,
+    /// The kind of file system.
+    pub(super) kind: String,
 }
 
-fn mounted(table: &[u8]) -> impl Iterator<Item = Mounted> {
+impl Mounted {
+    /// Whether it is a part of what another one is of.
+    pub(super) fn is_of(&self, whole: &Self) -> bool {
+        self.device == whole.device && self.root.starts_with(&whole.root)
+    }
+}
+
+pub(super) fn mounted(table: &[u8]) -> impl Iterator<Item = Mounted> {
     table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let text = |word: &[u8]| String::from_utf8(word.to_owned()).ok();
         let mut words = line.split(|byte| *byte == b' ').skip(2);
-        let device = String::from_utf8(words.next()?.to_owned()).ok()?;
+        let device = text(words.next()?)?;
         let (root, at) = (plain(words.next()?), plain(words.next()?));
-        Some(Mounted { device, root, at })
+        let writable = words
+            .next()?
+            .split(|byte| *byte == b',')
+            .any(|option| option == b"rw");
+        // Optional words end with a dash.
+        let kind = words.skip_while(|word| *word != b"-").nth(1);
+        Some(Mounted {
+            device,
+            root,
+            at,
+            writable,
+            kind: kind.and_then(text).unwrap_or_default(),
+        })
     })
 }
 
@@ -219,6 +243,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = Place::of(folder.path()).unwrap();
         let mount = |device: &str, root: &Path| Mounted {
+            writable: true,
+            kind: String::new(),
             device: device.to_owned(),
             root: root.to_owned(),
             at: "/workspace".into(),

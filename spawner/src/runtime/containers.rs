@@ -153,7 +153,7 @@ impl Containers {
             user: self.user.0,
             cwd: WORKSPACE.into(),
             mounts,
-            limits: docker_limits(&work.limits, &work.workspace),
+            limits: docker_limits(&work.limits, &work.workspace, work.docker),
             labels,
             docker_inside: work.docker,
         }
@@ -309,7 +309,8 @@ fn user() -> ((u32, u32), bool) {
     }
 }
 
-fn docker_limits(limits: &Limits, workspace: &Path) -> docker::Limits {
+/// `writable` says whether the system of the container may be so.
+fn docker_limits(limits: &Limits, workspace: &Path, writable: bool) -> docker::Limits {
     docker::Limits {
         cpu: limits.cpu,
         memory_mb: limits.memory_mb,
@@ -319,6 +320,7 @@ fn docker_limits(limits: &Limits, workspace: &Path) -> docker::Limits {
         disk: limits
             .disk_watched
             .then(|| (workspace.to_owned(), limits.disk_mb)),
+        system_mb: writable.then_some(limits.disk_mb),
     }
 }
 
@@ -392,7 +394,8 @@ impl Runtime for Containers {
             return Ok(taken);
         }
         let name = self.name(who, Part::Agent);
-        let limits = docker_limits(limits, workspace);
+        // What it is says the engine.
+        let limits = docker_limits(limits, workspace, true);
         let adopted = self
             .engine
             .find_and_adopt(&name, &self.home, &limits, None)

@@ -86,6 +86,50 @@ async fn a_sysbox_that_is_none_runs_no_worker_and_who_can_mend_it_is_said() {
     docker(&["rmi", "-f", &image]);
 }
 
+#[tokio::test]
+async fn what_a_worker_with_docker_inside_writes_beside_its_workspace_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    drop(runtime(&home).await);
+    // With a folder that everybody may write into.
+    let image = format!("artel-test-open:{}", std::process::id());
+    let name = format!("artel-test-open-{}", std::process::id());
+    let (base, root) = (worker_image(), ["--network", "none", "--user", "0:0"]);
+    let make = [base.as_str(), "mkdir", "-m", "1777", "/open"];
+    docker(&[&["run", "--name", &name], &root[..], &make[..]].concat());
+    docker(&["commit", &name, &image]);
+    docker(&["rm", &name]);
+    let containers = Containers::connect(DockerOptions {
+        host: Some(variable("ARTEL_TEST_DOCKER_HOST")),
+        runtime: "runc".to_owned(),
+        image: image.clone(),
+        spawner: "local".to_owned(),
+        home,
+        warm: Warm::default(),
+    })
+    .await
+    .unwrap();
+    let label = containers.label().to_owned();
+    let cleanup = Cleanup(Some(label.clone()));
+    let stage = Stage::with(folder, Arc::new(containers), cleanup, []).await;
+    let script = "head -c 67108864 /dev/zero > /open/big; touch here; sleep 600";
+    let mut request = stage.script("r1", 1, script);
+    request.docker = true;
+    request.limits.disk_mb = 32;
+    let result = stage.run(&request).await;
+    assert_eq!(kind(&result), spawner::kind::LIMIT_DISK, "{result:#?}");
+    assert!(stage.workspace().join("here").exists(), "it was written");
+    until(async || containers_of(&label).is_empty().then_some(())).await;
+    // What is written within the limit harms nobody.
+    let script = format!("rm here; head -c 1000000 /dev/zero > /open/small; {COMMIT}");
+    let mut second = stage.script("r2", 2, &script);
+    second.docker = true;
+    second.limits.disk_mb = 32;
+    assert_succeeded(&stage.run(&second).await);
+    drop(stage);
+    docker(&["rmi", "-f", &image]);
+}
+
 /// An engine that has runc alone and answers nothing but what it is.
 fn engine_without_sysbox(socket: &std::path::Path) {
     let listener = tokio::net::UnixListener::bind(socket).unwrap();

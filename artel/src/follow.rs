@@ -55,9 +55,9 @@ impl Printer {
             EndStatus::Cancelled => eprintln!("cancelled"),
             EndStatus::Failed => {
                 if let Some(error) = &end.error {
-                    eprintln!("artel: {}", error.message);
+                    eprintln!("artel: {}", ports::plain(&error.message));
                     if !error.action.is_empty() {
-                        eprintln!("  {}", error.action);
+                        eprintln!("  {}", ports::plain(&error.action));
                     }
                 }
             }

@@ -139,8 +139,12 @@ pub fn typed_answer(choice: Option<&str>, text: &str, by: &ports::PersonId) -> A
     }
 }
 
-/// The event in a line for people; `None` for what only programs want to know.
+/// The event in a line for people, whatever others put into it; `None` for what only programs want to know.
 pub fn for_people(recorded: &Recorded) -> Option<String> {
+    words(recorded).map(|words| ports::plain(&words))
+}
+
+fn words(recorded: &Recorded) -> Option<String> {
     let task = recorded.task.as_ref().map_or("", |task| task.as_str());
     let short = |sha: &ports::Sha| sha.as_str().chars().take(8).collect::<String>();
     Some(match &recorded.event {

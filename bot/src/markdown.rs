@@ -17,8 +17,9 @@ pub fn escape(text: &str) -> String {
 }
 
 /// One piece of HTML for each message that the text needs, at least one and at most eight; what goes beyond is cut, and the
-/// last one says so. Every piece is complete HTML by itself.
+/// last one says so. Every piece is complete HTML by itself. Whoever wrote it, nothing in it turns the writing around or is unseen.
 pub fn to_messages(markdown: &str) -> Vec<String> {
+    let markdown = &ports::plain(markdown);
     let mut pieces = Vec::new();
     let mut piece = String::new();
     for block in blocks(markdown) {
@@ -209,6 +210,29 @@ mod tests {
         assert_eq!(
             to_messages("a <b>&</b> *c* `x<y`"),
             ["a &lt;b&gt;&amp;&lt;/b&gt; <i>c</i> <code>x&lt;y</code>"]
+        );
+    }
+
+    #[test]
+    fn what_a_client_would_obey_instead_of_showing_it_is_gone() {
+        let hostile = format!(
+            "the check said \u{1b}]0;title\u{7}\u{1b}[2J`user\u{202e}gpj.exe`\u{0} and {}",
+            "x".repeat(1_000_000)
+        );
+        let messages = to_messages(&hostile);
+        assert!(messages[0].starts_with("the check said"), "{}", messages[0]);
+        assert!(messages.len() <= PIECES);
+        for message in &messages {
+            let obeyed = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+            assert!(
+                !message.contains(obeyed) && !message.contains("title"),
+                "{message}"
+            );
+            assert!(units(message) <= 4096, "{}", units(message));
+        }
+        assert_eq!(
+            to_messages("`user\u{202e}gpj.exe`\u{0}"),
+            ["<code>usergpj.exe</code>"]
         );
     }
 

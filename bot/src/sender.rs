@@ -247,7 +247,7 @@ async fn buttons(shared: &Shared, delivery: &Delivery) -> Result<Vec<Vec<Button>
             })
             .await?;
         buttons.push(Button {
-            label: option.label.clone(),
+            label: ports::plain(&option.label),
             token: stored.token,
         });
     }

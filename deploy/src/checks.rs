@@ -187,11 +187,12 @@ pub(crate) fn passed(results: &[CheckResult]) -> bool {
 }
 
 fn head(text: &str) -> String {
-    text.trim().chars().take(300).collect()
+    ports::plain(text).trim().chars().take(300).collect()
 }
 
 /// The last lines of a text, some two thousand characters.
 fn end(text: &str) -> String {
+    let text = ports::plain(text);
     let text = text.trim();
     let over = text.chars().count().saturating_sub(2000);
     text.chars().skip(over).collect()

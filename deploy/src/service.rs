@@ -22,6 +22,8 @@ const DOORWAY: &str = "/run/artel/io";
 const GRACE: Duration = Duration::from_secs(5);
 /// How long connections to a release that is not live any more may go on.
 const LET_GO: Duration = Duration::from_secs(4);
+/// Longest line that is kept, in characters.
+const LINE_CHARS: usize = 4000;
 /// Lines kept as evidence.
 const TAIL_LINES: usize = 40;
 /// Starts within [`WINDOW`] before it counts as failed.
@@ -210,7 +212,7 @@ impl Keeper {
             tokio::select! {
                 line = running.next_line() => {
                     let Some(line) = line else { break };
-                    let text = redact(line.text, &secrets);
+                    let text = words_of(line.text, &secrets);
                     // A full disk must not end the service.
                     if let Some(log) = &mut log {
                         let _ = log.line(&text);
@@ -288,6 +290,18 @@ fn words(ended: &Ended) -> String {
         }
         reason => format!("{reason} after {after:.1} s"),
     }
+}
+
+/// A line of a service as people may see it. What hides a secret by a control character in its middle shows it once that is
+/// gone, and a secret may have such characters itself: so it is looked for twice.
+fn words_of(line: String, secrets: &BTreeMap<String, String>) -> String {
+    let text = redact(ports::plain(&redact(line, secrets)), secrets);
+    let more = text.chars().count().saturating_sub(LINE_CHARS);
+    if more == 0 {
+        return text;
+    }
+    let kept: String = text.chars().take(LINE_CHARS).collect();
+    format!("{kept}… ({more} more characters)")
 }
 
 fn redact(mut line: String, secrets: &BTreeMap<String, String>) -> String {

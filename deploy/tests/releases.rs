@@ -193,6 +193,47 @@ async fn a_bad_release_is_rolled_back_while_the_old_one_keeps_answering() {
 }
 
 #[tokio::test]
+async fn what_a_service_says_has_nothing_that_a_terminal_obeys() {
+    let world = World::new();
+    let says = concat!(
+        "import os, sys\n",
+        "t = os.environ['TOKEN']\n",
+        "print('x' * 1000000)\n",
+        "print('\\x1b]0;title\\x07\\x1b[2Jwhy \\u202eit\\0 failed')\n",
+        "print('hidden ' + t[:4] + '\\x1b[0m' + t[4:])\n",
+        "raise SystemExit(7)\n",
+    );
+    let sha = world.commit("ends", &[("service.py", says)]);
+    let mut order = world.order("k1", &sha, free_port());
+    order.secrets = vec![SecretHandle {
+        project: project("p1"),
+        name: "TOKEN".into(),
+    }];
+    let deployment = world.deployer.deploy(&order).await.expect("tried");
+    assert_eq!(deployment.status, DeploymentStatus::Failed);
+    let lines = world
+        .deployer
+        .logs(&project("p1"), 1000)
+        .await
+        .expect("read");
+    let detail = &deployment.checks[0].detail;
+    for said in [detail, &lines.join("\n")] {
+        assert!(said.contains("\nwhy it failed\n"), "{said:?}");
+        assert!(
+            said.contains("\nhidden ") && !said.contains("value-of"),
+            "{said:?}"
+        );
+        let obeyed = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
+        assert!(
+            !said.contains(obeyed) && !said.contains("title"),
+            "{said:?}"
+        );
+        let longest = said.lines().map(str::len).max();
+        assert!(longest < Some(5_000), "{longest:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_first_release_that_fails_leaves_nothing_running() {
     let world = World::new();
     let sha = world.commit("ends", &[("service.py", "raise SystemExit(1)")]);

@@ -113,8 +113,8 @@ impl Checks<'_> {
             };
             format!(
                 "`{}` {reason}\n{}",
-                first_line(&manifest.checks),
-                tail(&output.tail)
+                ports::plain(&first_line(&manifest.checks)),
+                tail(&ports::plain(&output.tail))
             )
         };
         Ok(report(sha, "checks", status, detail))

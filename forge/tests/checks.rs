@@ -99,6 +99,22 @@ async fn a_failure_comes_with_the_end_of_its_log() {
 }
 
 #[tokio::test]
+async fn what_a_check_says_has_nothing_that_a_terminal_obeys() {
+    let world = World::new().await;
+    let command = r"head -c 1000000 /dev/zero | tr '\0' x; printf '\033]0;title\007\033[2Jwhy \342\200\256it\000 failed\n'; exit 3";
+    let report = world.check(command).await;
+    assert_eq!(report.status, CheckStatus::Failed);
+    let detail = &report.checks[0].detail;
+    assert!(detail.trim_end().ends_with("xwhy it failed"), "{detail:?}");
+    let obeyed = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
+    assert!(!detail.contains(obeyed), "{detail:?}");
+    assert!(detail.len() < 20_000, "{}", detail.len());
+    // It is the same when it is read again.
+    let again = world.forge.run_checks(&world.project, &report.sha).await;
+    assert_eq!(again.unwrap(), report);
+}
+
+#[tokio::test]
 async fn tests_that_never_end_time_out_with_what_they_said() {
     let world = World::with(Limits {
         wall_s: Some(1),

@@ -1,6 +1,6 @@
 //! What is said while a job runs: bounded, in order, and never in the way of the work.
 
-use crate::text::plain;
+use ports::plain;
 use protocol::{EventKind, SpawnRequest, Transport, WorkerEvent};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -39,7 +39,6 @@ pub mod runtime;
 mod seat;
 mod service;
 mod stop;
-mod text;
 mod tokens;
 mod trouble;
 mod workspace;

@@ -1,6 +1,6 @@
 //! Why an attempt did not succeed, as the crew branches on it and as a person reads it.
 
-use crate::text::plain;
+use ports::plain;
 use protocol::{Failure, ResultStatus};
 
 /// The words for [`Failure::kind`].

@@ -95,7 +95,9 @@ async fn service_logs(
             .find(|&n| shown[shown.len() - n..] == lines[..n])
             .unwrap_or(0);
         for line in &lines[common..] {
-            let line = context.redactor.redact(line);
+            // Secrets are looked for in what is seen.
+            let line = ports::plain(line);
+            let line = context.redactor.redact(&line);
             if context.json {
                 print_json(&serde_json::json!({ "line": line }));
             } else {
@@ -143,9 +145,15 @@ async fn worker_logs(
         }
         let mut lines: VecDeque<String> = VecDeque::new();
         for one in &said {
-            lines.extend(
-                lines_of(one, context.json).map(|line| context.redactor.redact(&line).into_owned()),
-            );
+            lines.extend(lines_of(one, context.json).map(|line| {
+                // JSON has escape characters written out already.
+                let line = if context.json {
+                    line
+                } else {
+                    ports::plain(&line)
+                };
+                context.redactor.redact(&line).into_owned()
+            }));
         }
         while first && lines.len() > args.lines {
             lines.pop_front();

@@ -43,7 +43,7 @@ impl Context {
         if self.json {
             print_json(value);
         } else {
-            println!("{words}");
+            println!("{}", ports::plain(words));
         }
     }
 
@@ -105,7 +105,7 @@ pub async fn run(context: &Context, cli: Cli) -> ExitCode {
                 });
                 print_json(&end);
             } else {
-                eprintln!("artel: {message}");
+                eprintln!("artel: {}", ports::plain(&message));
             }
             if is_bad_use(&error) {
                 ExitCode::from(2)

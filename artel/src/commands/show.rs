@@ -38,7 +38,7 @@ pub(super) async fn status(context: &Context, project: Option<&str>) -> anyhow::
     if context.json {
         print_json(&report);
     } else {
-        print!("{}", status_text(&report));
+        print!("{}", ports::plain(&status_text(&report)));
     }
     Ok(0)
 }

@@ -36,6 +36,37 @@ async fn a_service_that_exits_at_once_fails_its_release_with_what_it_said() {
 }
 
 #[tokio::test]
+async fn what_programs_and_models_say_reaches_people_without_what_a_terminal_obeys() {
+    let mut tape = one();
+    plan(&mut tape)["tasks"][0]["title"] =
+        json!("Hello \u{1b}]0;title\u{7}\u{1b}[2Jto\u{202e} you");
+    let said = r"printf '\033]0;title\007\033[2Jready \342\200\256it\000 is\n'; head -c 1000000 /dev/zero | tr '\0' x; echo";
+    plan(&mut tape)["manifest"]["service"]["command"] = json!([
+        "sh",
+        "-c",
+        format!("{said}; exec python3 -u -m http.server --bind \"$HOST\" \"$PORT\"")
+    ]);
+    let home = home(&tape);
+    built(&home, 0).await;
+    for (command, expected) in [
+        (&["status", "one"][..], "Hello to you"),
+        (&["logs", "one"], "release 1 is live"),
+        (&["logs", "one", "--service", "-n", "1000"], "ready it is"),
+    ] {
+        let seen = home.run(command).await.success().stdout;
+        says(&seen, &[expected]);
+        let obeyed = |c: char| (c.is_control() && c != '\n' && c != '\t') || c == '\u{202e}';
+        assert!(
+            !seen.contains(obeyed) && !seen.contains("title"),
+            "{seen:?}"
+        );
+        let longest = seen.lines().map(|line| line.chars().count()).max();
+        assert!(longest < Some(5_000), "{longest:?}");
+    }
+    home.run(&["remove", "one", "--yes"]).await.success();
+}
+
+#[tokio::test]
 async fn a_service_that_never_listens_fails_its_release_and_does_not_go_on() {
     let mut tape = one();
     plan(&mut tape)["manifest"]["service"]["command"] = json!(["sleep", "98762"]);

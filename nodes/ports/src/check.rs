@@ -131,7 +131,7 @@ impl HttpExpectation {
 }
 
 fn head(body: &str) -> String {
-    body.chars().take(300).collect()
+    crate::plain(body).chars().take(300).collect()
 }
 
 #[cfg(test)]

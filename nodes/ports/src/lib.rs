@@ -20,6 +20,7 @@ mod plan;
 mod record;
 mod secret;
 mod spec;
+mod text;
 mod wait;
 mod worker;
 
@@ -52,6 +53,7 @@ pub use record::{
 };
 pub use secret::{Plaintext, SecretHandle, SecretResolver, Vault};
 pub use spec::{ChangeRequest, Need, ProjectSpec};
+pub use text::plain;
 pub use wait::{Answer, Choice, OpenWait, WaitKind};
 pub use worker::{RESULT_SIGNAL, Workers};
 

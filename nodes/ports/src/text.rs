@@ -1,11 +1,13 @@
-//! A worker's words as people may see them, on a terminal or in a chat.
+//! The words of others (programs, models, people) as people may see them, on a terminal or in a chat.
 
 /// Longest string that a terminal would take as a command, in characters; what is longer is text after all.
 const MAX_SEQUENCE: usize = 4096;
 
 /// Text without what only a terminal would act on: its escape sequences, control characters but line ends and tabs, and marks
 /// that turn the direction of writing around. A carriage return begins a new line.
-pub(crate) fn plain(text: &str) -> String {
+///
+/// It is for where words leave to people, and for where a program's output is taken in. Text that it made is left as it is.
+pub fn plain(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text.chars();
     while let Some(c) = rest.next() {

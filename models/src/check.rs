@@ -12,6 +12,10 @@ use crate::config::{ApiKey, EndpointConfig, TimeoutConfig, without_credentials};
 use crate::endpoint::{Endpoint, Shape};
 use crate::wire::Completion;
 
+/// So many names of a list are taken.
+const MAX_NAMES: usize = 1000;
+/// Whatever is longer is no name of a model.
+const MAX_NAME_BYTES: usize = 256;
 /// How long the whole check may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -58,7 +62,7 @@ pub async fn live_check(
     Ok(format!("{model} answers at {}{count}", endpoint.shown()))
 }
 
-/// The names of the models that an endpoint lists; `None` when it has no such list.
+/// The names of the models that an endpoint lists, at most a thousand of them; `None` when it has no such list.
 pub async fn offered_models(
     base_url: &str,
     key: Option<&ApiKey>,
@@ -72,7 +76,10 @@ pub async fn offered_models(
     let names = list.get("data")?.as_array()?.iter();
     Some(
         names
-            .filter_map(|model| model.get("id")?.as_str().map(str::to_owned))
+            .filter_map(|model| model.get("id")?.as_str())
+            .filter(|name| name.len() <= MAX_NAME_BYTES)
+            .take(MAX_NAMES)
+            .map(ports::plain)
             .collect(),
     )
 }

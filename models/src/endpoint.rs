@@ -22,6 +22,12 @@ use crate::wire;
 
 /// The longest answer that is read, as it comes over the wire; a stream wraps every word into a few hundred bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// The longest document that is read: taken apart it needs ten times as much memory, and more where it is made for that.
+const MAX_DOCUMENT_BYTES: usize = 8 * 1024 * 1024;
+/// How long the words of a refusal are waited for; after that it counts without them.
+const WORDS_WITHIN: Duration = Duration::from_secs(10);
+/// Longest address of a redirect that is told, in characters.
+const MAX_TOLD_CHARS: usize = 300;
 /// The longest error body that is read.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
 /// How long an endpoint may take to say what an answer cost after the answer itself has ended.
@@ -216,6 +222,11 @@ impl Endpoint {
         if status.is_success() {
             return Ok(answer);
         }
+        let answer = Answer {
+            // Other models may be asked in the time that is left.
+            deadline: deadline.min(Instant::now() + self.idle.min(WORDS_WITHIN)),
+            ..answer
+        };
         let body = answer.up_to(MAX_ERROR_BYTES).await;
         let said = self.without_key(&String::from_utf8_lossy(&body));
         Err(Refused {
@@ -250,6 +261,7 @@ impl Endpoint {
                     .get("location")
                     .and_then(|value| value.to_str().ok())
                     .map_or_else(|| "elsewhere".to_owned(), without_credentials);
+                let to: String = to.chars().take(MAX_TOLD_CHARS).collect();
                 format!("it redirects to {to} ({status}): set the base URL to that address")
             }
             404 => format!("it knows no such address or model (404): {said}"),
@@ -327,31 +339,40 @@ impl Answer {
     /// Whether this is a stream or one document, by what it begins with: content types are not to be relied on.
     pub async fn shape(&mut self) -> Result<Shape, TryError> {
         let mut head = Vec::new();
+        // What begins with anything else than a document is read as events, however it is cut into pieces.
+        let mut is_stream = false;
         loop {
             let piece = self.piece().await?;
             let ended = piece.is_none();
             head.extend_from_slice(&piece.unwrap_or_default());
+            if head.len() > MAX_DOCUMENT_BYTES {
+                return Err(too_long());
+            }
             let start = head.iter().position(|byte| !byte.is_ascii_whitespace());
             match start.map(|start| head[start]) {
-                Some(b'{' | b'[') if ended => return parse(&head).map(Shape::Body),
-                Some(b'{' | b'[') => {}
-                Some(_) => {
-                    let mut events = self.decode(&head)?;
+                Some(b'{' | b'[') if !is_stream => {
                     if ended {
-                        events.extend(self.decoder.finish());
+                        return parse(&head).map(Shape::Body);
                     }
-                    if !events.is_empty() {
-                        return Ok(Shape::Stream(events));
-                    }
-                    if ended {
-                        return Err(TryError::transport(
-                            "its answer is neither JSON nor a stream of events",
-                        ));
-                    }
-                    head.clear();
+                    continue;
                 }
+                Some(_) => is_stream = true,
+                None if is_stream => {}
                 None if ended => return Err(TryError::transport("its answer is empty")),
                 None => {}
+            }
+            // Blank space before an answer is a sign of life, which is not looked at again with each piece that follows.
+            let mut events = self.decode(&std::mem::take(&mut head))?;
+            if ended {
+                events.extend(self.decoder.finish());
+            }
+            if !events.is_empty() {
+                return Ok(Shape::Stream(events));
+            }
+            if ended {
+                return Err(TryError::transport(
+                    "its answer is neither JSON nor a stream of events",
+                ));
             }
         }
     }
@@ -377,6 +398,9 @@ impl Answer {
         let mut body = Vec::new();
         while let Some(piece) = self.piece().await? {
             body.extend_from_slice(&piece);
+            if body.len() > MAX_DOCUMENT_BYTES {
+                return Err(too_long());
+            }
         }
         parse(&body)
     }
@@ -417,6 +441,10 @@ impl Answer {
             Err(_) => Err(self.endpoint.timed_out(until == self.deadline)),
         }
     }
+}
+
+fn too_long() -> TryError {
+    TryError::lasting("its answer is longer than 8 MiB")
 }
 
 fn parse(body: &[u8]) -> Result<Value, TryError> {

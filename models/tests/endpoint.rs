@@ -460,3 +460,37 @@ async fn a_key_that_is_named_and_not_set_is_said_before_anything_is_asked() {
     let error = error.unwrap().to_string();
     assert!(error.contains("MY_KEY"), "{error}");
 }
+
+#[tokio::test]
+async fn a_stream_is_understood_however_it_is_cut_into_pieces() {
+    let event = delta("hello");
+    let end = finish("stop");
+    for pieces in [
+        vec![
+            "\n".to_owned(),
+            "data: ".to_owned(),
+            event.clone(),
+            "\n".to_owned(),
+            "\n".to_owned(),
+            format!("data: {end}\n\n"),
+        ],
+        vec![
+            format!("data: {event}"),
+            "\n\n".to_owned(),
+            format!("data: {end}"),
+        ],
+        vec![format!(
+            ": hi\n\ndata: {{\"choices\": [{{\"message\": {{\"content\": \"hello\"}}, \"finish_reason\": \"stop\"}}]}}"
+        )],
+    ] {
+        let server = Server::scripted([Reply::Wire {
+            pieces: pieces.clone(),
+            wait_ms: 20,
+            cut: false,
+        }])
+        .await;
+        let (provider, _) = provider(&config(&server.base_url));
+        let answer = provider.ask(&call("k", "hi")).await.unwrap();
+        assert_eq!(answer.text, "hello", "{pieces:?}");
+    }
+}

@@ -3,7 +3,7 @@
 use super::allow::{forbidden, own};
 use super::{Body, Inner, problem};
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::{self, BoxFuture, Either};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HOST, HeaderName, HeaderValue};
@@ -12,14 +12,23 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::InspectReader;
 
 /// How long resolving a name, or connecting, may take.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a host may take to answer a request that is not sent through a tunnel; its body may take longer.
+const ANSWER_WITHIN: Duration = Duration::from_mins(5);
+/// How long a tunnel that one side has ended may be silent.
+const LINGER: Duration = Duration::from_mins(1);
+/// Largest head of an answer, in bytes, and what is read ahead of one.
+const MAX_HEAD: usize = 64 * 1024;
 /// Addresses of a host that are tried.
 const MAX_ADDRESSES: usize = 4;
 
@@ -47,7 +56,9 @@ type LookUp =
 pub(super) struct Resolver {
     pub(super) look_up: LookUp,
     pub(super) forbidden: fn(IpAddr) -> Option<&'static str>,
-    tunnels: Arc<Semaphore>,
+    pub(super) tunnels: Arc<Semaphore>,
+    pub(super) answer_within: Duration,
+    pub(super) linger: Duration,
 }
 
 impl Resolver {
@@ -56,6 +67,8 @@ impl Resolver {
             look_up,
             forbidden,
             tunnels: Arc::new(Semaphore::new(MAX_TUNNELS)),
+            answer_within: ANSWER_WITHIN,
+            linger: LINGER,
         }
     }
 }
@@ -170,7 +183,7 @@ async fn connect(inner: &Inner, host: &str, port: u16) -> Result<TcpStream, Refu
     Err(refusal(StatusCode::BAD_GATEWAY, last))
 }
 
-/// Joins the worker's connection and the host's, until either ends or the job does.
+/// Joins the worker's connection and the host's, until both have ended, one has and the other is silent, or the job has.
 fn tunnel(
     inner: &Arc<Inner>,
     request: Request<Incoming>,
@@ -179,16 +192,38 @@ fn tunnel(
 ) {
     let end = inner.end.clone();
     let activity = inner.events.activity().clone();
+    let linger = inner.resolver.linger;
     inner.tasks.spawn(async move {
         let _room = room;
-        let (sent, received) = (activity.clone(), activity.clone());
-        let mut stream = InspectReader::new(stream, move |_| received.touch());
         let join = async {
             let upgraded = hyper::upgrade::on(request)
                 .await
                 .map_err(io::Error::other)?;
-            let mut upgraded = InspectReader::new(TokioIo::new(upgraded), move |_| sent.touch());
-            tokio::io::copy_bidirectional(&mut upgraded, &mut stream).await
+            let passed = AtomicU64::new(0);
+            let seen = |_: &[u8]| {
+                activity.touch();
+                passed.fetch_add(1, Ordering::Relaxed);
+            };
+            let (mut host, mut to_host) = tokio::io::split(stream);
+            let (mut worker, mut to_worker) = tokio::io::split(TokioIo::new(upgraded));
+            let there = pin!(pass_on(&mut worker, &mut to_host, seen));
+            let back = pin!(pass_on(&mut host, &mut to_worker, seen));
+            let mut rest = match future::try_select(there, back).await {
+                Ok(Either::Left(((), back))) => Either::Left(back),
+                Ok(Either::Right(((), there))) => Either::Right(there),
+                Err(failed) => return Err(failed.factor_first().0),
+            };
+            // Either side may be gone without a word, or never end its half.
+            loop {
+                let before = passed.load(Ordering::Relaxed);
+                match tokio::time::timeout(linger, &mut rest).await {
+                    Ok(ended) => return ended,
+                    Err(_) if passed.load(Ordering::Relaxed) == before => {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    Err(_) => {}
+                }
+            }
         };
         tokio::select! {
             () = end.cancelled() => {}
@@ -198,6 +233,16 @@ fn tunnel(
         }
         activity.touch();
     });
+}
+
+/// Passes on what one side of a tunnel sends, and then that it has ended.
+async fn pass_on(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    seen: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    tokio::io::copy(&mut InspectReader::new(from, seen), to).await?;
+    to.shutdown().await
 }
 
 async fn forward(
@@ -227,7 +272,10 @@ async fn forward(
     if let Some(host) = host {
         request.headers_mut().insert(HOST, host);
     }
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let handshake = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await;
     let (mut sender, connection) = match handshake {
         Ok(pair) => pair,
         Err(error) => return failed(error),
@@ -241,7 +289,15 @@ async fn forward(
             },
         }
     });
-    match sender.send_request(request).await {
+    let answered = tokio::time::timeout(inner.resolver.answer_within, sender.send_request(request));
+    let Ok(answered) = answered.await else {
+        let wrong = format!(
+            "the host gave no answer within {} s",
+            inner.resolver.answer_within.as_secs()
+        );
+        return problem(StatusCode::GATEWAY_TIMEOUT, "proxy", &wrong);
+    };
+    match answered {
         // Nobody asked for that here, and what would follow is not read as answers any more.
         Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => problem(
             StatusCode::BAD_GATEWAY,

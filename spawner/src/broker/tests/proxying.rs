@@ -302,3 +302,115 @@ async fn a_connection_is_not_turned_into_another_by_the_host() {
     let answer = head(&mut asked).await;
     assert!(!answer.starts_with("http/1.1 101"), "{answer}");
 }
+
+/// A broker with so much patience for an answer and little for silence, and a host.
+async fn impatient(folder: &Path, answer_within: Duration) -> (Broker, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap();
+    let mut resolver = resolver(move |_| vec![host], |_| None);
+    resolver.answer_within = answer_within;
+    resolver.linger = Duration::from_millis(300);
+    (
+        broker_with(folder, &Arc::default(), resolver).await,
+        listener,
+    )
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_come_to_an_answer_is_given_up() {
+    for (goes_on, wait, status, words) in [
+        // Nothing but the beginning of a head.
+        ("", Duration::from_millis(10), 504, "no answer within"),
+        ("x", Duration::from_millis(10), 504, "no answer within"),
+        // And one without an end.
+        ("x", Duration::ZERO, 502, "gave no answer"),
+        ("x-more: of it\r\n", Duration::ZERO, 502, "gave no answer"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        // What ends by its length has all the time that a busy machine takes.
+        let patience = if wait.is_zero() { 60_000 } else { 300 };
+        let (broker, listener) = impatient(folder.path(), Duration::from_millis(patience)).await;
+        let asked = get(&broker, "http://site.example/");
+        let answers = async {
+            let (mut host, _) = listener.accept().await.unwrap();
+            let _ = head(&mut host).await;
+            let begins = if goes_on == "x" {
+                "HTTP/1.1 200 OK\r\nx: "
+            } else {
+                "HTTP/1.1 200 OK\r\n"
+            };
+            host.write_all(begins.as_bytes()).await.unwrap();
+            let many = if wait.is_zero() { 16 * 1024 } else { 1 };
+            // Until it is given up and its connection closed.
+            while host
+                .write_all(goes_on.repeat(many).as_bytes())
+                .await
+                .is_ok()
+            {
+                tokio::time::sleep(wait).await;
+            }
+        };
+        let (seen, body) = tokio::select! {
+            answer = asked => answer,
+            () = async { answers.await; std::future::pending().await } => unreachable!(),
+        };
+        assert_eq!(seen, status, "{goes_on:?}: {body}");
+        assert!(body.contains(words), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_that_only_one_side_ends_is_not_kept_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let (broker, listener) = impatient(folder.path(), Duration::from_mins(1)).await;
+    let request = format!(
+        "CONNECT site.example:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {}\r\n\r\n",
+        login(broker.key())
+    );
+    let all = broker.inner.resolver.tunnels.available_permits();
+    for worker_ends in [true, false] {
+        let mut tunnel = ask(&broker, request.clone()).await;
+        assert!(head(&mut tunnel).await.starts_with("http/1.1 200"));
+        let (mut host, _) = listener.accept().await.unwrap();
+        assert_eq!(broker.inner.resolver.tunnels.available_permits(), all - 1);
+        if worker_ends {
+            tunnel.get_mut().shutdown().await.unwrap();
+        } else {
+            host.shutdown().await.unwrap();
+        }
+        // The other one says nothing, and does not go away.
+        let free = async {
+            while broker.inner.resolver.tunnels.available_permits() < all {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), free)
+            .await
+            .expect("it ends");
+        drop((tunnel, host));
+    }
+}
+
+#[tokio::test]
+async fn who_has_said_everything_still_hears_the_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
+    let request = format!(
+        "CONNECT site.example:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {}\r\n\r\n",
+        login(broker.key())
+    );
+    let mut tunnel = ask(&broker, request).await;
+    assert!(head(&mut tunnel).await.starts_with("http/1.1 200"));
+    let (mut host, _) = listener.accept().await.unwrap();
+    tunnel.get_mut().write_all(b"question").await.unwrap();
+    tunnel.get_mut().shutdown().await.unwrap();
+    let mut heard = String::new();
+    host.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "question");
+    host.write_all(b"answer").await.unwrap();
+    drop(host);
+    heard.clear();
+    tunnel.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "answer");
+}

@@ -183,6 +183,8 @@ pub struct Engine {
     version: String,
     processors: Option<u32>,
     mark: Arc<Mark>,
+    /// Its storage counts the image with what a container writes.
+    counts_image: bool,
     /// It has said that its storage has no quotas.
     no_quotas: Arc<AtomicBool>,
 }
@@ -213,6 +215,7 @@ impl Engine {
             version: about.server_version.unwrap_or_default(),
             processors: about.ncpu.and_then(|count| u32::try_from(count).ok()),
             mark: Arc::default(),
+            counts_image: about.driver.as_deref() == Some("btrfs"),
             no_quotas: Arc::default(),
         })
     }
@@ -305,12 +308,13 @@ impl Engine {
                 .name(&spec.name)
                 .build()
         };
+        let image_mb = self.counted_mb(spec).await?;
         let body = || {
             let mut body = spec.body(&self.runtime, self.processors);
             if let Some(host) = &mut body.host_config
                 && !self.no_quotas.load(Ordering::Relaxed)
             {
-                host.storage_opt = spec.quota();
+                host.storage_opt = spec.quota(image_mb);
             }
             body
         };
@@ -322,7 +326,7 @@ impl Engine {
                 self.remove(&spec.name).await?;
                 patiently(create).await
             }
-            Err(error) if spec.quota().is_some() && has_no_quotas(&error) => {
+            Err(error) if spec.quota(image_mb).is_some() && has_no_quotas(&error) => {
                 if !self.no_quotas.swap(true, Ordering::Relaxed) {
                     tracing::info!(
                         %error,
@@ -334,6 +338,17 @@ impl Engine {
             made => made,
         };
         Ok(made.map_err(Error::refused("to make a container"))?.id)
+    }
+
+    /// What of the image counts for a quota of the container, in MiB.
+    async fn counted_mb(&self, spec: &Spec) -> Result<u64, Error> {
+        if !self.counts_image || spec.quota(0).is_none() {
+            return Ok(0);
+        }
+        let image = patiently(|| self.docker.inspect_image(&spec.image)).await;
+        let size = image.map_err(Error::refused("to look at an image"))?.size;
+        let bytes = u64::try_from(size.unwrap_or_default()).unwrap_or_default();
+        Ok(bytes.div_ceil(1 << 20))
     }
 
     /// Starts a container that was made, and watches it.

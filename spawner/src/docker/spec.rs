@@ -74,9 +74,10 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// What the engine is asked to bound a writable system to, where its storage can.
-    pub(super) fn quota(&self) -> Option<HashMap<String, String>> {
+    /// What the engine is asked to bound a writable system to, where its storage can, and counts so much of the image with it.
+    pub(super) fn quota(&self, image_mb: u64) -> Option<HashMap<String, String>> {
         let most_mb = self.limits.system_mb.filter(|_| self.docker_inside)?;
+        let most_mb = most_mb.saturating_add(image_mb);
         Some([("size".to_owned(), format!("{most_mb}m"))].into())
     }
 
@@ -283,11 +284,12 @@ mod tests {
     fn a_system_that_is_written_to_has_a_quota_and_another_one_needs_none() {
         let mut spec = spec();
         spec.limits.system_mb = Some(64);
-        assert_eq!(spec.quota(), None);
+        assert_eq!(spec.quota(0), None);
         spec.docker_inside = true;
-        assert_eq!(spec.quota().unwrap()["size"], "64m");
+        assert_eq!(spec.quota(0).unwrap()["size"], "64m");
+        assert_eq!(spec.quota(36).unwrap()["size"], "100m");
         spec.limits.system_mb = None;
-        assert_eq!(spec.quota(), None);
+        assert_eq!(spec.quota(0), None);
     }
 
     #[test]

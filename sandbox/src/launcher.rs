@@ -1,6 +1,9 @@
 //! What runs first inside a sandbox: starts the relays, then the command, and ends as it ends.
 //!
 //! Its arguments: `[--out IP:PORT=SOCKET]… [--in SOCKET=IP:PORT]… [--rlimit NAME=NUMBER]… -- COMMAND…`
+//!
+//! As the first process of a container it bounds that as well: what it takes along when it ends ([`MOST_S`]) needs nobody
+//! outside who watches the time.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -14,6 +17,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::relay;
 
+/// Names, in the environment, the seconds after which the launcher ends, whatever the command does; without it, it has no bound.
+/// No argument, so that a launcher of a former version in an old image does not stumble over it.
+pub const MOST_S: &str = "ARTEL_LAUNCH_MOST_S";
+/// The exit code of a launcher that has ended by its bound.
+pub const OVER: u8 = 124;
 /// How long open connections may go on after the command has ended.
 const LAST_BYTES: Duration = Duration::from_millis(500);
 
@@ -44,12 +52,15 @@ pub struct Launcher {
     inbound: Vec<(PathBuf, SocketAddr)>,
     limits: Vec<(String, u64)>,
     command: Vec<OsString>,
+    most: Option<Duration>,
 }
 
 /// Runs the launcher: the body of the hidden subcommand that callers name in
 /// [`crate::Job::launcher`]. `args` are those behind the subcommand.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let ended = Launcher::parse(args).and_then(|launcher| {
+    let most = std::env::var(MOST_S).ok();
+    let launcher = Launcher::parse(args).and_then(|launcher| launcher.bounded(most.as_deref()));
+    let ended = launcher.and_then(|launcher| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -74,6 +85,7 @@ impl Launcher {
             inbound: Vec::new(),
             limits: Vec::new(),
             command: Vec::new(),
+            most: None,
         };
         let mut args = args.into_iter();
         loop {
@@ -109,6 +121,16 @@ impl Launcher {
             return Err(Error::NoCommand);
         }
         Ok(launcher)
+    }
+
+    /// With the bound of [`MOST_S`].
+    fn bounded(mut self, most_s: Option<&str>) -> Result<Self, Error> {
+        let seconds = most_s.map(|text| {
+            let wrong = |_| Error::Argument(format!("{MOST_S}={text}"));
+            text.parse().map(Duration::from_secs).map_err(wrong)
+        });
+        self.most = seconds.transpose()?;
+        Ok(self)
     }
 
     /// Starts the relays, then the command; its exit code, or 128 and its signal.
@@ -148,12 +170,25 @@ impl Launcher {
             .spawn()
             .map_err(failed)?;
         let pid = Pid::from_child(&child);
+        let over = async {
+            match self.most {
+                Some(most) => tokio::time::sleep(most).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(over);
         let status = loop {
             let sent = tokio::select! {
                 _ = ended.recv() => match collect(pid).map_err(|errno| failed(errno.into()))? {
                     Some(status) => break status,
                     None => continue,
                 },
+                () = &mut over => {
+                    let most = self.most.unwrap_or_default();
+                    eprintln!("launch: ended after {most:?}, which is the most that it may take");
+                    let _ = kill_process(pid, Signal::KILL);
+                    return Ok(OVER);
+                }
                 _ = terminate.recv() => Signal::TERM,
                 _ = interrupt.recv() => Signal::INT,
             };
@@ -214,6 +249,25 @@ mod tests {
         assert_eq!(launcher.inbound[0].0, PathBuf::from("/run/b=c.sock"));
         assert_eq!(launcher.limits, [("nproc".to_owned(), 7)]);
         assert_eq!(launcher.command, ["sh", "-c", "--"]);
+    }
+
+    #[tokio::test]
+    async fn a_command_that_does_not_end_is_ended_with_the_launcher_and_a_quick_one_is_not() {
+        let run = async |most: &str, command: &str| {
+            let launcher = parse(&["--", "sh", "-c", command]).expect("understood");
+            let launcher = launcher.bounded(Some(most)).expect("a number");
+            launcher.run().await.expect("run")
+        };
+        assert_eq!(run("600", "exit 3").await, 3);
+        // Deaf to being asked.
+        let deaf = "trap '' TERM INT HUP; sleep 600; sleep 600";
+        assert_eq!(run("1", deaf).await, OVER);
+        let unbounded = parse(&["--", "a"]).expect("understood");
+        assert_eq!(unbounded.bounded(None).expect("none").most, None);
+        let wrong = parse(&["--", "a"])
+            .expect("understood")
+            .bounded(Some("soon"));
+        assert!(wrong.expect_err("refused").to_string().contains("soon"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Two spawners of different room on one Redis, each a process of its own: who takes what, and who takes over.
 
-use crate::crew::{Crew, commits, task};
+use crate::crew::{Crew, commits, git, task};
+use crate::engine::Engine;
 use crate::support::redis::Redis;
 use crate::support::{Home, Running, eventually};
 use crate::{SOON, left, up};
@@ -191,4 +192,78 @@ async fn of_a_killed_large_spawner_the_small_one_takes_over_what_it_carries_and_
         assert_eq!(spawner.terminate(SOON).await, 0);
     }
     left::on_the_machine(&home, None, 4);
+}
+
+/// Workers in containers of this engine.
+fn contained(redis: &Redis, engine: &Engine) -> Home {
+    let mut home = home(redis);
+    home.set("SPAWNER_RUNTIME", "runc");
+    home.set("DOCKER_HOST", &engine.host);
+    home.set("WORKER_IMAGE", &engine.image);
+    home
+}
+
+#[tokio::test]
+async fn what_a_killed_spawner_had_in_containers_is_done_elsewhere_once_and_goes_when_it_comes_back()
+ {
+    let (redis, engine) = (Redis::start().await, Engine::shared());
+    // One engine, and one home for each.
+    let mut here = contained(&redis, &engine);
+    let mut there = contained(&redis, &engine);
+    let crew = crew(&redis).await;
+    let mut first = spawner(&mut here, LARGE).await;
+    let f = first.child.id().unwrap();
+    let workspace = |home: &Home, n| home.file(&format!("workspaces/p/job-1/{}", task(n)));
+    for n in [0, 1] {
+        crew.send_sized(n, LITTLE).await;
+        assert_eq!(begun(&crew, n, 1).await, [f]);
+        let at_work = workspace(&here, n).join("here");
+        eventually("it works in its container", SOON, || async {
+            at_work.exists().then_some(())
+        })
+        .await;
+    }
+    let mut second = spawner(&mut there, LARGE).await;
+    let s = second.child.id().unwrap();
+    let orphans = engine.working(here.path());
+    assert_eq!(orphans.len(), 2);
+    first.kill().await;
+    // Its holds run out, and the other one begins anew, in its own home.
+    for n in [0, 1] {
+        assert_eq!(begun(&crew, n, 2).await, [f, s]);
+    }
+    assert_eq!(
+        engine.working(here.path()),
+        orphans,
+        "they are another home's"
+    );
+    for n in [0, 1] {
+        go(&there, n).await;
+    }
+    crew.until_all_is_done(SOON).await;
+    assert_eq!(crew.every_job_ended_once(2), 0, "nothing was lost");
+    assert_eq!(engine.working(here.path()), orphans);
+    // One of them does its work all the same, for nobody.
+    std::fs::write(workspace(&here, 0).join("go"), "").unwrap();
+    eventually("it has committed", SOON, || async {
+        let made = git(&workspace(&here, 0), &["log", "--all", "--format=%s"]);
+        made.contains("Task 0").then_some(())
+    })
+    .await;
+    let mut again = spawner(&mut here, LARGE).await;
+    eventually("the orphans are removed", SOON, || async {
+        engine.of_home(here.path()).is_empty().then_some(())
+    })
+    .await;
+    // Without a second outcome, and without another attempt.
+    crew.until_all_is_done(SOON).await;
+    assert_eq!(crew.every_job_ended_once(2), 0);
+    for n in [0, 1] {
+        assert_eq!(begun_by(&crew, n).await, [f, s], "task {n}");
+    }
+    left::in_redis(&redis.url());
+    for (home, spawner) in [(&here, &mut again), (&there, &mut second)] {
+        assert_eq!(spawner.terminate(SOON).await, 0);
+        left::on_the_machine(home, Some(&engine), 2);
+    }
 }

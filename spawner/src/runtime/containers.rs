@@ -142,7 +142,7 @@ impl Containers {
                 .map(|(host, guest)| mount(host, guest, false)),
         );
         let mut env = base_env();
-        env.extend(work.env.iter().cloned());
+        env.extend(env_of(work));
         let mut labels = self.labels(part_name(work.part), &work.limits);
         labels.extend(whose(who, deadline_s(&work.limits)));
         Spec {
@@ -274,9 +274,23 @@ fn base_env() -> Vec<(String, String)> {
     .into()
 }
 
+/// The environment of the work. Its first process ends by itself when somebody else may end it, should nobody be there who does.
+fn env_of(work: &Work) -> Vec<(String, String)> {
+    let most_s = (
+        sandbox::launcher::MOST_S.to_owned(),
+        most_s(&work.limits).to_string(),
+    );
+    work.env.iter().cloned().chain([most_s]).collect()
+}
+
+/// How long it may be there, in seconds.
+fn most_s(limits: &Limits) -> u64 {
+    limits.wall_s.saturating_add(LATE.as_secs())
+}
+
 /// When somebody else may end what begins now, in seconds since 1970.
 fn deadline_s(limits: &Limits) -> i64 {
-    let most_s = limits.wall_s.saturating_add(LATE.as_secs());
+    let most_s = most_s(limits);
     jiff::Timestamp::now()
         .as_second()
         .saturating_add(i64::try_from(most_s).unwrap_or(i64::MAX))

@@ -7,7 +7,7 @@ use super::go::{Go, Line, NEVER_BEGAN, SOCKET};
 use super::pool::{self, Slot, Taken};
 use super::{
     BROKER, Contained, Containers, Found, Identity, LABEL, Path, Spec, WORKSPACE, Work, Worker,
-    argv, base_env, deadline_s, docker_limits, label, mount, program, whose,
+    argv, base_env, deadline_s, docker_limits, env_of, label, mount, program, whose,
 };
 use crate::disk;
 use crate::docker;
@@ -96,7 +96,7 @@ impl Containers {
     async fn hand(&self, mut slot: Slot, work: &Work) -> io::Result<Box<dyn Worker>> {
         let go = Go {
             argv: argv(work),
-            env: work.env.clone(),
+            env: env_of(work),
         };
         let (Some(frame), Some(relay)) = (go.frame(), &work.relay) else {
             return Err(io::ErrorKind::ArgumentListTooLong.into());

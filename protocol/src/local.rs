@@ -6,7 +6,7 @@
 //! results/{id}.json    from publish until the crew acknowledges it
 //! ended/{id}.json      acknowledged results, for a day
 //! cancelled/{id}       cancelled requests, for a day
-//! dead/{id}.json       poison, with its reason
+//! dead/{id}.json       poison, with its reason, for thirty days
 //! ```
 //! Every file appears whole (written aside, synced, renamed). Events, orders and heartbeats live in
 //! memory only: they are for those who listen now.
@@ -283,6 +283,7 @@ impl LocalTransport {
             let keep = Duration::from_secs(names::KEEP_S);
             self.folder.prune(Kind::Ended, keep).await?;
             self.folder.prune(Kind::Cancelled, keep).await?;
+            self.folder.prune(Kind::Dead, keep * 30).await?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use protocol::redis::Options;
 use protocol::suite::{self, Harness};
 use protocol::{Published, RedisTransport, Room, Size, Transport, TransportError, names};
 use server::{Cluster, Server, Watched};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -243,6 +244,153 @@ async fn a_request_that_nobody_can_read_is_answered_with_what_is_wrong_and_who_c
         .query(&mut look)
         .unwrap();
     assert_eq!(left, 0);
+}
+
+/// How long a key is kept, in seconds; -1: for ever, -2: it is not there.
+fn left(look: &mut redis::Connection, key: &str) -> i64 {
+    redis::cmd("TTL").arg(key).query(look).unwrap()
+}
+
+#[tokio::test]
+async fn dead_letters_are_bounded_in_number_size_and_time() {
+    let remote = Remote::new().await;
+    let options = Options {
+        letters: 3,
+        ..remote.options()
+    };
+    let bus = RedisTransport::with(options).await.unwrap();
+    let mut look = remote.0.look();
+    let huge = "x".repeat(2 << 20);
+    for body in ["1", "2", "3", "4", &huge] {
+        let mut add = redis::cmd("XADD");
+        let add = add.arg(names::JOBS).arg("*").arg("data").arg(body);
+        add.query::<()>(&mut look).unwrap();
+    }
+    assert!(bus.next_job(Duration::ZERO).await.unwrap().is_none());
+    let letters = bus.dead_letters(10).await.unwrap();
+    let bodies: Vec<&str> = letters.iter().map(|(_, body)| body.as_str()).collect();
+    assert_eq!(bodies[..2], ["3", "4"], "the oldest are gone");
+    assert_eq!((bodies.len(), bodies[2].len()), (3, 128 << 10));
+    assert!(left(&mut look, names::DEAD) > 0);
+}
+
+#[tokio::test]
+async fn nothing_stays_for_ever_of_what_was_lost_or_could_not_be_read() {
+    let remote = Remote::new().await;
+    let bus = remote.open_for(Duration::from_mins(10)).await;
+    let mut look = remote.0.look();
+    // Of another version, by whoever published it as we do.
+    for (stream, id) in [(names::JOBS, "job"), (names::RESULTS, "result")] {
+        let known = format!("{{{stream}}}:known:{id}");
+        let body = format!(r#"{{"version": 9, "request_id": "{id}"}}"#);
+        redis::cmd("SET")
+            .arg(&known)
+            .arg("")
+            .query::<()>(&mut look)
+            .unwrap();
+        let mut add = redis::cmd("XADD");
+        let add = add.arg(stream).arg("*").arg("data").arg(body);
+        add.query::<()>(&mut look).unwrap();
+        assert_eq!(left(&mut look, &known), -1);
+        if stream == names::JOBS {
+            assert!(bus.next_job(Duration::ZERO).await.unwrap().is_none());
+        } else {
+            // What answers the job is there as well.
+            assert!(bus.next_result(SOON).await.unwrap().is_some());
+            assert!(bus.next_result(Duration::ZERO).await.unwrap().is_none());
+        }
+        assert!((1..=86_400).contains(&left(&mut look, &known)), "{known}");
+    }
+    // Deleted by hand while it waits, and after it was looked at.
+    let none = Room {
+        free: Size::ZERO,
+        ..Room::unlimited()
+    };
+    let (_sender, rooms) = watch::channel(none);
+    bus.publish_job(&suite::request("gone")).await.unwrap();
+    let waits = bus.next_job_for(&rooms, Duration::ZERO).await.unwrap();
+    assert!(waits.is_none(), "there is no place: {waits:?}");
+    let about = "{worker:jobs}:about";
+    let noted: u64 = redis::cmd("HLEN").arg(about).query(&mut look).unwrap();
+    assert_eq!(noted, 1);
+    let entries: Vec<(String, redis::Value)> = redis::cmd("XRANGE")
+        .arg(names::JOBS)
+        .arg(&["-", "+"])
+        .query(&mut look)
+        .unwrap();
+    for (entry, _) in entries {
+        let mut delete = redis::cmd("XDEL");
+        let delete = delete.arg(names::JOBS).arg(entry);
+        delete.query::<()>(&mut look).unwrap();
+    }
+    // Found out by whoever looks for a job: first what is pending, then what is known of it.
+    for _ in 0..2 {
+        assert!(bus.next_job(Duration::ZERO).await.unwrap().is_none());
+    }
+    let pending: (u64, redis::Value, redis::Value, redis::Value) = redis::cmd("XPENDING")
+        .arg(names::JOBS)
+        .arg(names::GROUP_SPAWNERS)
+        .query(&mut look)
+        .unwrap();
+    assert_eq!(pending.0, 0);
+    let streams = [names::JOBS, names::RESULTS];
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut look).unwrap();
+    for key in keys.iter().filter(|key| !streams.contains(&key.as_str())) {
+        assert!(left(&mut look, key) >= 0, "{key} has no end");
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_is_gone_is_forgotten_when_it_holds_nothing_and_not_before() {
+    let remote = Remote::new().await;
+    let open = |holder: &str, forget: Duration| {
+        let options = Options {
+            holder: Some(holder.to_owned()),
+            lease: Duration::from_mins(10),
+            forget,
+            ..remote.options()
+        };
+        async { RedisTransport::with(options).await.unwrap() }
+    };
+    let (day, moment) = (Duration::from_hours(24), Duration::from_millis(1));
+    let mut look = remote.0.look();
+    let mut consumers = move || -> Vec<String> {
+        let all: Vec<HashMap<String, redis::Value>> = redis::cmd("XINFO")
+            .arg("CONSUMERS")
+            .arg(names::JOBS)
+            .arg(names::GROUP_SPAWNERS)
+            .query(&mut look)
+            .unwrap();
+        let name = |mut about: HashMap<_, _>| about.remove("name").unwrap();
+        let names = all.into_iter().map(name);
+        let names = names.map(|name| redis::from_redis_value(name).unwrap());
+        names.filter(|name| name != "nobody").collect()
+    };
+    for (holder, id) in [("gone", "a"), ("holds", "b")] {
+        let bus = open(holder, day).await;
+        bus.publish_job(&suite::request(id)).await.unwrap();
+        let job = bus.next_job(SOON).await.unwrap().unwrap();
+        if holder == "gone" {
+            bus.ack_job(&job.receipt).await.unwrap();
+        }
+    }
+    drop(open("next", day).await);
+    assert_eq!(consumers(), ["gone", "holds"], "it was there a moment ago");
+    let start = tokio::time::Instant::now();
+    while consumers() != ["holds"] {
+        assert!(start.elapsed() < SOON * 3, "{:?}", consumers());
+        drop(open("next", moment).await);
+    }
+    // What it held is handed out again, and then it is forgotten as well.
+    let next = open("next", moment).await;
+    assert_eq!(next.abandon("holds").await.unwrap(), 1);
+    let start = tokio::time::Instant::now();
+    while !consumers().is_empty() {
+        assert!(start.elapsed() < SOON * 3, "{:?}", consumers());
+        drop(open("other", moment).await);
+    }
+    let job = next.next_job(SOON).await.unwrap().unwrap();
+    assert_eq!((job.request.request_id.as_str(), job.deliveries), ("b", 2));
 }
 
 #[tokio::test]

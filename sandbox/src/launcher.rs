@@ -260,7 +260,7 @@ mod tests {
         };
         assert_eq!(run("600", "exit 3").await, 3);
         // Deaf to being asked.
-        let deaf = "trap '' TERM INT HUP; sleep 600; sleep 600";
+        let deaf = "trap '' TERM INT HUP; exec sleep 600";
         assert_eq!(run("1", deaf).await, OVER);
         let unbounded = parse(&["--", "a"]).expect("understood");
         assert_eq!(unbounded.bounded(None).expect("none").most, None);

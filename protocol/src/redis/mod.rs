@@ -39,8 +39,10 @@ use tokio::time::Instant;
 
 /// How long whoever waits goes without looking when no announcement comes.
 const POLL: Duration = Duration::from_secs(1);
-/// How many dead letters are kept; the oldest go first.
-const DEAD_LETTERS: usize = 10_000;
+/// Most that is kept of a dead letter's body, in bytes: what nobody can read may be of any size, and letters are many and stay.
+const LETTER_BYTES: usize = 128 * 1024;
+/// How long dead letters are kept after the last one, in seconds.
+const LETTERS_S: u64 = 30 * names::KEEP_S;
 /// How many events a follower reads at a time.
 const PAGE: usize = 128;
 
@@ -68,6 +70,10 @@ pub struct Options {
     pub lease: Duration,
     /// How many events are kept per request; the oldest go first.
     pub events: usize,
+    /// How long a process that holds nothing is remembered after it has last asked for something.
+    pub forget: Duration,
+    /// How many dead letters are kept; the oldest go first.
+    pub letters: usize,
     /// How long a heartbeat counts.
     pub lives: Duration,
     /// How long a spawner that is not heard of any more is remembered.
@@ -80,13 +86,15 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual choices: 1024 entries, a lease of a minute, 256 events a request, 15 seconds of patience.
+    /// The usual choices: 1024 entries, a lease of a minute, 256 events a request, 1000 dead letters, 15 seconds of patience.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             capacity: 1024,
             lease: Duration::from_mins(1),
             events: 256,
+            forget: Duration::from_hours(24),
+            letters: 1000,
             lives: LIVES,
             lately: LATELY,
             patience: Duration::from_secs(15),
@@ -133,8 +141,14 @@ impl RedisTransport {
             link,
             options,
         };
-        shared.jobs.prepare(&shared.link).await?;
-        shared.results.prepare(&shared.link).await?;
+        shared
+            .jobs
+            .prepare(&shared.link, shared.options.forget)
+            .await?;
+        shared
+            .results
+            .prepare(&shared.link, shared.options.forget)
+            .await?;
         Ok(Self {
             shared: Arc::new(shared),
         })
@@ -184,25 +198,19 @@ impl Shared {
             "a message is poison ({reason}) and was put aside"
         );
         self.keep_letter(&handed.data, reason).await?;
-        queue.settle(&self.link, &handed.receipt("")).await
+        let id = named(&handed.data);
+        queue.settle(&self.link, &handed.receipt(&id)).await
     }
 
     async fn keep_letter(&self, body: &[u8], reason: &str) -> Result<(), TransportError> {
-        // What is no message at all may be of any size; letters are many and stay.
-        let body = &body[..body.len().min(decode::MAX_REQUEST_BYTES)];
+        let body = &body[..body.len().min(LETTER_BYTES)];
+        let kept = self.options.letters.max(1);
+        let mut add = redis::cmd("XADD");
+        add.arg(names::DEAD).arg("MAXLEN").arg(kept).arg("*");
+        add.arg("reason").arg(reason).arg(names::FIELD).arg(body);
+        self.link.ask::<()>(&add).await?;
         self.link
-            .ask(
-                redis::cmd("XADD")
-                    .arg(names::DEAD)
-                    .arg("MAXLEN")
-                    .arg("~")
-                    .arg(DEAD_LETTERS)
-                    .arg("*")
-                    .arg("reason")
-                    .arg(reason)
-                    .arg(names::FIELD)
-                    .arg(body),
-            )
+            .ask(redis::cmd("EXPIRE").arg(names::DEAD).arg(LETTERS_S))
             .await
     }
 
@@ -251,6 +259,21 @@ impl Shared {
                 (place, event)
             })
             .collect())
+    }
+}
+
+/// The request that a message is of which cannot be read otherwise; empty when it does not say.
+fn named(data: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        request_id: String,
+    }
+    let id = serde_json::from_slice(data).map(|named: Named| named.request_id);
+    let id = id.unwrap_or_default();
+    if check_request_id(&id).is_ok() {
+        id
+    } else {
+        String::new()
     }
 }
 

@@ -11,10 +11,12 @@ use std::time::Duration;
 use super::link::{Link, Live};
 use crate::{Published, Room, TransportError, names};
 
-/// How long a consumer that holds nothing is remembered after it was last heard of.
-const FORGET_CONSUMERS: Duration = Duration::from_hours(24);
 /// Most entries that are looked at for the next job; a script can handle no more at a time.
 const MOST_LOOKED_AT: usize = 4096;
+
+/// How long an id stays known that is never settled, in seconds: much longer than anybody waits. Without an end it would stay for
+/// ever when its entry is lost.
+const KEEP_UNSETTLED_S: u64 = 30 * names::KEEP_S;
 
 /// Appends an entry, unless one with this id was there within the last day.
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
@@ -23,7 +25,7 @@ static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
         if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
         if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[2]) then return -1 end
         redis.call('XADD', KEYS[1], '*', 'data', ARGV[1])
-        redis.call('SET', KEYS[2], ARGV[3])
+        redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
         return 1",
     )
 });
@@ -115,7 +117,8 @@ static ABANDON: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Strikes consumers off that hold nothing and were not heard of for long; every start of a program makes one.
+/// Strikes consumers off that hold nothing and were not heard of for long; every start of a program makes one. Who lives and is
+/// struck off becomes one again with what it takes next.
 static FORGET: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -186,13 +189,13 @@ impl Queue {
     }
 
     /// Makes stream and group if they are not there, and forgets consumers that are gone for good.
-    pub async fn prepare(&self, link: &Link) -> Result<(), TransportError> {
+    pub async fn prepare(&self, link: &Link, forget: Duration) -> Result<(), TransportError> {
         link.run(|mut live| async move {
             self.make(&mut live).await?;
             FORGET
                 .key(self.stream)
                 .arg(self.group)
-                .arg(millis(FORGET_CONSUMERS))
+                .arg(millis(forget))
                 .invoke_async::<()>(&mut live)
                 .await
         })
@@ -230,6 +233,7 @@ impl Queue {
                     .arg(data)
                     .arg(self.capacity)
                     .arg(remembered)
+                    .arg(KEEP_UNSETTLED_S)
                     .invoke_async(&mut live)
                     .await
             })

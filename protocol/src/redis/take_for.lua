@@ -39,7 +39,11 @@ repeat
 until #new < 64
 
 local pending = redis.call('XPENDING', stream, group, '-', '+', ARGV[4])
-if #pending == 0 then return false end
+if #pending == 0 then
+    -- Of entries that somebody has deleted by hand, too.
+    redis.call('DEL', known)
+    return false
+end
 local ids = {}
 for i, entry in ipairs(pending) do ids[i] = entry[1] end
 local texts = redis.call('HMGET', known, unpack(ids))

@@ -263,6 +263,12 @@ fn is_private_folder(path: &Path) -> bool {
     })
 }
 
+/// Removes what the [`Broker`] of a process that died has left of its way in. Nobody may work there meanwhile.
+pub(crate) fn forget(state: &Path) -> io::Result<()> {
+    crate::places::remove_any(&state.join("broker").join(SOCKET))?;
+    forget_folder(state)
+}
+
 /// Removes what [`Broker`] keeps outside of the state folder.
 pub(crate) fn forget_folder(state: &Path) -> io::Result<()> {
     match std::fs::read_to_string(state.join("broker-at")) {

@@ -9,7 +9,7 @@ use crate::capacity::Load;
 use crate::places::Places;
 use crate::runtime::{LeftOver, Part};
 use crate::trouble::chain;
-use crate::{Options, seat};
+use crate::{Options, broker, seat};
 use jiff::Timestamp;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -109,6 +109,10 @@ async fn clear(
         match done {
             Ok(()) => {
                 load.gone(request);
+                let is_gone = fate == Fate::Removed && left.part == Part::Agent;
+                if is_gone {
+                    forget_broker(&Places::of_task(&options.home, &left.who));
+                }
                 tracing::info!(
                     request,
                     ?fate,
@@ -125,6 +129,15 @@ async fn clear(
                 );
             }
         }
+    }
+}
+
+/// The worker's way to the broker of a process that died: nobody comes any more who would use it, or remove it.
+fn forget_broker(places: &Places) {
+    let forgotten = seat::if_free(places, || broker::forget(&places.state));
+    if let Some(Err(error)) = forgotten {
+        let state = places.state.display();
+        tracing::warn!(%error, "the socket of a worker that is gone stays in {state}");
     }
 }
 

@@ -123,6 +123,15 @@ pub(crate) fn is_taken(places: &Places) -> bool {
         .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
+/// Does something about a workspace in which nobody works, and keeps everybody out meanwhile; none: somebody does work there, or
+/// nobody ever did.
+pub(crate) fn if_free<T>(places: &Places, what: impl FnOnce() -> T) -> Option<T> {
+    let file = File::open(places.state.join("lock")).ok()?;
+    file.try_lock().ok()?;
+    // Let go of when the file is closed.
+    Some(what())
+}
+
 /// Locks a workspace against other processes; none when it could not be had in time.
 async fn shut(state: &Path) -> std::io::Result<Option<File>> {
     let until = Instant::now() + HANDOVER;

@@ -177,6 +177,11 @@ async fn a_spawner_that_was_killed_leaves_its_worker_to_the_next_one_which_adopt
     ] {
         assert_eq!(labels[format!("artel.{name}")], value, "{labels:#}");
     }
+    // Should nobody come: a minute after its wall clock it is over by itself.
+    let env = docker(&["inspect", "-f", "{{json .Config.Env}}", &before[0]]);
+    let most_s = orphan.request.limits.wall_s + 60;
+    let bound = format!("\"{}={most_s}\"", sandbox::launcher::MOST_S);
+    assert!(env.contains(&bound), "{env}");
     // Of the process that died. The next one has another name, and the same home.
     let spawner = labels["artel.spawner"].as_str().unwrap();
     let ours = format!("spawner-here-{}-", std::process::id());

@@ -3,6 +3,7 @@
 use super::*;
 use crate::places::Places;
 use sandbox::Sandbox;
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
@@ -39,17 +40,20 @@ fn git(folder: &Path, args: &[&str], input: &str) -> String {
 fn history(branch: &str, from: Option<&str>, commits: usize) -> String {
     let mut text = String::new();
     for n in 0..commits {
-        text += &format!("commit refs/heads/{branch}\ncommitter T <t@example.org> {n} +0000\n");
-        text += "data 1\nc";
-        if let (0, Some(from)) = (n, from) {
-            text += &format!("\nfrom {from}");
-        }
+        let parent = match (n, from) {
+            (0, Some(from)) => format!("\nfrom {from}"),
+            _ => String::new(),
+        };
         let (name, content) = (
             format!("{branch}-{}", n % 20),
             format!("{branch} has {n}\n"),
         );
         let size = content.len();
-        text += &format!("\nM 100644 inline {name}\ndata {size}\n{content}");
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "commit refs/heads/{branch}\ncommitter T <t@example.org> {n} +0000\ndata 1\nc{parent}\nM 100644 inline {name}\ndata {size}\n{content}"
+        );
     }
     text + "done\n"
 }
@@ -152,11 +156,11 @@ async fn what_reads_a_workers_objects_sees_them_and_nothing_else() {
             "ls -A /root /home/*/.ssh 2>/dev/null | grep -q .".to_owned(),
         ),
     ];
-    let said: String = looks
+    let asked = looks
         .iter()
-        .map(|(what, look)| format!("{look} && {{ echo finds {what} >&2; exit 77; }}\n"))
-        .collect();
-    let taken = scene.taken(&inside(scene.double(&said))).await.unwrap();
+        .map(|(what, look)| format!("{look} && {{ echo finds {what} >&2; exit 77; }}"));
+    let asked = asked.collect::<Vec<_>>().join("\n");
+    let taken = scene.taken(&inside(scene.double(&asked))).await.unwrap();
     assert_eq!((taken.commits, taken.files), (2, 2));
     // They are good questions: outside, each of the first four is answered with yes.
     for (what, look) in &looks[..4] {

@@ -447,10 +447,7 @@ fn github(reader: &Reader<'_>) -> Result<Option<GitHubLogin>, Error> {
     let app = reader.parse_opt(
         "GITHUB_APP_ID",
         "the id of a GitHub App is expected: a number, or its client id Iv…",
-        |id| {
-            let is_number = id.bytes().all(|byte| byte.is_ascii_digit());
-            (is_number || id.starts_with("Iv")).then(|| id.to_owned())
-        },
+        |id| spawner::GitHubApp::is_id(id).then(|| id.to_owned()),
     )?;
     let key = reader
         .text("GITHUB_APP_PRIVATE_KEY_FILE")

@@ -92,6 +92,7 @@ fn what_is_wrong_is_said_with_its_place_and_without_secrets() {
         ),
         ("github_app_id = 7", "GITHUB_APP_PRIVATE_KEY_FILE"),
         ("github_app_id = \"my-app\"", "a number"),
+        ("github_app_id = \"Iv1 or so\"", "a number"),
         (
             "github_app_private_key_file = \"FOLDER/artel.toml\"",
             "GITHUB_APP_ID",

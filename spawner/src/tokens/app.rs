@@ -127,13 +127,7 @@ impl GitHubApp {
         if !plain || !safe || url.password().is_some() {
             return Err(address());
         }
-        let is_id = !id.is_empty()
-            && (id.bytes().all(|byte| byte.is_ascii_digit())
-                || id.starts_with("Iv")
-                    && id
-                        .bytes()
-                        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'.'));
-        if !is_id {
+        if !Self::is_id(id) {
             return Err(AppError::Id { id: id.to_owned() });
         }
         let key = read_key(key_file)?;
@@ -157,6 +151,13 @@ impl GitHubApp {
             patience: ANSWER,
             slots: Mutex::default(),
         })
+    }
+
+    /// Whether an app can have this id: a number, or its client id, which begins with `Iv`.
+    pub fn is_id(id: &str) -> bool {
+        let is_number = id.bytes().all(|byte| byte.is_ascii_digit());
+        let of_client = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.';
+        !id.is_empty() && (is_number || id.starts_with("Iv") && id.bytes().all(of_client))
     }
 
     /// The same with another bound of each question, instead of twelve seconds.

@@ -11,7 +11,8 @@ use hyper::{Method, Request, Response};
 use jiff::{SignedDuration, Timestamp};
 use rustls::SignatureScheme;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 
 /// The app's id there.
@@ -21,11 +22,40 @@ const INSTALLATION: u64 = 815;
 /// Where the API is, below the address of the host.
 pub const API: &str = "/api/v3";
 
-/// The file of a key of the tests.
+/// The file of a key of the tests: `app.pem` is the app's, as GitHub gives them (`app.pkcs8.pem` is the same key, `app.public.pem`
+/// its public half), `other.pem` somebody else's, `elliptic.pem` no RSA key, `words.txt` no key at all. They are made once, by
+/// whichever test asks first, and are known to nobody's GitHub.
 pub fn key_file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/keys")
-        .join(name)
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let keys = place.join("github-app-keys");
+    if !keys.exists() {
+        let draft = tempfile::tempdir_in(place).unwrap();
+        make_keys(draft.path());
+        // Another test may have been quicker: then theirs are everybody's.
+        match std::fs::rename(draft.path(), &keys) {
+            Ok(()) => drop(draft.keep()),
+            Err(error) => assert!(keys.exists(), "{error}"),
+        }
+    }
+    keys.join(name)
+}
+
+fn make_keys(folder: &Path) {
+    for command in [
+        "genrsa -traditional -out app.pem 2048",
+        "genrsa -traditional -out other.pem 2048",
+        "pkcs8 -topk8 -nocrypt -in app.pem -out app.pkcs8.pem",
+        "rsa -in app.pem -RSAPublicKey_out -out app.public.pem",
+        "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out elliptic.pem",
+    ] {
+        let made = Command::new("openssl")
+            .args(command.split(' '))
+            .current_dir(folder)
+            .output()
+            .expect("openssl is there; `make test` installs it");
+        assert!(made.status.success(), "openssl {command}: {made:?}");
+    }
+    std::fs::write(folder.join("words.txt"), "no key\n").unwrap();
 }
 
 /// What the API is like today.

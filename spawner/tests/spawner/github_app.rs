@@ -179,7 +179,7 @@ fn an_app_that_cannot_be_used_is_refused_by_the_name_of_its_setting() {
         (new(api, "my-app", "app.pem"), "GITHUB_APP_ID"),
         (new(api, "", "app.pem"), "GITHUB_APP_ID"),
         (new(api, APP, "missing.pem"), "GITHUB_APP_PRIVATE_KEY_FILE"),
-        (new(api, APP, "README.md"), "no private key"),
+        (new(api, APP, "words.txt"), "no private key"),
         (new(api, APP, "app.public.pem"), "no private key"),
         (new(api, APP, "elliptic.pem"), "another kind"),
     ] {

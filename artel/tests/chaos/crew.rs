@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 /// What a job may use.
 pub const CORES: f64 = 0.5;
 pub const MEMORY_MB: u64 = 128;
+/// Disk of a worker, in MiB.
+pub const DISK_MB: u64 = 128;
 /// Attempts of one task, at most.
 const ATTEMPTS: u32 = 10;
 
@@ -111,7 +113,7 @@ impl Crew {
         request.agent.command = ["sh", "-euc", &(self.script)(n)].map(str::to_owned).into();
         request.limits.cpu = CORES;
         request.limits.memory_mb = MEMORY_MB;
-        request.limits.disk_mb = 128;
+        request.limits.disk_mb = DISK_MB;
         request.limits.wall_s = 300;
         request
     }

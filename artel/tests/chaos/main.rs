@@ -54,9 +54,10 @@ impl House {
         }
         // What a container that waits is made for: all jobs here are alike.
         let limits = format!(
-            "[policy.limits]\ncpu = {:?}\nmemory_mb = {}\n",
+            "[policy.limits]\ncpu = {:?}\nmemory_mb = {}\ndisk_mb = {}\n",
             crew::CORES,
-            crew::MEMORY_MB
+            crew::MEMORY_MB,
+            crew::DISK_MB
         );
         std::fs::write(home.file("artel.toml"), limits).unwrap();
         match &engine {

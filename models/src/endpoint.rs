@@ -345,7 +345,8 @@ impl Answer {
             let piece = self.piece().await?;
             let ended = piece.is_none();
             head.extend_from_slice(&piece.unwrap_or_default());
-            if head.len() > MAX_DOCUMENT_BYTES {
+            // Signs of life count as well: so many, and nothing else, are no answer.
+            if self.read > MAX_DOCUMENT_BYTES {
                 return Err(too_long());
             }
             let start = head.iter().position(|byte| !byte.is_ascii_whitespace());

@@ -211,6 +211,11 @@ pub trait Transport: Send + Sync + 'static {
         Ok(())
     }
 
+    /// What of the store's settings may lose messages, in a sentence for its admin; none: nothing.
+    async fn may_lose(&self) -> Result<Option<String>, TransportError> {
+        Ok(None)
+    }
+
     /// What a job that was published may use, for as long as it is not over; none of one that is not known.
     async fn job_size(&self, _request_id: &str) -> Result<Option<Size>, TransportError> {
         Ok(None)

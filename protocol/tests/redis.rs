@@ -58,6 +58,35 @@ impl Harness for Remote {
 protocol::transport_suite!(Remote::new().await);
 
 #[tokio::test]
+async fn a_server_whose_settings_may_lose_messages_is_found_out() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    let mut look = remote.0.look();
+    let mut set = |name: &str, value: &str| {
+        redis::cmd("CONFIG")
+            .arg("SET")
+            .arg(name)
+            .arg(value)
+            .exec(&mut look)
+            .unwrap();
+    };
+    set("appendonly", "yes");
+    assert_eq!(bus.may_lose().await.unwrap(), None);
+    set("maxmemory-policy", "allkeys-lru");
+    set("maxmemory", "100mb");
+    let said = bus.may_lose().await.unwrap().unwrap();
+    assert!(
+        said.contains("allkeys-lru") && said.contains("noeviction"),
+        "{said}"
+    );
+    set("maxmemory-policy", "noeviction");
+    assert_eq!(bus.may_lose().await.unwrap(), None);
+    set("appendonly", "no");
+    let said = bus.may_lose().await.unwrap().unwrap();
+    assert!(said.contains("appendonly"), "{said}");
+}
+
+#[tokio::test]
 async fn messages_stand_under_the_names_that_others_rely_on() {
     let remote = Remote::new().await;
     let bus = remote.open().await;

@@ -139,8 +139,17 @@ impl Pull {
     async fn run(&self, bare: &Path, asked: &Repository, tip: &str) -> Result<Taken, Trouble> {
         let (base, branch) = (asked.base_sha.as_str(), asked.branch.as_str());
         let unreadable = |error: git::Error| {
-            refused_content("The worker's commits cannot be read.".to_owned())
-                .evidence(error.to_string())
+            let evidence = error.to_string();
+            let trouble = if matches!(error, git::Error::Confine(_)) {
+                // Which is no fault of the worker's.
+                Trouble::failed(
+                    kind::SANDBOX_FAILED,
+                    "The worker's commits could not be read, because there was no sandbox for that. An admin has to look at the spawner's host.",
+                )
+            } else {
+                refused_content("The worker's commits cannot be read.".to_owned())
+            };
+            trouble.evidence(evidence)
         };
         let repository = Git::new(bare);
         let target = format!("refs/heads/{branch}");

@@ -89,11 +89,14 @@ fn working(app: &crate::app::App) -> anyhow::Result<String> {
     })
 }
 
-/// Whether Redis answers, and which spawners live there.
+/// Whether Redis answers and keeps what it is given, and which spawners live there.
 async fn bus(url: &SecretValue) -> Result<String, String> {
     let transport = crate::bus::redis(url, None)
         .await
         .map_err(|e| e.to_string())?;
+    if let Some(fault) = transport.may_lose().await.map_err(|e| e.to_string())? {
+        return Err(fault);
+    }
     let spawners = transport.spawners().await.map_err(|e| e.to_string())?;
     if spawners.is_empty() {
         return Ok("Redis answers; no spawner lives".to_owned());

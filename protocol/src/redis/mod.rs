@@ -13,6 +13,7 @@ mod hub;
 mod link;
 mod queue;
 mod seen;
+mod settings;
 
 use crate::request::check_request_id;
 use crate::room;
@@ -619,6 +620,10 @@ impl Transport for RedisTransport {
 
     async fn farewell(&self, spawner: &str) -> Result<(), TransportError> {
         seen::farewell(&self.shared.link, spawner).await
+    }
+
+    async fn may_lose(&self) -> Result<Option<String>, TransportError> {
+        settings::may_lose(&self.shared.link).await
     }
 
     async fn job_size(&self, request_id: &str) -> Result<Option<Size>, TransportError> {

@@ -365,7 +365,7 @@ fn docker(args: &[&str]) {
     assert!(done.status.success(), "{args:?}: {done:?}");
 }
 
-/// A container with Docker inside that writes 32 MiB beside its workspace, and may write 16.
+/// A container, with Docker inside, that writes 32 MiB beside its workspace, and may write 16.
 async fn writes_too_much(image: &Open) -> Stage {
     let mut stage = Stage::new("head -c 33554432 /dev/zero > /open/big; sleep 600").await;
     stage.spec.image = stage.engine.image(&image.0).await.unwrap();
@@ -385,8 +385,13 @@ async fn a_writable_system_that_grows_beyond_its_limit_ends_its_container() {
 #[tokio::test]
 async fn a_volume_of_the_image_that_grows_beyond_the_limit_ends_its_container() {
     let image = Open::new("volume", "VOLUME /open");
-    let (ended, _) = writes_too_much(&image).await.run().await;
-    assert_eq!(ended.reason, Reason::Disk);
+    // Whether the system beside it may be written to or not.
+    for docker_inside in [true, false] {
+        let mut stage = writes_too_much(&image).await;
+        stage.spec.docker_inside = docker_inside;
+        let (ended, _) = stage.run().await;
+        assert_eq!(ended.reason, Reason::Disk, "{docker_inside}");
+    }
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ pub struct Limits {
     pub wall_s: Option<u64>,
     /// A folder on the host that may grow to so many MiB.
     pub disk: Option<(PathBuf, u64)>,
-    /// What it may write beside its mounts, in MiB, where its system is writable.
+    /// What it may write beside its mounts, in MiB: into its system, where that is writable, and into volumes of its image.
     pub system_mb: Option<u64>,
 }
 

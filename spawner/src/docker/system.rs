@@ -6,7 +6,7 @@
 
 use super::unbegun::{Mounted, mounted};
 use bollard::Docker;
-use bollard::models::ContainerInspectResponse;
+use bollard::models::{ContainerInspectResponse, MountPoint};
 use bollard::query_parameters::InspectContainerOptionsBuilder;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,20 +34,18 @@ pub(super) async fn weigh(docker: Docker, id: String, most_mb: u64, full: Arc<At
     }
 }
 
-/// Whether it has; none when its system is read-only. What cannot be looked at now is looked at again.
+/// Whether it has; none when there is nothing that it could write into. What cannot be looked at now is looked at again.
 async fn is_too_much(docker: &Docker, id: &str, most_mb: u64) -> Option<bool> {
-    let options = InspectContainerOptionsBuilder::default().size(true).build();
-    let about = match docker.inspect_container(id, Some(options)).await {
-        Ok(about) => about,
-        Err(error) => {
-            tracing::debug!(%error, container = id, "the size of a container's system is not known now");
-            return Some(false);
-        }
+    // Without sizes first, which take their time and are of no use for most.
+    let Some(about) = inspect(docker, id, false).await else {
+        return Some(false);
     };
-    let host = about.host_config.as_ref();
-    if host.and_then(|config| config.readonly_rootfs) == Some(true) {
+    if !can_write(&about) {
         return None;
     }
+    let Some(about) = inspect(docker, id, true).await else {
+        return Some(false);
+    };
     let system = u64::try_from(about.size_rw.unwrap_or_default()).unwrap_or_default();
     let most = most_mb.saturating_mul(1 << 20);
     let Some(left) = most.checked_sub(system) else {
@@ -55,6 +53,27 @@ async fn is_too_much(docker: &Docker, id: &str, most_mb: u64) -> Option<bool> {
     };
     let beside = tokio::task::spawn_blocking(move || sandbox::exceeds(&beside(&about), left));
     Some(beside.await.unwrap_or(false))
+}
+
+async fn inspect(docker: &Docker, id: &str, sizes: bool) -> Option<ContainerInspectResponse> {
+    let options = InspectContainerOptionsBuilder::default()
+        .size(sizes)
+        .build();
+    let about = docker.inspect_container(id, Some(options)).await;
+    about
+        .inspect_err(|error| {
+            tracing::debug!(%error, container = id, "what a container writes is not known now");
+        })
+        .ok()
+}
+
+/// Whether it could write anywhere but into the folders that it was given: its system, or a volume, which an image may declare.
+fn can_write(about: &ContainerInspectResponse) -> bool {
+    let host = about.host_config.as_ref();
+    let is_open = host.and_then(|config| config.readonly_rootfs) != Some(true);
+    let is_volume =
+        |mount: &MountPoint| mount.rw == Some(true) && mount.typ.as_deref() == Some("volume");
+    is_open || about.mounts.iter().flatten().any(is_volume)
 }
 
 /// Where what a container has mounted writable is on this machine, but what we have given it. Nothing where its processes cannot

@@ -153,7 +153,7 @@ impl Containers {
             user: self.user.0,
             cwd: WORKSPACE.into(),
             mounts,
-            limits: docker_limits(&work.limits, &work.workspace, work.docker),
+            limits: docker_limits(&work.limits, &work.workspace),
             labels,
             docker_inside: work.docker,
         }
@@ -323,8 +323,7 @@ fn user() -> ((u32, u32), bool) {
     }
 }
 
-/// `writable` says whether the system of the container may be so.
-fn docker_limits(limits: &Limits, workspace: &Path, writable: bool) -> docker::Limits {
+fn docker_limits(limits: &Limits, workspace: &Path) -> docker::Limits {
     docker::Limits {
         cpu: limits.cpu,
         memory_mb: limits.memory_mb,
@@ -334,7 +333,7 @@ fn docker_limits(limits: &Limits, workspace: &Path, writable: bool) -> docker::L
         disk: limits
             .disk_watched
             .then(|| (workspace.to_owned(), limits.disk_mb)),
-        system_mb: writable.then_some(limits.disk_mb),
+        system_mb: Some(limits.disk_mb),
     }
 }
 
@@ -408,8 +407,7 @@ impl Runtime for Containers {
             return Ok(taken);
         }
         let name = self.name(who, Part::Agent);
-        // What it is says the engine.
-        let limits = docker_limits(limits, workspace, true);
+        let limits = docker_limits(limits, workspace);
         let adopted = self
             .engine
             .find_and_adopt(&name, &self.home, &limits, None)

@@ -117,7 +117,7 @@ impl Containers {
         };
         // Before it begins: one that works and is nobody's would be ended by whoever comes after us.
         slot.place.sign(&taken)?;
-        let limits = docker_limits(&work.limits, &work.workspace, false);
+        let limits = docker_limits(&work.limits, &work.workspace);
         let running = self.engine.watch(&slot.container, &limits);
         if let Err(error) = within(slot.line.begin()).await {
             slot.place.unsign()?;
@@ -178,7 +178,7 @@ impl Containers {
         let (owner, disk_mb) = (self.owner_outside(), self.pool.warm.limits.disk_mb);
         let furnished = disk::blocking(move || place.furnish(owner, disk_mb).map(|()| place)).await;
         let place = furnished.map_err(|error| machine(io::Error::other(error)))?;
-        let limits = docker_limits(&self.pool.warm.limits, &place.workspace(), false);
+        let limits = docker_limits(&self.pool.warm.limits, &place.workspace());
         let mut labels = self.labels(POOL, &self.pool.warm.limits);
         labels.insert(SLOT.to_owned(), place.name());
         let door_inside = format!("{BROKER}/{SOCKET}");
@@ -280,7 +280,7 @@ impl Containers {
             self.discard_taken(who).await?;
             return Ok(None);
         }
-        let limits = docker_limits(limits, workspace, false);
+        let limits = docker_limits(limits, workspace);
         let since = jiff::Timestamp::from_second(taken.at_s).ok();
         let adopted = self
             .engine

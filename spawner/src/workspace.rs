@@ -20,9 +20,13 @@ use sandbox::Reason;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Runs in the sandbox to bring a workspace up to date.
 const REFRESH: &str = include_str!("refresh.sh");
+/// How often it is run when something else ends it, with a pause.
+const REFRESHES: u32 = 4;
+const REFRESH_PAUSE: Duration = Duration::from_millis(500);
 /// Where the refresh finds the repository.
 const REPOSITORY: &str = "/run/artel/repository";
 
@@ -396,13 +400,49 @@ async fn clone(places: &Places, request: &SpawnRequest, bare: &Path) -> Result<(
         .map_err(|e| clone_failed("putting the workspace in place", &e))
 }
 
-/// Fetches the base and the branch into an existing workspace, keeping what was done there.
+/// Fetches the base and the branch into an existing workspace, keeping what was done there. What is ended from outside meanwhile,
+/// as by an engine that dies, is begun again, because it says nothing about the workspace.
 async fn refresh(
     runtime: &dyn Runtime,
     places: &Places,
     request: &SpawnRequest,
     bare: &Path,
 ) -> Result<Refreshed, Trouble> {
+    let mut tries = 1;
+    loop {
+        let (reason, said) = refresh_once(runtime, places, request, bare).await?;
+        if is_from_outside(&reason) && tries < REFRESHES {
+            tracing::warn!(%reason, tries, "bringing a workspace up to date was ended from outside; once more");
+            tries += 1;
+            tokio::time::sleep(REFRESH_PAUSE).await;
+            continue;
+        }
+        return match reason {
+            Reason::Exited(0) => Ok(Refreshed::Done),
+            // Also when Git came to no end: a pipe where it looks for a file is enough for that.
+            Reason::Exited(_) | Reason::Wall | Reason::Memory | Reason::Pids | Reason::Cpu => {
+                Ok(Refreshed::Broken(format!("Git {reason}: {said}")))
+            }
+            reason => Err(Trouble::failed(
+                kind::CLONE_FAILED,
+                format!("The workspace of the former attempt could not be brought up to date (Git {reason})."),
+            )
+            .evidence(said)),
+        };
+    }
+}
+
+/// Whether it was neither Git nor a limit that ended it, as far as that can be told: 255 is what an engine says that does not know.
+fn is_from_outside(reason: &Reason) -> bool {
+    matches!(reason, Reason::Exited(255) | Reason::Signalled(_))
+}
+
+async fn refresh_once(
+    runtime: &dyn Runtime,
+    places: &Places,
+    request: &SpawnRequest,
+    bare: &Path,
+) -> Result<(Reason, String), Trouble> {
     let failed = |error: &runtime::Error| {
         Trouble::failed(
             kind::CLONE_FAILED,
@@ -448,18 +488,7 @@ async fn refresh(
     drop(worker);
     let discarded = runtime.discard(&work.who).await;
     discarded.map_err(|error| failed(&error))?;
-    match ended.reason {
-        Reason::Exited(0) => Ok(Refreshed::Done),
-        // Also when Git came to no end: a pipe where it looks for a file is enough for that.
-        Reason::Exited(_) | Reason::Wall | Reason::Memory | Reason::Pids | Reason::Cpu => {
-            Ok(Refreshed::Broken(format!("Git {}: {tail}", ended.reason)))
-        }
-        reason => Err(Trouble::failed(
-            kind::CLONE_FAILED,
-            format!("The workspace of the former attempt could not be brought up to date (Git {reason})."),
-        )
-        .evidence(tail)),
-    }
+    Ok((ended.reason, tail))
 }
 
 /// What became of an existing workspace.
@@ -486,4 +515,20 @@ fn task_text(request: &SpawnRequest) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_something_else_may_have_ended_is_brought_up_to_date_once_more() {
+        for reason in [Reason::Exited(255), Reason::Signalled(9)] {
+            assert!(is_from_outside(&reason), "{reason}");
+        }
+        let own = [0, 1, 128, 139].map(Reason::Exited);
+        for reason in own.into_iter().chain([Reason::Wall, Reason::Memory]) {
+            assert!(!is_from_outside(&reason), "{reason}");
+        }
+    }
 }

@@ -411,7 +411,7 @@ async fn refresh(
     let mut tries = 1;
     loop {
         let (reason, said) = refresh_once(runtime, places, request, bare).await?;
-        if is_from_outside(&reason) && tries < REFRESHES {
+        if is_from_outside(reason) && tries < REFRESHES {
             tracing::warn!(%reason, tries, "bringing a workspace up to date was ended from outside; once more");
             tries += 1;
             tokio::time::sleep(REFRESH_PAUSE).await;
@@ -433,7 +433,7 @@ async fn refresh(
 }
 
 /// Whether it was neither Git nor a limit that ended it, as far as that can be told: 255 is what an engine says that does not know.
-fn is_from_outside(reason: &Reason) -> bool {
+fn is_from_outside(reason: Reason) -> bool {
     matches!(reason, Reason::Exited(255) | Reason::Signalled(_))
 }
 
@@ -524,11 +524,11 @@ mod tests {
     #[test]
     fn only_what_something_else_may_have_ended_is_brought_up_to_date_once_more() {
         for reason in [Reason::Exited(255), Reason::Signalled(9)] {
-            assert!(is_from_outside(&reason), "{reason}");
+            assert!(is_from_outside(reason), "{reason}");
         }
         let own = [0, 1, 128, 139].map(Reason::Exited);
         for reason in own.into_iter().chain([Reason::Wall, Reason::Memory]) {
-            assert!(!is_from_outside(&reason), "{reason}");
+            assert!(!is_from_outside(reason), "{reason}");
         }
     }
 }

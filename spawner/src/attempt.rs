@@ -101,7 +101,7 @@ impl Attempt<'_> {
         if let Some(said) = &said {
             seen.summary.clone_from(&said.summary);
         }
-        if self.stop.is_stopped() {
+        if self.stop.is_stopped(said.is_some()) {
             let log = exit.as_ref().map(|exit| exit.tail.as_str());
             return Err(self.stop.trouble().evidence(log.unwrap_or_default()));
         }
@@ -110,10 +110,14 @@ impl Attempt<'_> {
         self.events.phase("pushing");
         let reach = self.reach();
         let take = workspace::deliver(self.places, &self.request, &reach, self.reading);
-        let taken = self
-            .unless_stopped(take)
-            .instrument(self.span("push"))
-            .await?;
+        let take = async {
+            tokio::select! {
+                biased;
+                () = self.stop.stopped_for_good() => Err(self.stop.trouble()),
+                taken = take => taken,
+            }
+        };
+        let taken = take.instrument(self.span("push")).await?;
         if let Err(error) = std::fs::write(self.places.state.join(keeping::DELIVERED), "") {
             tracing::warn!(%error, "a workspace is kept for longer than it is needed");
         }

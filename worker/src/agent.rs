@@ -79,13 +79,27 @@ impl Agent {
         }
     }
 
+    /// Notes that the spawner has the report, so that a further attempt goes on working. Without this note, it reports the same
+    /// final answer instead of asking the model for another one.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub fn reported(&self) -> Result<(), String> {
+        Session::note_reported(self.session())
+    }
+
+    /// The file with the conversation.
+    fn session(&self) -> PathBuf {
+        self.options.workspace.join(".artel/session.json")
+    }
+
     async fn work(&self) -> Result<Report, String> {
         let options = &self.options;
         let environment = &options.environment;
         let task = self.read_task().await?;
         let head = git::head(&options.workspace).await;
-        let path = options.workspace.join(".artel/session.json");
-        let mut session = Session::open(path, SYSTEM, &task, environment, head.as_deref())?;
+        let head = head.as_deref();
+        let mut session = Session::open(self.session(), SYSTEM, &task, environment, head)?;
         let model = Model::new(options)?;
         let end = Instant::now() + environment.wall;
         loop {

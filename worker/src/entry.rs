@@ -88,6 +88,7 @@ async fn run(arguments: Arguments, environment: Environment) -> ExitCode {
     let task = arguments
         .task
         .unwrap_or_else(|| workspace.join(".artel/TASK.md"));
+    let mut built_in = None;
     let report = match arguments.agent {
         Choice::Command(argv) => command::run(&argv, &workspace, &task, &environment).await,
         Choice::External(adapter) => {
@@ -95,11 +96,18 @@ async fn run(arguments: Arguments, environment: Environment) -> ExitCode {
         }
         Choice::BuiltIn => {
             let options = agent::Options::new(workspace, task, environment);
-            Agent::new(options, broker.clone()).run().await
+            let agent = built_in.insert(Agent::new(options, broker.clone()));
+            agent.run().await
         }
     };
     println!("artel-agent: {}", report.line());
-    match broker.report(&report).await {
+    let told = broker.report(&report).await;
+    if let (Ok(()), Some(agent)) = (&told, &built_in)
+        && let Err(error) = agent.reported()
+    {
+        eprintln!("artel-agent: {error}; the next attempt may report the same once more");
+    }
+    match told {
         Ok(()) if matches!(report, Report::Succeeded { .. }) => ExitCode::SUCCESS,
         Ok(()) => ExitCode::from(1),
         Err(error) => {

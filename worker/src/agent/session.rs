@@ -31,6 +31,9 @@ struct Kept {
     told: BTreeSet<String>,
     /// Commands whose outcome was lost with a worker and was marked so.
     repaired: u32,
+    /// Whether the spawner has the report of the last final answer.
+    #[serde(default)]
+    reported: bool,
     messages: Vec<Value>,
 }
 
@@ -60,6 +63,7 @@ impl Session {
             nudges: 0,
             told: BTreeSet::new(),
             repaired: 0,
+            reported: false,
             messages: vec![
                 json!({"role": "system", "content": system}),
                 json!({"role": "user", "content": task}),
@@ -88,14 +92,18 @@ impl Session {
         if !begun {
             session.repair();
             if session.kept.task != task {
-                session.begin_again(attempt, &REVISED.replace("{task}", task));
+                session.begin_again(attempt, Some(&REVISED.replace("{task}", task)));
                 task.clone_into(&mut session.kept.task);
             } else if session.kept.attempt != attempt {
                 let former = session.kept.attempt.to_string();
-                let text = AGAIN
-                    .replace("{former}", &former)
-                    .replace("{attempt}", &attempt.to_string());
-                session.begin_again(attempt, &text);
+                // A worker that was ended between its final answer and its report: the answer is paid for and still stands.
+                let unheard = !session.kept.reported && session.final_answer().is_some();
+                let text = (!unheard).then(|| {
+                    AGAIN
+                        .replace("{former}", &former)
+                        .replace("{attempt}", &attempt.to_string())
+                });
+                session.begin_again(attempt, text.as_deref());
             }
             if let Some(base) = &environment.base_sha {
                 session.kept.base = Some(base.clone());
@@ -105,12 +113,14 @@ impl Session {
         Ok(session)
     }
 
-    fn begin_again(&mut self, attempt: u32, text: &str) {
+    fn begin_again(&mut self, attempt: u32, text: Option<&str>) {
         self.kept.attempt = attempt;
         self.kept.steps = 0;
         self.kept.nudges = 0;
         self.kept.told.clear();
-        self.push_user(text);
+        if let Some(text) = text {
+            self.push_user(text);
+        }
     }
 
     /// Every tool call gets an answer, because endpoints refuse a conversation where one lacks.
@@ -178,8 +188,20 @@ impl Session {
     /// Keeps an answer of the model.
     pub(super) fn answer(&mut self, message: Value) -> Result<(), String> {
         self.kept.steps += 1;
+        self.kept.reported = false;
         self.kept.messages.push(message);
         self.save()
+    }
+
+    /// Notes in the conversation at `path` that the spawner has the report of its final answer. Nothing happens where there
+    /// is none that can be read.
+    pub(super) fn note_reported(path: PathBuf) -> Result<(), String> {
+        let kept = std::fs::read(&path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
+        let Some(mut kept) = kept else { return Ok(()) };
+        kept.reported = true;
+        Self { path, kept }.save()
     }
 
     /// Keeps the outcome of a tool call.
@@ -296,8 +318,28 @@ mod tests {
             open(folder.path(), "task", 1).final_answer().as_deref(),
             Some("done")
         );
+        let path = folder.path().join(".artel/session.json");
+        Session::note_reported(path).unwrap();
         let next = open(folder.path(), "task", 2);
         assert_eq!(next.final_answer(), None, "another attempt goes on working");
+    }
+
+    #[test]
+    fn a_final_answer_whose_report_was_lost_is_reported_by_the_next_attempt() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut session = open(folder.path(), "task", 1);
+        session
+            .answer(json!({"role": "assistant", "content": "done"}))
+            .unwrap();
+        let next = open(folder.path(), "task", 2);
+        assert_eq!(next.final_answer().as_deref(), Some("done"));
+        assert_eq!(next.steps(), 0);
+        let revised = open(folder.path(), "task, with comments", 3);
+        assert_eq!(
+            revised.final_answer(),
+            None,
+            "it was the answer to another task"
+        );
     }
 
     #[test]

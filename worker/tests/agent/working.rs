@@ -2,8 +2,8 @@
 
 use crate::endpoint::{Endpoint, Reply, Workspace, calls, run, runs, says};
 use serde_json::json;
-use worker::agent::Options;
-use worker::broker::Report;
+use worker::agent::{Agent, Options};
+use worker::broker::{Broker, Report};
 use worker::environment::Environment;
 
 const WRITE_AND_COMMIT: &str =
@@ -227,6 +227,31 @@ async fn a_run_that_was_over_asks_the_model_nothing_again() {
     let report = run(with_base()).await;
     assert!(matches!(report, Report::Succeeded { .. }), "{report:?}");
     assert_eq!(endpoint.seen().asked.len(), 2);
+}
+
+#[tokio::test]
+async fn a_final_answer_that_was_never_reported_is_reported_by_the_next_attempt_unasked() {
+    let endpoint = Endpoint::start([runs(WRITE_AND_COMMIT), says("done")]).await;
+    let workspace = Workspace::new();
+    workspace.run(&endpoint, 1).await;
+    let report = workspace.run(&endpoint, 2).await;
+    assert!(matches!(report, Report::Succeeded { .. }), "{report:?}");
+    assert_eq!(endpoint.seen().asked.len(), 2);
+}
+
+#[tokio::test]
+async fn an_attempt_after_a_reported_one_asks_the_model_again() {
+    let endpoint =
+        Endpoint::start([runs(WRITE_AND_COMMIT), says("done"), says("still done")]).await;
+    let workspace = Workspace::new();
+    let options = workspace.options(&endpoint, 1);
+    let broker = Broker::new(&options.environment).unwrap();
+    let agent = Agent::new(options, broker);
+    agent.run().await;
+    agent.reported().unwrap();
+    let report = workspace.run(&endpoint, 2).await;
+    assert!(matches!(report, Report::Succeeded { summary } if summary == "still done"));
+    assert_eq!(endpoint.seen().asked.len(), 3);
 }
 
 #[tokio::test]

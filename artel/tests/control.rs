@@ -109,10 +109,18 @@ async fn while_a_worker_runs_no_lease_is_held_and_cancelling_ends_it_within_3_se
         }
     }
 
+    // What a command takes that does nothing says how busy the machine is.
+    let before = Instant::now();
+    home.run(&["threads", &project]).await.success();
+    let idle = before.elapsed();
     let before = Instant::now();
     home.run(&["cancel", &project]).await.success();
     let took = before.elapsed();
-    assert!(took < Duration::from_secs(3), "it took {took:?}");
+    let most = Duration::from_secs(3) + 10 * idle;
+    assert!(
+        took < most,
+        "it took {took:?}, and a command alone {idle:?}"
+    );
     assert_eq!(processes("sleep 98771"), []);
     let threads = threads(&home, &project).await;
     for name in ["job-1", "job-1/hello"] {

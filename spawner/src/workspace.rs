@@ -13,7 +13,7 @@ use crate::mirror::Right;
 use crate::places::{self, Places};
 use crate::reading::Reading;
 use crate::remote::{Reach, Remote};
-use crate::runtime::{self, Identity, Inside, Limits, Part, Runtime, Work};
+use crate::runtime::{self, Ended, Identity, Inside, Limits, Part, Runtime, Work};
 use crate::trouble::{Trouble, chain, kind};
 use protocol::{Source, SpawnRequest};
 use sandbox::Reason;
@@ -410,31 +410,35 @@ async fn refresh(
 ) -> Result<Refreshed, Trouble> {
     let mut tries = 1;
     loop {
-        let (reason, said) = refresh_once(runtime, places, request, bare).await?;
-        if is_from_outside(reason) && tries < REFRESHES {
-            tracing::warn!(%reason, tries, "bringing a workspace up to date was ended from outside; once more");
+        let (ended, said) = refresh_once(runtime, places, request, bare).await?;
+        let failed = |who: &dyn std::fmt::Display| {
+            let message = format!(
+                "The workspace of the former attempt could not be brought up to date ({who}); it is kept."
+            );
+            Trouble::failed(kind::CLONE_FAILED, message).evidence(&said)
+        };
+        if let Some(who) = ended.from_outside {
+            if tries == REFRESHES {
+                return Err(failed(&who));
+            }
+            tracing::warn!(
+                who,
+                tries,
+                "bringing a workspace up to date was ended from outside; once more"
+            );
             tries += 1;
             tokio::time::sleep(REFRESH_PAUSE).await;
             continue;
         }
-        return match reason {
+        return match ended.reason {
             Reason::Exited(0) => Ok(Refreshed::Done),
             // Also when Git came to no end: a pipe where it looks for a file is enough for that.
             Reason::Exited(_) | Reason::Wall | Reason::Memory | Reason::Pids | Reason::Cpu => {
-                Ok(Refreshed::Broken(format!("Git {reason}: {said}")))
+                Ok(Refreshed::Broken(format!("Git {}: {said}", ended.reason)))
             }
-            reason => Err(Trouble::failed(
-                kind::CLONE_FAILED,
-                format!("The workspace of the former attempt could not be brought up to date (Git {reason})."),
-            )
-            .evidence(said)),
+            reason => Err(failed(&format_args!("Git {reason}"))),
         };
     }
-}
-
-/// Whether it was neither Git nor a limit that ended it, as far as that can be told: 255 is what an engine says that does not know.
-fn is_from_outside(reason: Reason) -> bool {
-    matches!(reason, Reason::Exited(255) | Reason::Signalled(_))
 }
 
 async fn refresh_once(
@@ -442,7 +446,7 @@ async fn refresh_once(
     places: &Places,
     request: &SpawnRequest,
     bare: &Path,
-) -> Result<(Reason, String), Trouble> {
+) -> Result<(Ended, String), Trouble> {
     let failed = |error: &runtime::Error| {
         Trouble::failed(
             kind::CLONE_FAILED,
@@ -488,7 +492,7 @@ async fn refresh_once(
     drop(worker);
     let discarded = runtime.discard(&work.who).await;
     discarded.map_err(|error| failed(&error))?;
-    Ok((ended.reason, tail))
+    Ok((ended, tail))
 }
 
 /// What became of an existing workspace.
@@ -518,17 +522,4 @@ fn task_text(request: &SpawnRequest) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_something_else_may_have_ended_is_brought_up_to_date_once_more() {
-        for reason in [Reason::Exited(255), Reason::Signalled(9)] {
-            assert!(is_from_outside(reason), "{reason}");
-        }
-        let own = [0, 1, 128, 139].map(Reason::Exited);
-        for reason in own.into_iter().chain([Reason::Wall, Reason::Memory]) {
-            assert!(!is_from_outside(reason), "{reason}");
-        }
-    }
-}
+mod tests;

@@ -175,6 +175,14 @@ async fn what_reads_a_workers_objects_sees_them_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_sandbox_that_cannot_be_had_is_no_fault_of_the_worker() {
+    let scene = Scene::new(2, 1);
+    let missing = scene.folder.path().join("missing");
+    let trouble = scene.taken(&inside(missing)).await.unwrap_err();
+    assert_eq!(trouble.kind, kind::SANDBOX_FAILED, "{trouble:?}");
+}
+
+#[tokio::test]
 async fn a_git_that_breaks_its_bounds_is_ended_and_says_which() {
     let scene = Scene::new(2, 1);
     let many = "for n in $(seq 60); do sleep 60 & done; wait";

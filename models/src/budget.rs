@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ports::{Ledger, ModelError, ProjectId, Spend, Spent};
+use ports::{LEAST_OUTPUT, Ledger, ModelError, ProjectId, Spend, Spent, fair_output};
 use tracing::warn;
 
 use crate::config::{BudgetLimits, Price};
@@ -45,11 +45,6 @@ impl Question {
         }
     }
 }
-
-/// Fewer output tokens than this are no answer that anybody could use.
-const LEAST_OUTPUT: u64 = 1024;
-/// So many output tokens an answer may have even if they are more than half of what is left.
-const SHARED_OUTPUT: u64 = 4096;
 
 /// The budgets of all projects of this process: cheap to clone, one for everything that spends.
 #[derive(Clone)]
@@ -94,6 +89,33 @@ impl Budgets {
         project: &ProjectId,
         estimate: Estimate,
     ) -> Result<Reservation, ModelError> {
+        let reserved = self.set_aside(project, |_, _| (estimate, ())).await?;
+        Ok(reserved.0)
+    }
+
+    /// Sets aside what the question takes, with an answer as long as it wants to be, or as there is room for; says how long
+    /// that is ([`fair_output`]).
+    pub(crate) async fn reserve_up_to(
+        &self,
+        project: &ProjectId,
+        question: Question,
+    ) -> Result<(Reservation, u64), ModelError> {
+        let least = question.want.min(LEAST_OUTPUT);
+        self.set_aside(project, |spent, aside| {
+            let room = self.room(spent, aside, &question);
+            let output = fair_output(question.want, room).max(least);
+            (question.with(output), output)
+        })
+        .await
+    }
+
+    /// Sets aside what `take` makes of what is spent and of what is set aside already, or refuses that; one at a time for each
+    /// project.
+    async fn set_aside<T>(
+        &self,
+        project: &ProjectId,
+        take: impl FnOnce(&Spent, Aside) -> (Estimate, T),
+    ) -> Result<(Reservation, T), ModelError> {
         let entry = self.project(project);
         let _gate = entry.gate.lock().await;
         let spent = self
@@ -102,47 +124,23 @@ impl Budgets {
             .spent(project)
             .await
             .map_err(|source| ModelError::Ledger { source })?;
-        {
+        let (estimate, taken) = {
             let mut aside = lock(&entry.aside);
+            let (estimate, taken) = take(&spent, *aside);
             self.check(project, &spent, *aside, estimate)?;
             aside.tokens += estimate.tokens;
             aside.cost_usd += estimate.cost_usd.unwrap_or(0.0);
-        }
-        Ok(Reservation {
+            (estimate, taken)
+        };
+        let reservation = Reservation {
             budgets: self.clone(),
             project: entry.clone(),
             estimate,
             open: true,
             at_risk: None,
             dropped: false,
-        })
-    }
-
-    /// Sets aside what the question takes, with an answer as long as it wants to be, or as there is room for; says how long
-    /// that is. More than half of what is left goes to one answer only where the half is small, so that others can be asked
-    /// for beside it.
-    pub(crate) async fn reserve_up_to(
-        &self,
-        project: &ProjectId,
-        question: Question,
-    ) -> Result<(Reservation, u64), ModelError> {
-        let entry = self.project(project);
-        let gate = entry.gate.lock().await;
-        let spent = self
-            .shared
-            .ledger
-            .spent(project)
-            .await
-            .map_err(|source| ModelError::Ledger { source })?;
-        let aside = *lock(&entry.aside);
-        let room = self.room(&spent, aside, &question);
-        drop(gate);
-        let least = question.want.min(LEAST_OUTPUT);
-        let shared = room.min((room / 2).max(SHARED_OUTPUT));
-        let output = question.want.min(shared).max(least);
-        // Checked again, because others may have come between.
-        let reservation = self.reserve(project, question.with(output)).await?;
-        Ok((reservation, output))
+        };
+        Ok((reservation, taken))
     }
 
     /// How many output tokens there is room for.

@@ -42,9 +42,9 @@ pub use forge::{
 pub use id::{JobId, PersonId, ProjectId, RequestId, Sha, Slug, TaskId, WaitId, threads};
 pub use manifest::{MANIFEST_FILE, Manifest, ManifestError, Service};
 pub use model::{
-    Ledger, Message, ModelAnswer, ModelCall, ModelError, Models, Role, Schema, Speaker, Spend,
-    Spent, Usage, WireAnswer, WireCall, WireError, WireFormat, WirePiece, WorkerAnswer, WorkerCall,
-    WorkerModels, WorkerTerms,
+    LEAST_OUTPUT, Ledger, Message, ModelAnswer, ModelCall, ModelError, Models, Role, Schema,
+    Speaker, Spend, Spent, Usage, WireAnswer, WireCall, WireError, WireFormat, WirePiece,
+    WorkerAnswer, WorkerCall, WorkerModels, WorkerTerms, fair_output,
 };
 pub use plan::{Plan, PlannedTask};
 pub use record::{

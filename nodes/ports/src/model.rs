@@ -266,6 +266,17 @@ pub struct WorkerTerms {
     pub output_token_usd: f64,
 }
 
+/// Fewer output tokens than this are no answer that anybody could use.
+pub const LEAST_OUTPUT: u64 = 1024;
+/// So many output tokens an answer may have even if they are more than half of what is left.
+const SHARED_OUTPUT: u64 = 4096;
+
+/// The output tokens of an answer that wants so many, where a budget has room for so many. More than half of what is left goes to
+/// one answer only where the half is small: an agent that asks again sends all of this once more, and others may ask beside it.
+pub fn fair_output(want: u64, room: u64) -> u64 {
+    want.min(room).min((room / 2).max(SHARED_OUTPUT))
+}
+
 /// The answer to a worker, in the wire format of OpenAI's chat completions.
 pub enum WorkerAnswer {
     /// The whole body.

@@ -3,7 +3,7 @@
 
 use super::said::Said;
 use crate::places::write_whole;
-use ports::WorkerTerms;
+use ports::{LEAST_OUTPUT, WorkerTerms, fair_output};
 use protocol::{SpawnRequest, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -36,10 +36,6 @@ struct Answered {
     answer: Value,
 }
 
-/// Fewer output tokens than this are no answer that anybody could use.
-const LEAST_OUTPUT: u64 = 1024;
-/// So many output tokens an answer may have even if they are more than half of what is left.
-const SHARED_OUTPUT: u64 = 4096;
 /// What is held for an answer that nobody bounds, where the job has a budget.
 const UNSAID_OUTPUT: u64 = 65_536;
 /// How long a question waits for others to be answered that hold what is left of the budget.
@@ -209,9 +205,8 @@ impl Ledger {
     }
 
     /// Holds what a question and its answer may take of the job's own budget, or says that it does not allow this. The
-    /// answer is bounded to what there is room for. More than half of what is left goes to one answer only where the half is
-    /// small: an agent that asks again sends all of this once more, and others may ask beside it. A question that would fit
-    /// alone waits for those that are being answered.
+    /// answer is bounded to what there is room for ([`fair_output`]). A question that would fit alone waits for those that are
+    /// being answered.
     pub(super) async fn reserve(&self, question: &Question) -> Result<Reserved, Refused> {
         let until = Instant::now() + MAX_WAIT;
         loop {
@@ -244,7 +239,7 @@ impl Ledger {
                 Refused::Spent(message)
             });
         };
-        let output = question.want().min(room).min((room / 2).max(SHARED_OUTPUT));
+        let output = fair_output(question.want(), room);
         let hold = Hold {
             tokens: question.input.saturating_add(output),
             cost_usd: question.cost_usd(output),

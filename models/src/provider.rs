@@ -1,5 +1,6 @@
 //! Models at their endpoints: roles, fallbacks, tries, and what they cost.
 
+mod broken;
 mod native;
 mod pass_through;
 

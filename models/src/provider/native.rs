@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{Instrument, Span, warn};
 
+use super::broken::{broke_off, too_long};
 use super::{Failures, Provider, Target, wait_before_next_try};
 use crate::account::{lost_key, note_usage, worker_spend};
 use crate::backoff::{Backoff, TryError, is_passing};
@@ -416,37 +417,12 @@ impl Pump {
             // Kept back until it was counted: with it the worker has the whole answer.
             Ok(Some(last)) => Ok(WirePiece::Events(last)),
             Ok(None) => return,
-            Err(Broke::TooLong) => {
-                warn!(
-                    endpoint = self.shown,
-                    model = self.model,
-                    limit,
-                    "a worker's stream was cut off: it went on beyond its limit of tokens"
-                );
-                Err(ModelError::TooLong {
-                    endpoint: self.shown,
-                    limit,
-                }
-                .into())
-            }
-            Err(Broke::Failed(Refused { error, body })) => {
-                warn!(
-                    endpoint = self.shown,
-                    model = self.model,
-                    error = error.message,
-                    "a worker's stream broke"
-                );
-                Err(WireError {
-                    error: ModelError::Unavailable {
-                        endpoint: self.shown,
-                        message: format!("{} (model {})", error.message, self.model),
-                        status: error.status,
-                        retryable: error.retryable,
-                    },
-                    body,
-                    retry_after_s: None,
-                })
-            }
+            Err(Broke::TooLong) => Err(too_long(self.shown, &self.model, limit).into()),
+            Err(Broke::Failed(Refused { error, body })) => Err(WireError {
+                error: broke_off(self.shown, &self.model, &error),
+                body,
+                retry_after_s: None,
+            }),
         };
         let _ = sender.send(last).await;
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::{Instrument, Span, warn};
 
+use super::broken::{broke_off, too_long};
 use super::{Provider, failed};
 use crate::account::note_usage;
 use crate::backoff::TryError;
@@ -84,32 +85,8 @@ impl Pump {
         }
         let last = match ended {
             Ok(()) => Ok(sse::event("[DONE]")),
-            Err(Broke::TooLong { .. }) => {
-                warn!(
-                    endpoint = self.shown,
-                    model = self.model,
-                    limit,
-                    "a worker's stream was cut off: it went on beyond its limit of tokens"
-                );
-                Err(ModelError::TooLong {
-                    endpoint: self.shown,
-                    limit,
-                })
-            }
-            Err(Broke::Failed(error)) => {
-                warn!(
-                    endpoint = self.shown,
-                    model = self.model,
-                    error = error.message,
-                    "a worker's stream broke"
-                );
-                Err(ModelError::Unavailable {
-                    endpoint: self.shown,
-                    message: format!("{} (model {})", error.message, self.model),
-                    status: error.status,
-                    retryable: error.retryable,
-                })
-            }
+            Err(Broke::TooLong { .. }) => Err(too_long(self.shown, &self.model, limit)),
+            Err(Broke::Failed(error)) => Err(broke_off(self.shown, &self.model, &error)),
         };
         // A worker that went away needs no end.
         let _ = sender.send(last).await;

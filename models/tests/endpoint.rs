@@ -5,13 +5,12 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use models::{
-    Config, EndpointConfig, ModelChoice, Provider, RoleConfig, live_check, offered_models,
-};
+use models::{Config, Provider, RoleConfig, live_check, offered_models};
 use ports::{ModelError, Models, Role, Schema};
 use serde_json::{Value, json};
 use support::{
-    Book, Reply, Server, call, config, delta, error, finish, json_reply, key, says, with_header,
+    Book, Reply, Server, call, config, delta, error, finish, json_reply, key, says, then_ask,
+    with_header,
 };
 
 fn provider(config: &Config) -> (Provider, Arc<Book>) {
@@ -323,19 +322,7 @@ async fn the_next_model_of_the_chain_answers_when_the_first_does_not() {
     let first = Server::with(|_| error(404, "no such model")).await;
     let second = Server::scripted([says("from the second", 1, 1)]).await;
     let mut config = config(&first.base_url);
-    let backup = EndpointConfig::new(&second.base_url, None);
-    config.endpoints.insert("backup".to_owned(), backup);
-    let chain = RoleConfig {
-        models: vec![
-            ModelChoice::Name("m".to_owned()),
-            ModelChoice::At {
-                endpoint: "backup".to_owned(),
-                model: "other/model".to_owned(),
-            },
-        ],
-        ..RoleConfig::default()
-    };
-    config.roles.insert(Role::Architect, chain);
+    then_ask(&mut config, &second, "other/model");
     let (provider, book) = provider(&config);
     let answer = provider.ask(&call("k", "hi")).await.unwrap();
     assert_eq!(

@@ -5,10 +5,10 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use models::{Config, EndpointConfig, ModelChoice, Provider, RoleConfig};
-use ports::{ModelError, Models, Role, WireCall, WireFormat, WorkerModels};
+use models::{Config, Provider};
+use ports::{ModelError, Models, WireCall, WireFormat, WorkerModels};
 use serde_json::json;
-use support::{Book, Server, call, config, says, worker_body, worker_call};
+use support::{Book, Server, call, config, says, then_ask, worker_body, worker_call};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -213,19 +213,7 @@ async fn a_refusal_that_trickles_leaves_time_for_the_next_model() {
     let second = Server::scripted([says("from the second", 1, 1)]).await;
     let mut config = impatient(&base_url, 20);
     config.timeouts.idle_s = 3;
-    let backup = EndpointConfig::new(&second.base_url, None);
-    config.endpoints.insert("backup".to_owned(), backup);
-    let chain = RoleConfig {
-        models: vec![
-            ModelChoice::Name("m".to_owned()),
-            ModelChoice::At {
-                endpoint: "backup".to_owned(),
-                model: "other".to_owned(),
-            },
-        ],
-        ..RoleConfig::default()
-    };
-    config.roles.insert(Role::Architect, chain);
+    then_ask(&mut config, &second, "other");
     let answer = provider(&config).ask(&call("k", "hi")).await.unwrap();
     assert_eq!(answer.text, "from the second");
 }

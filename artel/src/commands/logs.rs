@@ -145,15 +145,12 @@ async fn worker_logs(
         }
         let mut lines: VecDeque<String> = VecDeque::new();
         for one in &said {
-            lines.extend(lines_of(one, context.json).map(|line| {
-                // JSON has escape characters written out already.
-                let line = if context.json {
-                    line
-                } else {
-                    ports::plain(&line)
-                };
-                context.redactor.redact(&line).into_owned()
-            }));
+            let words = words_of(one, context.json);
+            lines.extend(
+                words
+                    .lines()
+                    .map(|line| context.redactor.redact(line).into_owned()),
+            );
         }
         while first && lines.len() > args.lines {
             lines.pop_front();
@@ -190,23 +187,19 @@ async fn nobody(
 }
 
 /// What a worker said, as it is printed.
-fn lines_of(said: &SaidByWorker, json: bool) -> impl Iterator<Item = String> {
+fn words_of(said: &SaidByWorker, json: bool) -> String {
     let SaidByWorker { attempt, line } = said;
     let at = jiff::Timestamp::from_millisecond(line.at_ms).unwrap_or_default();
-    let text = if json {
-        serde_json::json!({"at": at, "attempt": attempt, "kind": line.kind, "text": line.text})
-            .to_string()
-    } else {
-        let time = at.strftime("%H:%M:%SZ");
-        match line.kind.as_str() {
-            "log" => format!(
-                "  {}",
-                line.text.trim_end_matches('\n').replace('\n', "\n  ")
-            ),
-            "refused" => format!("{time} attempt {attempt}: was refused {}", line.text),
-            _ => format!("{time} attempt {attempt}: {}", line.text),
-        }
-    };
-    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    lines.into_iter()
+    if json {
+        // In which escape characters are written out.
+        return serde_json::json!({"at": at, "attempt": attempt, "kind": line.kind, "text": line.text})
+            .to_string();
+    }
+    let text = ports::plain(&line.text);
+    let time = at.strftime("%H:%M:%SZ");
+    match line.kind.as_str() {
+        "log" => format!("  {}", text.trim_end_matches('\n').replace('\n', "\n  ")),
+        "refused" => format!("{time} attempt {attempt}: was refused {text}"),
+        _ => format!("{time} attempt {attempt}: {text}"),
+    }
 }

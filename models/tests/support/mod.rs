@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Response, Uri};
 use futures::StreamExt;
-use models::{ApiKey, Config};
+use models::{ApiKey, Config, EndpointConfig, ModelChoice, RoleConfig};
 use ports::{
     Failure, JobId, Ledger, Message, ModelCall, ProjectId, RequestId, Role, Speaker, Spend, Spent,
     TaskId, WorkerAnswer, WorkerCall,
@@ -381,4 +381,21 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("did not happen within 5 s: {what}");
+}
+
+/// Has the architect ask the model `m` first, and then this one of another server.
+pub fn then_ask(config: &mut Config, other: &Server, model: &str) {
+    let backup = EndpointConfig::new(&other.base_url, None);
+    config.endpoints.insert("backup".to_owned(), backup);
+    let chain = RoleConfig {
+        models: vec![
+            ModelChoice::Name("m".to_owned()),
+            ModelChoice::At {
+                endpoint: "backup".to_owned(),
+                model: model.to_owned(),
+            },
+        ],
+        ..RoleConfig::default()
+    };
+    config.roles.insert(Role::Architect, chain);
 }

@@ -45,23 +45,14 @@ async fn a_worker_with_docker_inside_is_root_in_sysbox_whatever_runtime_others_h
     assert_eq!(stage.show("user"), "1000\n");
 }
 
-#[tokio::test]
-async fn a_sysbox_that_is_none_runs_no_worker_and_who_can_mend_it_is_said() {
-    let folder = tempfile::tempdir().unwrap();
-    let home = folder.path().join("home");
-    drop(runtime(&home).await);
-    // What stands for Sysbox here hands containers of this image to runc as they are.
-    let image = format!("artel-test-only-the-name:{}", std::process::id());
-    let made = docker(&["create", &worker_image(), "true"]);
-    let change = "ENV ARTEL_TEST_ONLY_THE_NAME=1";
-    docker(&["commit", "--change", change, made.trim(), &image]);
-    docker(&["rm", made.trim()]);
+/// A stage whose workers run in containers of this image, and the label of these.
+async fn stage_of(folder: tempfile::TempDir, runtime: &str, image: &str) -> (Stage, String) {
     let containers = Containers::connect(DockerOptions {
         host: Some(variable("ARTEL_TEST_DOCKER_HOST")),
-        runtime: "sysbox-runc".to_owned(),
-        image: image.clone(),
+        runtime: runtime.to_owned(),
+        image: image.to_owned(),
         spawner: "local".to_owned(),
-        home,
+        home: folder.path().join("home"),
         warm: Warm::default(),
     })
     .await
@@ -69,6 +60,20 @@ async fn a_sysbox_that_is_none_runs_no_worker_and_who_can_mend_it_is_said() {
     let label = containers.label().to_owned();
     let cleanup = Cleanup(Some(label.clone()));
     let stage = Stage::with(folder, Arc::new(containers), cleanup, []).await;
+    (stage, label)
+}
+
+#[tokio::test]
+async fn a_sysbox_that_is_none_runs_no_worker_and_who_can_mend_it_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(runtime(&folder.path().join("home")).await);
+    // What stands for Sysbox here hands containers of this image to runc as they are.
+    let image = format!("artel-test-only-the-name:{}", std::process::id());
+    let made = docker(&["create", &worker_image(), "true"]);
+    let change = "ENV ARTEL_TEST_ONLY_THE_NAME=1";
+    docker(&["commit", "--change", change, made.trim(), &image]);
+    docker(&["rm", made.trim()]);
+    let (stage, label) = stage_of(folder, "sysbox-runc", &image).await;
     for (n, docker) in [(1, false), (2, true)] {
         let mut request = stage.script(&format!("r{n}"), n, COMMIT);
         request.docker = docker;
@@ -89,8 +94,7 @@ async fn a_sysbox_that_is_none_runs_no_worker_and_who_can_mend_it_is_said() {
 #[tokio::test]
 async fn what_a_worker_with_docker_inside_writes_beside_its_workspace_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
-    let home = folder.path().join("home");
-    drop(runtime(&home).await);
+    drop(runtime(&folder.path().join("home")).await);
     // With a folder that everybody may write into.
     let image = format!("artel-test-open:{}", std::process::id());
     let name = format!("artel-test-open-{}", std::process::id());
@@ -99,19 +103,7 @@ async fn what_a_worker_with_docker_inside_writes_beside_its_workspace_is_bounded
     docker(&[&["run", "--name", &name], &root[..], &make[..]].concat());
     docker(&["commit", &name, &image]);
     docker(&["rm", &name]);
-    let containers = Containers::connect(DockerOptions {
-        host: Some(variable("ARTEL_TEST_DOCKER_HOST")),
-        runtime: "runc".to_owned(),
-        image: image.clone(),
-        spawner: "local".to_owned(),
-        home,
-        warm: Warm::default(),
-    })
-    .await
-    .unwrap();
-    let label = containers.label().to_owned();
-    let cleanup = Cleanup(Some(label.clone()));
-    let stage = Stage::with(folder, Arc::new(containers), cleanup, []).await;
+    let (stage, label) = stage_of(folder, "runc", &image).await;
     let script = "head -c 67108864 /dev/zero > /open/big; touch here; sleep 600";
     let mut request = stage.script("r1", 1, script);
     request.docker = true;

@@ -123,6 +123,14 @@ impl Fleet {
     }
 }
 
+/// A spawner of this size that gives up soon what fits nobody.
+fn impatient(size: Size) -> Capacity {
+    Capacity {
+        grace: Duration::from_millis(50),
+        ..Capacity::of(size)
+    }
+}
+
 #[tokio::test]
 async fn two_spawners_each_take_what_they_can_carry() {
     let mut fleet = Fleet::new().await;
@@ -172,10 +180,7 @@ async fn a_task_that_fits_no_spawner_is_refused_and_one_that_fits_another_one_wa
     fleet
         .add("here", |o| {
             o.max_workers = 1;
-            o.capacity = Capacity {
-                grace: Duration::from_millis(50),
-                ..Capacity::of(here)
-            };
+            o.capacity = impatient(here);
         })
         .await;
     let busy = fleet.task("p", "busy", Size::new(2.0, 500));
@@ -212,10 +217,7 @@ async fn a_task_waits_for_the_only_spawner_that_is_large_enough_until_that_has_l
     until(async || fleet.bus.spawners().await.unwrap().is_empty().then_some(())).await;
     fleet
         .add("here", |o| {
-            o.capacity = Capacity {
-                grace: Duration::from_millis(50),
-                ..Capacity::of(Size::new(2.0, 2000))
-            };
+            o.capacity = impatient(Size::new(2.0, 2000));
         })
         .await;
     let waits = fleet.task("p", "waits", Size::new(16.0, 500));

@@ -21,6 +21,14 @@ async fn get(broker: &Broker, url: &str) -> (u16, String) {
     (status, body)
 }
 
+/// A request for a tunnel to the host that the tests allow.
+fn tunnel_to_site(broker: &Broker) -> String {
+    let login = login(broker.key());
+    format!(
+        "CONNECT site.example:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+    )
+}
+
 #[tokio::test]
 async fn a_listed_name_that_stands_for_an_inner_address_is_refused_both_ways() {
     for address in [
@@ -154,10 +162,7 @@ async fn tunnels_are_bounded_and_their_traffic_is_a_sign_of_life() {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
-    let request = format!(
-        "CONNECT site.example:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {}\r\n\r\n",
-        login(broker.key())
-    );
+    let request = tunnel_to_site(&broker);
     let mut open = Vec::new();
     for n in 0..64 {
         let mut tunnel = ask(&broker, request.clone()).await;
@@ -363,10 +368,7 @@ async fn a_host_that_does_not_come_to_an_answer_is_given_up() {
 async fn a_tunnel_that_only_one_side_ends_is_not_kept_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     let (broker, listener) = impatient(folder.path(), Duration::from_mins(1)).await;
-    let request = format!(
-        "CONNECT site.example:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {}\r\n\r\n",
-        login(broker.key())
-    );
+    let request = tunnel_to_site(&broker);
     let all = broker.inner.resolver.tunnels.available_permits();
     for worker_ends in [true, false] {
         let mut tunnel = ask(&broker, request.clone()).await;
@@ -396,10 +398,7 @@ async fn who_has_said_everything_still_hears_the_answer() {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let broker = broker(folder.path(), listener.local_addr().unwrap()).await;
-    let request = format!(
-        "CONNECT site.example:443 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic {}\r\n\r\n",
-        login(broker.key())
-    );
+    let request = tunnel_to_site(&broker);
     let mut tunnel = ask(&broker, request).await;
     assert!(head(&mut tunnel).await.starts_with("http/1.1 200"));
     let (mut host, _) = listener.accept().await.unwrap();

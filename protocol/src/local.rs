@@ -13,21 +13,23 @@
 
 mod feeds;
 mod folder;
+mod queue;
 
 use crate::request::check_request_id;
-use crate::room::{self, Waiting};
+use crate::room;
 use crate::transport::{
     ControlStream, EventStream, JobDelivery, LATELY, LIVES, Published, REMEMBERED, ResultDelivery,
     Seen, Transport, TransportError,
 };
 use crate::{
-    Control, Heartbeat, Room, Rooms, Size, SpawnRequest, WorkerEvent, WorkerResult, chain, decode,
+    Control, Heartbeat, Rooms, Size, SpawnRequest, WorkerEvent, WorkerResult, chain, decode,
     encode, names,
 };
 use async_trait::async_trait;
 use feeds::Feeds;
 use folder::{Folder, Kind, Stored};
-use std::collections::{BTreeMap, HashMap};
+use queue::{Hold, Queue};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -90,124 +92,6 @@ struct State {
     /// Number of the next delivery, to make receipts unique.
     next_delivery: u64,
     pruned: Option<Instant>,
-}
-
-/// Entries by order of arrival, each perhaps held by somebody.
-struct Queue<T> {
-    entries: BTreeMap<u64, Entry<T>>,
-    orders: HashMap<String, u64>,
-}
-
-struct Entry<T> {
-    id: String,
-    message: T,
-    deliveries: u32,
-    /// When it came, or when this program began.
-    since: Instant,
-    hold: Option<Hold>,
-}
-
-impl<T> Entry<T> {
-    fn is_free(&self, now: Instant) -> bool {
-        self.hold.as_ref().is_none_or(|hold| hold.until <= now)
-    }
-}
-
-struct Hold {
-    receipt: String,
-    until: Instant,
-}
-
-impl<T> Default for Queue<T> {
-    fn default() -> Self {
-        Self {
-            entries: BTreeMap::new(),
-            orders: HashMap::new(),
-        }
-    }
-}
-
-impl<T> Queue<T> {
-    fn insert(&mut self, order: u64, id: String, message: T, deliveries: u32) {
-        self.orders.insert(id.clone(), order);
-        self.entries.insert(
-            order,
-            Entry {
-                id,
-                message,
-                deliveries,
-                since: Instant::now(),
-                hold: None,
-            },
-        );
-    }
-
-    fn get(&self, id: &str) -> Option<&Entry<T>> {
-        self.orders
-            .get(id)
-            .and_then(|order| self.entries.get(order))
-    }
-
-    /// The oldest entry that nobody holds (any more).
-    fn free(&self, now: Instant) -> Option<u64> {
-        self.entries
-            .iter()
-            .find(|(_, entry)| entry.is_free(now))
-            .map(|(order, _)| *order)
-    }
-
-    /// When the next hold runs out.
-    fn next_expiry(&self) -> Option<Instant> {
-        self.entries
-            .values()
-            .filter_map(|entry| entry.hold.as_ref().map(|hold| hold.until))
-            .min()
-    }
-
-    fn held(&mut self, receipt: &str) -> Result<(u64, &mut Entry<T>), TransportError> {
-        receipt
-            .rsplit_once('#')
-            .and_then(|(id, _)| self.orders.get(id).copied())
-            .and_then(|order| self.entries.get_mut(&order).map(|entry| (order, entry)))
-            .filter(|(_, entry)| {
-                entry
-                    .hold
-                    .as_ref()
-                    .is_some_and(|hold| hold.receipt == receipt)
-            })
-            .ok_or_else(|| TransportError::NotHeld {
-                receipt: receipt.to_owned(),
-            })
-    }
-
-    fn remove(&mut self, order: u64) {
-        if let Some(entry) = self.entries.remove(&order) {
-            self.orders.remove(&entry.id);
-        }
-    }
-}
-
-impl Queue<SpawnRequest> {
-    /// The next job for this room.
-    fn fitting(&self, now: Instant, room: &Room) -> Option<u64> {
-        let mut held: HashMap<&str, usize> = HashMap::new();
-        let mut waiting = Vec::new();
-        for (place, entry) in &self.entries {
-            let project = entry.message.project_id.as_str();
-            if entry.is_free(now) {
-                waiting.push(Waiting {
-                    place: *place,
-                    request: &entry.id,
-                    project,
-                    size: Size::of(&entry.message.limits),
-                    age: now.duration_since(entry.since),
-                });
-            } else {
-                *held.entry(project).or_default() += 1;
-            }
-        }
-        room::choose(waiting, &held, room)
-    }
 }
 
 impl LocalTransport {

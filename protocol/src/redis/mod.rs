@@ -9,7 +9,9 @@
 //! How durable a message is, is the server's setting: `appendonly yes` with `appendfsync always` survives a power cut.
 
 mod address;
+mod events;
 mod hub;
+mod letters;
 mod link;
 mod queue;
 mod seen;
@@ -27,38 +29,18 @@ use crate::{
 };
 use address::Address;
 use async_trait::async_trait;
-use futures::StreamExt as _;
-use futures::stream;
-use hub::{Hub, Watch};
+use hub::Hub;
 use link::Link;
-use queue::{Handed, Queue};
-use redis::Script;
-use std::collections::VecDeque;
-use std::sync::{Arc, LazyLock};
+use queue::Queue;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long whoever waits goes without looking when no announcement comes.
 const POLL: Duration = Duration::from_secs(1);
-/// Most that is kept of a dead letter's body, in bytes: what nobody can read may be of any size, and letters are many and stay.
-const LETTER_BYTES: usize = 128 * 1024;
-/// How long dead letters are kept after the last one, in seconds.
-const LETTERS_S: u64 = 30 * names::KEEP_S;
-/// How many events a follower reads at a time.
-const PAGE: usize = 128;
 
 /// An entry of a stream: its place, its fields.
 type Entry = (String, Vec<(String, Vec<u8>)>);
-
-/// Keeps an event for latecomers and announces it, in one round trip.
-static EVENT: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        redis.call('XADD', KEYS[1], 'MAXLEN', ARGV[2], '*', 'data', ARGV[1])
-        redis.call('EXPIRE', KEYS[1], ARGV[3])
-        return redis.call('PUBLISH', KEYS[1], ARGV[1])",
-    )
-});
 
 /// What can be chosen about a [`RedisTransport`].
 #[derive(Clone)]
@@ -187,34 +169,6 @@ impl Shared {
         self.say(channel, message).await
     }
 
-    async fn bury(
-        &self,
-        queue: &Queue,
-        handed: &Handed,
-        reason: &str,
-    ) -> Result<(), TransportError> {
-        tracing::error!(
-            queue = queue.stream,
-            reason,
-            "a message is poison ({reason}) and was put aside"
-        );
-        self.keep_letter(&handed.data, reason).await?;
-        let id = named(&handed.data);
-        queue.settle(&self.link, &handed.receipt(&id)).await
-    }
-
-    async fn keep_letter(&self, body: &[u8], reason: &str) -> Result<(), TransportError> {
-        let body = &body[..body.len().min(LETTER_BYTES)];
-        let kept = self.options.letters.max(1);
-        let mut add = redis::cmd("XADD");
-        add.arg(names::DEAD).arg("MAXLEN").arg(kept).arg("*");
-        add.arg("reason").arg(reason).arg(names::FIELD).arg(body);
-        self.link.ask::<()>(&add).await?;
-        self.link
-            .ask(redis::cmd("EXPIRE").arg(names::DEAD).arg(LETTERS_S))
-            .await
-    }
-
     /// The message that a receipt names, while it is held.
     async fn held_body(&self, queue: &Queue, receipt: &str) -> Result<Vec<u8>, TransportError> {
         // A receipt that is not held any more is refused here, before anything is written.
@@ -231,94 +185,6 @@ impl Shared {
             .ok_or_else(|| TransportError::NotHeld {
                 receipt: receipt.to_owned(),
             })
-    }
-
-    /// Events after `last`, oldest first, each with its place. What cannot be read is left out.
-    async fn events_after(
-        &self,
-        request_id: &str,
-        last: &str,
-    ) -> Result<Vec<(String, Option<WorkerEvent>)>, TransportError> {
-        let found: Vec<Entry> = self
-            .link
-            .ask(
-                redis::cmd("XRANGE")
-                    .arg(names::events(request_id))
-                    .arg(format!("({last}"))
-                    .arg("+")
-                    .arg("COUNT")
-                    .arg(PAGE),
-            )
-            .await?;
-        Ok(found
-            .into_iter()
-            .map(|(place, fields)| {
-                let event = fields
-                    .iter()
-                    .find(|(name, _)| name == names::FIELD)
-                    .and_then(|(_, data)| decode::event(data).ok());
-                (place, event)
-            })
-            .collect())
-    }
-}
-
-/// The request that a message is of which cannot be read otherwise; empty when it does not say.
-fn named(data: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Named {
-        request_id: String,
-    }
-    let id = serde_json::from_slice(data).map(|named: Named| named.request_id);
-    let id = id.unwrap_or_default();
-    if check_request_id(&id).is_ok() {
-        id
-    } else {
-        String::new()
-    }
-}
-
-/// A follower of the events of one request.
-struct Follower {
-    shared: Arc<Shared>,
-    request_id: String,
-    watch: (Watch, Watch),
-    last: String,
-    read: VecDeque<WorkerEvent>,
-}
-
-impl Follower {
-    async fn next(mut self) -> Option<(WorkerEvent, Self)> {
-        loop {
-            if let Some(event) = self.read.pop_front() {
-                return Some((event, self));
-            }
-            // In this order: what was said before the result is read before the end is believed.
-            let over = self
-                .shared
-                .exists(&self.shared.results.known(&self.request_id))
-                .await;
-            let page = self.shared.events_after(&self.request_id, &self.last).await;
-            match (page, over) {
-                (Ok(page), _) if !page.is_empty() => {
-                    if let Some((place, _)) = page.last() {
-                        self.last.clone_from(place);
-                    }
-                    self.read.extend(page.into_iter().filter_map(|(_, e)| e));
-                    continue;
-                }
-                (Ok(_), Ok(true)) => return None,
-                (Ok(_), Ok(false)) => {}
-                (Err(error), _) | (_, Err(error)) => {
-                    tracing::warn!(%error, request = self.request_id, "events cannot be read; trying on");
-                }
-            }
-            let (events, result) = &mut self.watch;
-            tokio::select! {
-                () = events.wait(POLL) => {}
-                () = result.wait(POLL) => {}
-            }
-        }
     }
 }
 
@@ -424,65 +290,16 @@ impl Transport for RedisTransport {
     }
 
     async fn dead_letters(&self, limit: usize) -> Result<Vec<(String, String)>, TransportError> {
-        let found: Vec<Entry> = self
-            .shared
-            .link
-            .ask(
-                redis::cmd("XRANGE")
-                    .arg(names::DEAD)
-                    .arg("-")
-                    .arg("+")
-                    .arg("COUNT")
-                    .arg(limit),
-            )
-            .await?;
-        Ok(found
-            .into_iter()
-            .map(|(_, fields)| {
-                let field = |wanted: &str| {
-                    fields
-                        .iter()
-                        .find(|(name, _)| name == wanted)
-                        .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
-                        .unwrap_or_default()
-                };
-                (field("reason"), field(names::FIELD))
-            })
-            .collect())
+        self.shared.letters(limit).await
     }
 
     async fn publish_event(&self, event: &WorkerEvent) -> Result<(), TransportError> {
-        let text = encode(event, decode::MAX_EVENT_BYTES)?;
-        let (text, key) = (text.as_str(), names::events(&event.request_id));
-        let (key, kept) = (key.as_str(), self.shared.options.events.max(1));
-        self.shared
-            .link
-            .run(|mut live| async move {
-                EVENT
-                    .key(key)
-                    .arg(text)
-                    .arg(kept)
-                    .arg(names::KEEP_S)
-                    .invoke_async::<()>(&mut live)
-                    .await
-            })
-            .await
+        self.shared.publish_event(event).await
     }
 
     async fn events(&self, request_id: &str) -> Result<EventStream, TransportError> {
         check_request_id(request_id)?;
-        let hub = &self.shared.hub;
-        let follower = Follower {
-            watch: (
-                hub.watch(names::events(request_id)),
-                hub.watch(names::result(request_id)),
-            ),
-            shared: self.shared.clone(),
-            request_id: request_id.to_owned(),
-            last: "0-0".to_owned(),
-            read: VecDeque::new(),
-        };
-        Ok(stream::unfold(follower, Follower::next).boxed())
+        Ok(self.shared.clone().follow(request_id))
     }
 
     async fn publish_result(&self, result: &WorkerResult) -> Result<Published, TransportError> {

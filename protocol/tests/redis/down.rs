@@ -1,0 +1,133 @@
+//! Servers that go away, come back, forget, or hand over to another one.
+
+use super::*;
+use server::{Cluster, Watched};
+
+#[tokio::test]
+async fn a_server_that_is_killed_and_comes_back_has_lost_nothing() {
+    let mut remote = Remote::new().await;
+    let bus = remote.open().await;
+    let mut orders = bus.controls().await.unwrap();
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    let held = bus.next_job(SOON).await.unwrap().unwrap();
+    bus.publish_job(&suite::request("b")).await.unwrap();
+    remote.0.kill();
+    // Whoever asks meanwhile waits, and gets its answer when the server is back.
+    let asked = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish_result(&suite::result("a", "x")).await }
+    });
+    remote.0.up().await;
+    assert_eq!(asked.await.unwrap().unwrap(), Published::New);
+    bus.renew_job(&held.receipt).await.unwrap();
+    bus.ack_job(&held.receipt).await.unwrap();
+    assert_eq!(
+        bus.next_job(SOON)
+            .await
+            .unwrap()
+            .unwrap()
+            .request
+            .request_id,
+        "b"
+    );
+    assert!(bus.next_result(SOON).await.unwrap().is_some());
+    // The listener has come back as well: an order that is given until it is heard is heard.
+    let heard = async {
+        loop {
+            bus.drain(None).await.unwrap();
+            if tokio::time::timeout(Duration::from_millis(200), orders.next())
+                .await
+                .is_ok()
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, heard)
+        .await
+        .expect("orders are heard again");
+}
+
+#[tokio::test]
+async fn a_server_that_has_lost_everything_is_used_from_the_beginning() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    let held = bus.next_job(SOON).await.unwrap().unwrap();
+    redis::cmd("FLUSHALL")
+        .query::<()>(&mut remote.0.look())
+        .unwrap();
+    let gone = bus.renew_job(&held.receipt).await.unwrap_err();
+    assert!(
+        matches!(
+            gone,
+            TransportError::NotHeld { .. } | TransportError::Remote { .. }
+        ),
+        "{gone}"
+    );
+    let again = bus.publish_job(&suite::request("a")).await.unwrap();
+    assert_eq!(again, Published::New);
+    assert!(bus.next_job(SOON).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_an_error_within_its_bound_and_without_a_password() {
+    let bus = RedisTransport::with(Options {
+        patience: Duration::from_millis(200),
+        ..Options::new("redis://user:s3cret@127.0.0.1:1/")
+    })
+    .await;
+    let error = format!("{:?}", bus.err().expect("nobody is there"));
+    assert!(error.contains("127.0.0.1:1"), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cluster_serves_jobs_results_orders_and_events() {
+    let cluster = Cluster::start().await;
+    let open = || async { RedisTransport::connect(&cluster.url()).await.unwrap() };
+    let (crew, spawner) = (open().await, open().await);
+    let mut orders = spawner.controls().await.unwrap();
+    for n in 0..20 {
+        let id = format!("job-{n}");
+        crew.publish_job(&suite::request(&id)).await.unwrap();
+        let job = spawner.next_job(SOON).await.unwrap().unwrap();
+        assert_eq!(job.request.request_id, id);
+        spawner.renew_job(&job.receipt).await.unwrap();
+        spawner
+            .publish_result(&suite::result(&id, "x"))
+            .await
+            .unwrap();
+        spawner.ack_job(&job.receipt).await.unwrap();
+        let result = crew.next_result(SOON).await.unwrap().unwrap();
+        assert_eq!(result.result.request_id, id);
+        crew.ack_result(&result.receipt).await.unwrap();
+        let again = crew.publish_job(&suite::request(&id)).await.unwrap();
+        assert_eq!(again, Published::Known);
+    }
+    crew.cancel("job-x").await.unwrap();
+    assert!(spawner.cancelled("job-x").await.unwrap());
+    let order = tokio::time::timeout(SOON, orders.next()).await.unwrap();
+    assert!(order.is_some());
+}
+
+#[tokio::test]
+async fn a_fail_over_by_sentinel_is_followed_to_the_new_master() {
+    let mut watched = Watched::start().await;
+    let bus = RedisTransport::with(Options {
+        patience: Duration::from_mins(1),
+        ..Options::new(watched.url())
+    })
+    .await
+    .unwrap();
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    bus.publish_job(&suite::request("b")).await.unwrap();
+    let held = bus.next_job(SOON).await.unwrap().unwrap();
+    watched.wait_for_replica().await;
+    watched.fail_over().await;
+    bus.ack_job(&held.receipt).await.unwrap();
+    let next = bus.next_job(SOON).await.unwrap().unwrap();
+    assert_eq!(next.request.request_id, "b");
+    bus.publish_result(&suite::result("a", "x")).await.unwrap();
+    assert!(bus.next_result(SOON).await.unwrap().is_some());
+}

@@ -74,13 +74,17 @@ impl Attempt<'_> {
     }
 
     async fn work(&self, seen: &mut Seen) -> Result<Taken, Trouble> {
-        self.refuse_what_is_not_here().await?;
+        // Of a former run, whose result is not known.
+        let has_report = broker::has_report(&self.request, &self.places.state);
+        self.unless_stopped(has_report, self.refuse_what_is_not_here())
+            .await?;
         self.events.say(EventKind::Started {
             spawner: self.options.name.clone(),
         });
-        let (broker, worker) = match self.adopted().await? {
+        // A worker that was adopted may have reported by now: that it is not paid any more is seen to when that is known.
+        let (broker, worker) = match self.unless_stopped(true, self.adopted()).await? {
             Some(adopted) => adopted,
-            None => self.begun().await?,
+            None => self.begun(has_report).await?,
         };
         let exit = match worker {
             Some(worker) => {
@@ -110,13 +114,7 @@ impl Attempt<'_> {
         self.events.phase("pushing");
         let reach = self.reach();
         let take = workspace::deliver(self.places, &self.request, &reach, self.reading);
-        let take = async {
-            tokio::select! {
-                biased;
-                () = self.stop.stopped_for_good() => Err(self.stop.trouble()),
-                taken = take => taken,
-            }
-        };
+        let take = self.unless_stopped(true, take);
         let taken = take.instrument(self.span("push")).await?;
         if let Err(error) = std::fs::write(self.places.state.join(keeping::DELIVERED), "") {
             tracing::warn!(%error, "a workspace is kept for longer than it is needed");
@@ -156,21 +154,21 @@ impl Attempt<'_> {
     }
 
     /// A workspace made ready, and a worker started in it, unless the request has its report already.
-    async fn begun(&self) -> Result<Equipped, Trouble> {
+    async fn begun(&self, has_report: bool) -> Result<Equipped, Trouble> {
         // Whoever worked here before, for whatever request: gone before anything is touched.
         let runtime = self.options.runtime.as_ref();
         let clear = async {
             let cleared = runtime.clear(&Identity::of(&self.request)).await;
             cleared.map_err(|error| process::failed(&error))
         };
-        self.unless_stopped(clear).await?;
-        self.unless_stopped(self.lent()).await?;
-        self.unless_stopped(self.mounted()).await?;
+        self.unless_stopped(has_report, clear).await?;
+        self.unless_stopped(has_report, self.lent()).await?;
+        self.unless_stopped(has_report, self.mounted()).await?;
         self.events.phase("cloning");
         let reach = self.reach();
         let prepare = workspace::prepare(runtime, self.places, &self.request, &reach);
         let fresh = self
-            .unless_stopped(prepare)
+            .unless_stopped(has_report, prepare)
             .instrument(self.span("clone"))
             .await?;
 
@@ -193,7 +191,7 @@ impl Attempt<'_> {
             return Ok((broker, None));
         }
         let start = process::start(runtime, self.places, &self.request, &broker, fresh);
-        let worker = self.unless_stopped(start).await?;
+        let worker = self.unless_stopped(false, start).await?;
         Ok((broker, Some(worker)))
     }
 
@@ -246,13 +244,15 @@ impl Attempt<'_> {
         tracing::info_span!("worker_step", step, request = self.request.request_id)
     }
 
+    /// Does this until it is stopped. With a report of a worker, want of money is no reason to.
     async fn unless_stopped<T>(
         &self,
+        has_report: bool,
         work: impl Future<Output = Result<T, Trouble>>,
     ) -> Result<T, Trouble> {
         tokio::select! {
             biased;
-            () = self.stop.stopped() => Err(self.stop.trouble()),
+            () = self.stop.stopped_with(has_report) => Err(self.stop.trouble()),
             outcome = work => outcome,
         }
     }

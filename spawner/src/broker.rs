@@ -263,6 +263,11 @@ fn is_private_folder(path: &Path) -> bool {
     })
 }
 
+/// Whether a worker of this request has reported, in whatever process.
+pub(crate) fn has_report(request: &SpawnRequest, state: &Path) -> bool {
+    Ledger::open(request, state).is_ok_and(|ledger| ledger.said().is_some())
+}
+
 /// Removes what the [`Broker`] of a process that died has left of its way in. Nobody may work there meanwhile.
 pub(crate) fn forget(state: &Path) -> io::Result<()> {
     crate::places::remove_any(&state.join("broker").join(SOCKET))?;

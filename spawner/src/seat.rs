@@ -46,19 +46,36 @@ impl Desks {
             desks.retain(|_, desk| Arc::strong_count(desk) > 1);
             Arc::clone(desks.entry(places.workspace.clone()).or_default())
         };
-        if let Some((token, other)) = lock(&desk.sitting).as_ref() {
-            if *token > mine {
-                return Seat::Stale;
-            }
-            other.stop(Why::Superseded);
-        }
         let waiting = Arc::clone(&desk.lock).lock_owned();
-        let Ok(guard) = tokio::time::timeout(HANDOVER, waiting).await else {
-            return Seat::Taken;
+        tokio::pin!(waiting);
+        let until = tokio::time::sleep(HANDOVER);
+        tokio::pin!(until);
+        let mut look = tokio::time::interval(LOOK);
+        let guard = loop {
+            tokio::select! {
+                biased;
+                () = stop.stopped_for_good() => return Seat::Stopped,
+                guard = &mut waiting => break guard,
+                // Again each time: an older one that has waited for longer sits down before us.
+                _ = look.tick() => {
+                    if let Some((token, other)) = lock(&desk.sitting).as_ref() {
+                        if *token > mine {
+                            return Seat::Stale;
+                        }
+                        other.stop(Why::Superseded);
+                    }
+                }
+                () = &mut until => return Seat::Taken,
+            }
         };
         // Another spawner on this machine may share the workspaces, and hold this one until it finds that the job is not
         // its own any more. The kernel lets go of the lock of one that died.
-        let elsewhere = match shut(&places.state).await {
+        let shut = tokio::select! {
+            biased;
+            () = stop.stopped_for_good() => return Seat::Stopped,
+            shut = shut(&places.state) => shut,
+        };
+        let elsewhere = match shut {
             Ok(Some(lock)) => lock,
             Ok(None) => return Seat::Taken,
             Err(error) => {
@@ -100,6 +117,8 @@ pub(crate) enum Seat {
     Stale,
     /// It could not be had in time.
     Taken,
+    /// The attempt was stopped before.
+    Stopped,
 }
 
 /// The right to work in a workspace.

@@ -539,6 +539,7 @@ impl Shared {
                 Some(result)
             }
             Seat::Stale => Some(failed(request, stop::superseded())),
+            Seat::Stopped => Some(failed(request, stop.trouble())),
             Seat::Taken => None,
         };
         drop(events);

@@ -2,55 +2,78 @@
 
 use crate::trouble::{Trouble, kind};
 use protocol::ResultStatus;
-use std::sync::{Arc, OnceLock};
-use tokio_util::sync::CancellationToken;
+use std::sync::Arc;
+use tokio::sync::watch;
 
-/// Why an attempt is stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why an attempt is stopped, the weakest reason first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Why {
-    /// The crew cancelled the request.
-    Cancelled,
     /// The budget that pays for it is used up.
     Unpaid,
     /// A later attempt of the same task wants the workspace.
     Superseded,
+    /// The crew cancelled the request.
+    Cancelled,
 }
 
-/// A request to stop; the first reason stands.
+/// A request to stop; the strongest reason stands, whenever it comes.
 #[derive(Clone, Default)]
-pub(crate) struct Stop {
-    token: CancellationToken,
-    why: Arc<OnceLock<Why>>,
-}
+pub(crate) struct Stop(Arc<watch::Sender<Option<Why>>>);
 
 impl Stop {
     pub(crate) fn stop(&self, why: Why) {
-        // A second reason changes nothing.
-        let _ = self.why.set(why);
-        self.token.cancel();
+        self.0.send_if_modified(|before| {
+            let is_stronger = Some(why) > *before;
+            if is_stronger {
+                *before = Some(why);
+            }
+            is_stronger
+        });
+    }
+
+    fn why(&self) -> Option<Why> {
+        *self.0.borrow()
     }
 
     pub(crate) async fn stopped(&self) {
-        self.token.cancelled().await;
+        self.reaches(Why::Unpaid).await;
     }
 
     /// Stopped, and also what the worker has made before is not wanted any more. That a budget is used up only ends what
     /// still spends.
     pub(crate) async fn stopped_for_good(&self) {
-        self.stopped().await;
-        if self.why.get() == Some(&Why::Unpaid) {
-            std::future::pending::<()>().await;
+        self.reaches(Why::Superseded).await;
+    }
+
+    /// Stopped, while there is a report of its worker or not.
+    pub(crate) async fn stopped_with(&self, has_report: bool) {
+        if has_report {
+            self.stopped_for_good().await;
+        } else {
+            self.stopped().await;
         }
+    }
+
+    /// Waits for a reason that is at least as strong as this one.
+    async fn reaches(&self, least: Why) {
+        let mut reasons = self.0.subscribe();
+        // Who says so cannot be gone: we are among them.
+        let _ = reasons.wait_for(|why| *why >= Some(least)).await;
     }
 
     /// Whether it was stopped, and nothing is left to be judged: a report of a worker that is not paid any more stands.
     pub(crate) fn is_stopped(&self, has_report: bool) -> bool {
-        self.token.is_cancelled() && !(has_report && self.why.get() == Some(&Why::Unpaid))
+        let least = if has_report {
+            Why::Superseded
+        } else {
+            Why::Unpaid
+        };
+        self.why() >= Some(least)
     }
 
     /// What the attempt's result says.
     pub(crate) fn trouble(&self) -> Trouble {
-        match self.why.get() {
+        match self.why() {
             Some(Why::Superseded) => superseded(),
             Some(Why::Unpaid) => Trouble::failed(
                 kind::BUDGET,
@@ -95,6 +118,26 @@ mod tests {
             let stop = Stop::default();
             stop.stop(why);
             assert!(stop.is_stopped(false) && stop.is_stopped(true) && ends(&stop).await);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_strongest_reason_stands_in_whatever_order_they_come() {
+        let all = [Why::Unpaid, Why::Superseded, Why::Cancelled];
+        for (one, first) in all.into_iter().enumerate() {
+            for (two, second) in all.into_iter().enumerate() {
+                let stop = Stop::default();
+                stop.stop(first);
+                let waits = tokio::spawn({
+                    let stop = stop.clone();
+                    async move { ends(&stop).await }
+                });
+                tokio::task::yield_now().await;
+                stop.stop(second);
+                assert_eq!(stop.why(), Some(all[one.max(two)]), "{first:?}, {second:?}");
+                let heard = waits.await.unwrap();
+                assert_eq!(heard, one.max(two) > 0, "{first:?}, {second:?}");
+            }
         }
     }
 }

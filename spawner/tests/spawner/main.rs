@@ -15,6 +15,7 @@ mod limits;
 mod reach;
 mod remote;
 mod stage;
+mod stops;
 mod unconfined;
 mod working;
 

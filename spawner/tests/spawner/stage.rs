@@ -419,6 +419,11 @@ impl Stage {
 
     pub async fn shut_down(self) -> tempfile::TempDir {
         self.shutdown.cancel();
+        self.ended().await
+    }
+
+    /// Waits until the spawner has ended.
+    pub async fn ended(self) -> tempfile::TempDir {
         tokio::time::timeout(SOON, self.running)
             .await
             .expect("the spawner ends")

@@ -456,7 +456,7 @@ impl Runtime for Containers {
 
     async fn end_strays(&self) -> Result<usize, Error> {
         let ended = self.engine.end_unbegun(&self.folder, Path::new(WORKSPACE));
-        Ok(ended.await?)
+        Ok(ended.await? + self.end_without_slot().await?)
     }
 
     async fn keep_warm(&self, disks: bool, stop: &CancellationToken) {

@@ -10,6 +10,7 @@ mod disk;
 #[path = "../spawner/hostile.rs"]
 mod hostile;
 mod image;
+mod killed;
 #[path = "../spawner/leftovers.rs"]
 mod leftovers;
 #[path = "../spawner/limits.rs"]

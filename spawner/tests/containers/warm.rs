@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-const HOME: &str = "ARTEL_TEST_WARM_HOME";
+pub const HOME: &str = "ARTEL_TEST_WARM_HOME";
 /// The disk of every job here, in MiB, when workspaces are disks of their own.
 pub const DISK_MB: u64 = 32;
 /// Which container it is, in the result.
@@ -27,7 +27,7 @@ fn limits() -> Limits {
     }
 }
 
-async fn connect(home: &Path, image: &str, count: usize) -> (Arc<Containers>, Cleanup) {
+pub async fn connect(home: &Path, image: &str, count: usize) -> (Arc<Containers>, Cleanup) {
     std::fs::create_dir_all(home).unwrap();
     let containers = Containers::connect(DockerOptions {
         host: Some(variable("ARTEL_TEST_DOCKER_HOST")),

@@ -17,7 +17,7 @@ async fn ready() -> Ready {
 }
 
 /// How many disks in a folder are mounted, and how many have a loop device.
-fn used(folder: &Path) -> (usize, usize) {
+pub fn used(folder: &Path) -> (usize, usize) {
     let folder = folder.display().to_string();
     let count = |text: &str| text.lines().filter(|line| line.contains(&folder)).count();
     let devices = Command::new("losetup").arg("--list").output().unwrap();
@@ -37,7 +37,7 @@ async fn end(ready: Ready) {
     none_is_used(folder.path()).await;
 }
 
-async fn none_is_used(folder: &Path) {
+pub async fn none_is_used(folder: &Path) {
     until(async || (used(folder) == (0, 0)).then_some(())).await;
 }
 

@@ -241,15 +241,7 @@ impl Containers {
             return Ok(());
         }
         let containers = self.engine.ours(&self.home).await?;
-        let of_pool = containers
-            .iter()
-            .filter(|found| label(found, "part") == POOL);
-        for found in of_pool {
-            let slot = self.pool.slot(label(found, SLOT));
-            if !slot.is_some_and(|slot| slot.is_dir()) {
-                self.engine.remove(&found.id).await?;
-            }
-        }
+        self.remove_without_slot(&containers).await?;
         for (_lock, slot) in free {
             let name = slot.file_name().unwrap_or_default().to_string_lossy();
             let container = containers
@@ -264,6 +256,28 @@ impl Containers {
             remove_slot(&slot).await?;
         }
         Ok(())
+    }
+
+    /// Removes containers whose slot is gone: of a spawner that was killed, an engine may make one when the next spawner has
+    /// looked already.
+    pub(super) async fn end_without_slot(&self) -> Result<usize, Error> {
+        let containers = self.engine.ours(&self.home).await?;
+        self.remove_without_slot(&containers).await
+    }
+
+    async fn remove_without_slot(&self, containers: &[Found]) -> Result<usize, Error> {
+        let mut count = 0;
+        for found in containers
+            .iter()
+            .filter(|found| label(found, "part") == POOL)
+        {
+            let slot = self.pool.slot(label(found, SLOT));
+            if !slot.is_some_and(|slot| slot.is_dir()) {
+                self.engine.remove(&found.id).await?;
+                count += 1;
+            }
+        }
+        Ok(count)
     }
 
     /// What a request has taken, if it ever began: running, or ended with its evidence.

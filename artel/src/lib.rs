@@ -21,7 +21,6 @@ mod settings;
 mod spending;
 mod traces;
 mod watch;
-mod words;
 mod work;
 
 use std::ffi::OsString;
@@ -67,7 +66,7 @@ fn run(cli: Cli) -> ExitCode {
         .install_default()
         .is_err()
     {
-        words::complain("artel: another TLS provider was installed before ours");
+        eprintln!("artel: another TLS provider was installed before ours");
         return ExitCode::FAILURE;
     }
     let config = match std::env::current_dir()
@@ -79,7 +78,7 @@ fn run(cli: Cli) -> ExitCode {
         }) {
         Ok(config) => config,
         Err(error) => {
-            words::complain(&format!("artel: {error:#}"));
+            eprintln!("artel: {error:#}");
             return ExitCode::from(2);
         }
     };
@@ -90,7 +89,7 @@ fn run(cli: Cli) -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            words::complain(&format!("artel: the runtime cannot be started: {error}"));
+            eprintln!("artel: the runtime cannot be started: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -98,7 +97,7 @@ fn run(cli: Cli) -> ExitCode {
         let _telemetry = match telemetry(&cli, &config, &redactor) {
             Ok(guard) => guard,
             Err(error) => {
-                words::complain(&format!("artel: {error}"));
+                eprintln!("artel: {error}");
                 return ExitCode::from(2);
             }
         };
@@ -131,9 +130,7 @@ fn internal(args: Vec<OsString>) -> ExitCode {
             deploy::supervisor::main(args)
         }
         other => {
-            words::complain(&format!(
-                "artel internal: {other:?} is nothing that Artel starts"
-            ));
+            eprintln!("artel internal: {other:?} is nothing that Artel starts");
             ExitCode::from(2)
         }
     }
@@ -195,8 +192,7 @@ fn telemetry(
         },
         filter,
         otlp_endpoint: config.otlp_endpoint.clone(),
-        // Secrets are looked for in what is seen.
-        redact: Arc::new(move |text: &str| redactor.redact(&ports::plain(text)).into_owned()),
+        redact: Arc::new(move |text: &str| redactor.redact(text).into_owned()),
         ..telemetry::Options::new(cli.command.service())
     })
 }

@@ -89,9 +89,15 @@ impl Attempt<'_> {
         let exit = match worker {
             Some(worker) => {
                 let disk = self.places.disk.as_ref();
-                let watch =
-                    process::watch(worker, &self.request, &broker, self.events, self.stop, disk);
-                Some(watch.instrument(self.span("run")).await)
+                let watch = process::Watch {
+                    request: &self.request,
+                    broker: &broker,
+                    events: self.events,
+                    stop: self.stop,
+                    unpaid_patience: self.options.unpaid_patience,
+                    disk,
+                };
+                Some(watch.run(worker).instrument(self.span("run")).await)
             }
             None => None,
         };
@@ -191,7 +197,15 @@ impl Attempt<'_> {
             return Ok((broker, None));
         }
         let start = process::start(runtime, self.places, &self.request, &broker, fresh);
-        let worker = self.unless_stopped(false, start).await?;
+        // It may work by now, and what it does without a question is taken.
+        let unpaid_for_long = async {
+            self.stop.stopped().await;
+            tokio::time::sleep(self.options.unpaid_patience).await;
+        };
+        let worker = tokio::select! {
+            () = unpaid_for_long => Err(self.stop.trouble()),
+            worker = self.unless_stopped(true, start) => worker,
+        }?;
         Ok((broker, Some(worker)))
     }
 

@@ -213,6 +213,11 @@ impl Broker {
         self.inner.ledger.usage()
     }
 
+    /// Answers no further question of the worker, because what pays for them is used up. What is being answered comes to its end.
+    pub(crate) fn end_of_budget(&self) {
+        self.inner.ledger.end();
+    }
+
     /// The kind and the words of the last model error, if no answer followed it.
     pub(crate) fn model_trouble(&self) -> Option<(&'static str, String)> {
         self.inner.ledger.trouble()

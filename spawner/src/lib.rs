@@ -8,7 +8,6 @@
 //! * [`Disk`]: workspaces that are disks of their own, as large as their jobs' limits.
 //! * `keeping`: how long mirrors and workspaces are kept.
 //! * [`Capacity`]: what workers may use together.
-//! * `presence`: which spawners of the same home live.
 //! * `broker`: model, proxy and report of one worker, behind a key that ends with it.
 //! * [`runtime`]: where workers run: a sandbox on this machine, or containers.
 //! * [`docker`]: containers of a Docker engine, made and watched.
@@ -31,7 +30,6 @@ mod git;
 mod keeping;
 mod mirror;
 mod places;
-mod presence;
 mod process;
 mod reading;
 mod reconcile;
@@ -83,6 +81,9 @@ pub struct Options {
     pub tokens: Arc<dyn GitTokens>,
     /// How long the host of such a repository may take to say what it has.
     pub git_patience: Duration,
+    /// How long a worker may go on that was told that its budget is used up: it is answered nothing more, but can end the command
+    /// that it runs, and report.
+    pub unpaid_patience: Duration,
     /// Workers at a time.
     pub max_workers: usize,
     /// What they may use together, and what becomes of jobs that do not fit.
@@ -116,6 +117,7 @@ impl Options {
             models,
             tokens: Arc::new(NoTokens),
             git_patience: Duration::from_mins(1),
+            unpaid_patience: Duration::from_mins(1),
             max_workers: 4,
             capacity: Capacity::unlimited(),
             disk: Disk::default(),

@@ -105,76 +105,98 @@ pub(crate) fn failed(error: &runtime::Error) -> Trouble {
     .evidence(chain(error))
 }
 
-/// Watches a worker to its end, whatever that is. A stop ends it within a second.
-pub(crate) async fn watch(
-    mut running: Box<dyn Worker>,
-    request: &SpawnRequest,
-    broker: &Broker,
-    events: &Events,
-    stop: &Stop,
-    disk: Option<&Image>,
-) -> Result<Exit, Trouble> {
-    let mut lines = running.take_lines();
-    let idle_limit = Duration::from_secs(request.limits.idle_s);
-    events.activity().touch();
-    events.runs();
+/// What is known of a worker that is watched.
+pub(crate) struct Watch<'a> {
+    pub(crate) request: &'a SpawnRequest,
+    pub(crate) broker: &'a Broker,
+    pub(crate) events: &'a Events,
+    pub(crate) stop: &'a Stop,
+    /// How long it may go on whose budget is used up.
+    pub(crate) unpaid_patience: Duration,
+    pub(crate) disk: Option<&'a Image>,
+}
 
-    let mut tick = tokio::time::interval(Duration::from_millis(250));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = (Instant::now(), String::new());
-    let (mut stopping, mut idle) = (false, false);
-    let is_full = || disk.is_some_and(Image::is_full);
-    let mut disk_full = false;
-    let mut farewell: Option<Instant> = None;
-    let ended = loop {
-        tokio::select! {
-            ended = running.wait(), if lines.is_none() => break ended,
-            line = next_line(&mut lines), if lines.is_some() => match line {
-                Some(_) => events.activity().touch(),
-                None => lines = None,
-            },
-            () = stop.stopped(), if !stopping => {
-                stopping = true;
-                running.stop(GRACE);
-                lines = None;
-            }
-            () = broker.wait_said(), if farewell.is_none() => {
-                farewell = Some(Instant::now() + FAREWELL);
-            }
-            _ = tick.tick() => {
-                disk_full = disk_full || is_full();
-                if !stopping && farewell.is_some_and(|end| Instant::now() >= end) {
+impl Watch<'_> {
+    /// Watches a worker to its end, whatever that is. A stop for good ends it within a second. One that is not paid any more is
+    /// answered no further question; it has a while for the command that it runs and for its report.
+    pub(crate) async fn run(&self, mut running: Box<dyn Worker>) -> Result<Exit, Trouble> {
+        let Self {
+            request,
+            broker,
+            events,
+            stop,
+            disk,
+            ..
+        } = *self;
+        let mut lines = running.take_lines();
+        let idle_limit = Duration::from_secs(request.limits.idle_s);
+        events.activity().touch();
+        events.runs();
+
+        let mut tick = tokio::time::interval(Duration::from_millis(250));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = (Instant::now(), String::new());
+        let (mut stopping, mut idle) = (false, false);
+        let is_full = || disk.is_some_and(Image::is_full);
+        let mut disk_full = false;
+        // When it has to have ended, where that is known.
+        let (mut farewell, mut unpaid): (Option<Instant>, Option<Instant>) = (None, None);
+        let ended = loop {
+            tokio::select! {
+                ended = running.wait(), if lines.is_none() => break ended,
+                line = next_line(&mut lines), if lines.is_some() => match line {
+                    Some(_) => events.activity().touch(),
+                    None => lines = None,
+                },
+                () = stop.stopped_for_good(), if !stopping => {
                     stopping = true;
                     running.stop(GRACE);
+                    lines = None;
                 }
-                if !stopping && farewell.is_none() && events.activity().silence() > idle_limit {
-                    (stopping, idle) = (true, true);
-                    running.stop(GRACE);
+                () = stop.stopped(), if unpaid.is_none() && !stop.is_stopped(true) => {
+                    unpaid = Some(Instant::now() + self.unpaid_patience);
+                    broker.end_of_budget();
+                    events.phase("ending: the budget is used up");
                 }
-                if told.0.elapsed() >= LOG_EVERY {
-                    let log = tail(&running.tail(), LOG_BYTES).to_owned();
-                    if log != told.1 {
-                        events.say(EventKind::Log { tail: log.clone() });
+                () = broker.wait_said(), if farewell.is_none() => {
+                    farewell = Some(Instant::now() + FAREWELL);
+                }
+                _ = tick.tick() => {
+                    disk_full = disk_full || is_full();
+                    let ends = [farewell, unpaid].into_iter().flatten().min();
+                    if !stopping && ends.is_some_and(|end| Instant::now() >= end) {
+                        stopping = true;
+                        running.stop(GRACE);
                     }
-                    told = (Instant::now(), log);
+                    if !stopping && farewell.is_none() && events.activity().silence() > idle_limit {
+                        (stopping, idle) = (true, true);
+                        running.stop(GRACE);
+                    }
+                    if told.0.elapsed() >= LOG_EVERY {
+                        let log = tail(&running.tail(), LOG_BYTES).to_owned();
+                        if log != told.1 {
+                            events.say(EventKind::Log { tail: log.clone() });
+                        }
+                        told = (Instant::now(), log);
+                    }
                 }
             }
+        };
+        let log = running.tail();
+        if told.1 != tail(&log, LOG_BYTES) {
+            events.say(EventKind::Log {
+                tail: tail(&log, LOG_BYTES).to_owned(),
+            });
         }
-    };
-    let log = running.tail();
-    if told.1 != tail(&log, LOG_BYTES) {
-        events.say(EventKind::Log {
-            tail: tail(&log, LOG_BYTES).to_owned(),
-        });
-    }
-    match ended {
-        Ok(ended) => Ok(Exit {
-            ended,
-            tail: log,
-            idle,
-            disk_full: disk_full || is_full(),
-        }),
-        Err(error) => Err(failed(&error)),
+        match ended {
+            Ok(ended) => Ok(Exit {
+                ended,
+                tail: log,
+                idle,
+                disk_full: disk_full || is_full(),
+            }),
+            Err(error) => Err(failed(&error)),
+        }
     }
 }
 

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use ports::{Event, FrontDesk, Recorded, ServiceOrder};
 
 use crate::cli::{CloneArgs, MigrateArgs, ProjectCommand, RemoveArgs, SecretsCommand};
-use crate::follow::Until;
-use crate::words::{self, print_json};
+use crate::follow::{Until, print_json};
 
 use super::{Context, me, project_of, talk, terminal};
 
@@ -40,11 +39,11 @@ pub(super) async fn service(
         print_json(&report);
     } else {
         match order {
-            ServiceOrder::Stop => words::say(&format!(
+            ServiceOrder::Stop => println!(
                 "{} is stopped; start it with: artel start {0}",
                 report.project.slug
-            )),
-            ServiceOrder::Start => words::say(&format!(
+            ),
+            ServiceOrder::Start => println!(
                 "{} is running at {}",
                 report.project.slug,
                 report
@@ -52,12 +51,12 @@ pub(super) async fn service(
                     .url
                     .as_deref()
                     .unwrap_or("an unknown address")
-            )),
-            ServiceOrder::Remove => words::say(&format!(
+            ),
+            ServiceOrder::Remove => println!(
                 "{}: service, releases and data are gone; the repository stays",
                 report.project.slug
-            )),
-            ServiceOrder::Archive => words::say(&format!("{} is put away", report.project.slug)),
+            ),
+            ServiceOrder::Archive => println!("{} is put away", report.project.slug),
         }
     }
     Ok(0)
@@ -79,7 +78,7 @@ pub(super) async fn remove(context: &Context, args: RemoveArgs) -> anyhow::Resul
             Some("no"),
         )?;
         if answer.as_deref() != Some("yes") {
-            words::say("nothing was deleted");
+            println!("nothing was deleted");
             return Ok(1);
         }
     }
@@ -149,12 +148,12 @@ pub(super) async fn project(context: &Context, command: ProjectCommand) -> anyho
     if context.json {
         print_json(&report);
     } else {
-        words::say(&format!(
+        println!(
             "{}: {}, repository {}",
             report.project.slug,
             report.project.status,
             report.project.repository.as_deref().unwrap_or("-")
-        ));
+        );
     }
     Ok(0)
 }
@@ -183,7 +182,7 @@ pub(super) async fn secrets(context: &Context, command: SecretsCommand) -> anyho
                         &serde_json::json!({"name": name, "handle": format!("secret://project/{project}/{name}")}),
                     );
                 } else {
-                    words::say(&name);
+                    println!("{name}");
                 }
             }
         }

@@ -20,9 +20,8 @@ use secrets::Redactor;
 use crate::app::App;
 use crate::cli::{Cli, Command, ConfigCommand, GraphArgs};
 use crate::config::Config;
-use crate::follow::Printer;
+use crate::follow::{Printer, print_json};
 use crate::lines::{End, EndError, EndStatus};
-use crate::words::{self, print_json};
 
 /// What a command works with.
 pub struct Context {
@@ -44,7 +43,7 @@ impl Context {
         if self.json {
             print_json(value);
         } else {
-            words::say(words);
+            println!("{}", ports::plain(words));
         }
     }
 
@@ -106,7 +105,7 @@ pub async fn run(context: &Context, cli: Cli) -> ExitCode {
                 });
                 print_json(&end);
             } else {
-                words::complain(&format!("artel: {message}"));
+                eprintln!("artel: {}", ports::plain(&message));
             }
             if is_bad_use(&error) {
                 ExitCode::from(2)

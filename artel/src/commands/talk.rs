@@ -12,7 +12,6 @@ use crate::app::App;
 use crate::cli::{NewArgs, ProjectAndYes, RetryArgs, SayArgs};
 use crate::follow::{Doing, Until, follow};
 use crate::lines::{End, typed_answer};
-use crate::words;
 
 use super::{Context, me};
 
@@ -95,9 +94,9 @@ pub(super) fn begin(context: &Context, app: &App) -> anyhow::Result<()> {
     }
     for line in news {
         if context.json {
-            words::complain(&format!("artel: {line}"));
+            eprintln!("artel: {line}");
         } else {
-            words::say(&line);
+            println!("{line}");
         }
     }
     Ok(())

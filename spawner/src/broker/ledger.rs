@@ -109,6 +109,8 @@ struct State {
     /// An answer of a former run that the worker may not have got: given once.
     unread: Option<Answered>,
     trouble: Option<(&'static str, String)>,
+    /// What pays for the job is used up, whatever the job itself might still use.
+    ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -165,6 +167,7 @@ impl Ledger {
                     kept,
                     held: Hold::default(),
                     trouble: None,
+                    ended: false,
                 }),
                 freed: Notify::new(),
             }),
@@ -224,8 +227,18 @@ impl Ledger {
         }
     }
 
+    /// From now on nothing is asked any more: the budget of the project is used up.
+    pub(super) fn end(&self) {
+        self.lock().ended = true;
+        self.shared.freed.notify_waiters();
+    }
+
     fn try_reserve(&self, question: &Question) -> Result<Reserved, Refused> {
         let mut state = self.lock();
+        if state.ended {
+            let message = "the budget of the project is used up; it has to be raised first";
+            return Err(Refused::Spent(message.to_owned()));
+        }
         let least = question.least();
         let room = self.room(&state.kept, state.held, question)?;
         let Some(room) = room.filter(|room| *room >= least) else {
@@ -417,6 +430,22 @@ mod tests {
             panic!("a dollar is spent");
         };
         assert!(spent.contains("USD"), "{spent}");
+    }
+
+    #[tokio::test]
+    async fn when_the_projects_budget_is_used_up_no_question_is_asked_and_none_waits_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = open(folder.path(), 100);
+        let first = ledger.reserve(&question(50, 10)).await.unwrap();
+        let second = question(50, 10);
+        let (second, ()) = tokio::join!(ledger.reserve(&second), async { ledger.end() });
+        let Err(Refused::Spent(spent)) = second else {
+            panic!("it waited for the first one");
+        };
+        assert!(spent.contains("budget of the project"), "{spent}");
+        drop(first);
+        let third = ledger.reserve(&question(1, 1)).await;
+        assert!(matches!(third, Err(Refused::Spent(_))));
     }
 
     #[tokio::test]

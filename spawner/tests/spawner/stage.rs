@@ -411,6 +411,20 @@ impl Stage {
         self.run(&self.script("r1", 1, script)).await
     }
 
+    /// Waits until a request is in this phase.
+    pub async fn until_phase(&self, id: &str, wanted: &str) {
+        let mut events = self.transport.events(id).await.unwrap();
+        let wait = async {
+            while let Some(event) = events.next().await {
+                if matches!(&event.kind, EventKind::Phase { name } if name == wanted) {
+                    return;
+                }
+            }
+            panic!("{id} ended without the phase {wanted}");
+        };
+        tokio::time::timeout(SOON, wait).await.unwrap();
+    }
+
     /// Everything that was said about a request, after its end.
     pub async fn events(&self, id: &str) -> Vec<WorkerEvent> {
         let stream = self.transport.events(id).await.unwrap();

@@ -13,6 +13,7 @@ use spawner::{GitToken, GitTokens, HostToken, TokenError};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
 use url::Url;
 
@@ -149,7 +150,10 @@ impl Halted {
         });
         let outer = Arc::new(Shared(Arc::clone(&stuck)));
         let tokens = Arc::clone(&outer);
-        let tune = |options: &mut spawner::Options| options.tokens = tokens;
+        let tune = |options: &mut spawner::Options| {
+            options.tokens = tokens;
+            options.unpaid_patience = Duration::from_millis(200);
+        };
         let stage = Stage::tuned(folder, outer, cleanup, [], tune).await;
         let halted = Self {
             at,

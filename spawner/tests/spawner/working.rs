@@ -1,7 +1,8 @@
 //! Work that goes well, and work that comes to nothing.
 
-use crate::stage::{Stage, assert_succeeded, git, kind, phases, runs, says, until};
+use crate::stage::{Stage, Turn, assert_succeeded, git, kind, phases, runs, runtime, says, until};
 use protocol::{EventKind, ResultStatus};
+use spawner::Options;
 use std::time::{Duration, Instant};
 
 const COMMIT: &str = "echo hello > hello.txt && git add hello.txt && git commit -q -m 'Add hello'";
@@ -244,7 +245,7 @@ async fn a_cancel_ends_a_running_worker_that_does_not_listen() {
 
 #[tokio::test]
 async fn a_worker_whose_budget_is_used_up_elsewhere_is_stopped_with_that_reason() {
-    let stage = Stage::new([]).await;
+    let stage = patient(Duration::from_millis(500), []).await;
     let request = stage.script("r1", 1, "touch here; sleep 600");
     stage.submit(&request).await;
     let here = stage.workspace().join("here");
@@ -255,6 +256,68 @@ async fn a_worker_whose_budget_is_used_up_elsewhere_is_stopped_with_that_reason(
     assert_eq!(result.status, ResultStatus::Failed);
     assert_eq!(kind(&result), spawner::kind::BUDGET);
     assert!(here.exists(), "the workspace is kept for when it is raised");
+}
+
+/// With a spawner that waits so long for a worker that is not paid any more.
+async fn patient(patience: Duration, turns: impl IntoIterator<Item = Turn>) -> Stage {
+    let folder = tempfile::tempdir().unwrap();
+    let (runtime, cleanup) = runtime(&folder.path().join("home")).await;
+    let tune = |options: &mut Options| options.unpaid_patience = patience;
+    Stage::tuned(folder, runtime, cleanup, turns, tune).await
+}
+
+/// Longer than any test lasts.
+const LONG: Duration = Duration::from_mins(10);
+
+/// What a worker is in that may end what it does, and ask nothing more.
+const ENDING: &str = "ending: the budget is used up";
+
+/// Waits for `go` in the workspace.
+const UNTIL_GO: &str = "touch here; while [ ! -e go ]; do sleep 0.05; done; rm here go";
+
+#[tokio::test]
+async fn what_a_worker_completes_without_a_further_question_is_taken_when_its_budget_is_used_up() {
+    let stage = patient(LONG, []).await;
+    let request = stage.script("r1", 1, &format!("{UNTIL_GO}; {COMMIT}"));
+    stage.submit(&request).await;
+    let here = stage.workspace().join("here");
+    until(async || here.exists().then_some(())).await;
+    stage.transport.unpaid("r1").await.unwrap();
+    stage.until_phase("r1", ENDING).await;
+    std::fs::write(stage.workspace().join("go"), "").unwrap();
+    let result = stage.result("r1").await;
+    assert_succeeded(&result);
+    assert_eq!(stage.pushed(), result.head_sha);
+}
+
+#[tokio::test]
+async fn an_agent_whose_budget_is_used_up_ends_its_command_and_asks_nothing_more() {
+    let turns = [runs(&format!("{UNTIL_GO}; touch done")), says("done")];
+    let stage = patient(LONG, turns).await;
+    stage.submit(&stage.request("r1", 1)).await;
+    let here = stage.workspace().join("here");
+    until(async || here.exists().then_some(())).await;
+    stage.transport.unpaid("r1").await.unwrap();
+    stage.until_phase("r1", ENDING).await;
+    std::fs::write(stage.workspace().join("go"), "").unwrap();
+    let result = stage.result("r1").await;
+    assert_eq!(kind(&result), spawner::kind::BUDGET);
+    assert_eq!(stage.calls().len(), 1);
+    assert!(stage.workspace().join("done").exists());
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_after_its_budget_was_used_up_ends_at_once_as_cancelled() {
+    let stage = patient(LONG, []).await;
+    stage
+        .submit(&stage.script("r1", 1, "touch here; sleep 600"))
+        .await;
+    let here = stage.workspace().join("here");
+    until(async || here.exists().then_some(())).await;
+    stage.transport.unpaid("r1").await.unwrap();
+    stage.transport.cancel("r1").await.unwrap();
+    let result = stage.result("r1").await;
+    assert_eq!(kind(&result), spawner::kind::CANCELLED);
 }
 
 #[tokio::test]

@@ -179,7 +179,8 @@ fn telemetry(
 ) -> Result<telemetry::Guard, telemetry::Error> {
     let quiet = !cli.command.lasts();
     let filter = match config.log_filter.as_str() {
-        "" if quiet => Some("warn".to_owned()),
+        // How long a statement took on a busy machine is nothing that a person at a terminal can do something about.
+        "" if quiet => Some("warn,sqlx=error".to_owned()),
         "" => None,
         filter => Some(filter.to_owned()),
     };

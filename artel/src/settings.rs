@@ -231,7 +231,7 @@ pub const GROUPS: &[(&str, &[Setting])] = &[
             setting(
                 "RUST_LOG",
                 "",
-                "What is logged, as tracing's filters are written. Default: info for `artel up`, warnings for other commands.",
+                "What is logged, as tracing's filters are written. Default: info for `artel up`, warn for other commands.",
             ),
             setting("ARTEL_LOG", "text", "How it is logged: `text` or `json`."),
         ],

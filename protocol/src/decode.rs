@@ -1,14 +1,16 @@
 //! Bytes to messages: sizes are bounded, versions are checked before anything else is looked at,
 //! and an error names the field.
 
+use crate::request::check_request_id;
 use crate::{
     ControlMessage, Failure, Heartbeat, ResultStatus, SpawnRequest, Usage, VERSION, WorkerEvent,
     WorkerResult,
 };
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+use std::fmt;
 
 /// Largest request that is read, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024;
@@ -103,38 +105,17 @@ pub fn request(bytes: &[u8]) -> Result<SpawnRequest, DecodeError> {
 /// The answer to a request that cannot be read, so that nobody waits for it; none when it does not even say which one it is.
 /// `reason` is what [`request`] said.
 pub fn refusal(bytes: &[u8], reason: &str) -> Option<WorkerResult> {
-    /// Whom the answer is for. Everything else is passed over without being kept.
-    #[derive(Deserialize)]
-    struct Whom {
-        request_id: String,
-        #[serde(default)]
-        task_id: String,
-        #[serde(default)]
-        attempt: u32,
-        #[serde(default)]
-        fencing_token: u64,
-        #[serde(default)]
-        repository: Option<Where>,
-    }
-    #[derive(Deserialize)]
-    struct Where {
-        #[serde(default)]
-        branch: String,
-    }
-    let whom: Whom = serde_json::from_slice(bytes).ok()?;
+    let whom = Whom::read(bytes)?;
     let now = Timestamp::now();
     let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]);
     let result = WorkerResult {
         version: VERSION,
-        request_id: whom.request_id,
-        task_id: whom.task_id,
-        attempt: whom.attempt,
-        fencing_token: whom.fencing_token,
+        request_id: whom.text("request_id"),
+        task_id: whom.text("task_id"),
+        attempt: u32::try_from(whom.number("attempt")).unwrap_or_default(),
+        fencing_token: whom.number("fencing_token"),
         status: ResultStatus::Failed,
-        branch: whom
-            .repository
-            .map(|place| place.branch)
-            .unwrap_or_default(),
+        branch: whom.text("branch"),
         head_sha: None,
         summary_markdown: String::new(),
         checks: Vec::new(),
@@ -142,14 +123,82 @@ pub fn refusal(bytes: &[u8], reason: &str) -> Option<WorkerResult> {
         failure: Some(Failure {
             kind: BAD_REQUEST.to_owned(),
             message: format!(
-                "No spawner can read this request: {reason}. It is kept in worker:dead; an admin has to bring crew and spawners to one version, or to mend what sent it."
+                "No spawner can read this request: {}. It is kept in worker:dead; an admin has to bring crew and spawners to one version, or to mend what sent it.",
+                crate::shortened(reason)
             ),
             evidence: format!("{} bytes, which begin with: {shown}", bytes.len()),
         }),
         started_at: now,
         finished_at: now,
     };
-    result.validate().is_ok().then_some(result)
+    // What cannot be sent is no answer, and nobody waits under such names.
+    let sent = result.validate().is_ok() && crate::encode(&result, MAX_RESULT_BYTES).is_ok();
+    sent.then_some(result)
+}
+
+/// The request that a message is of which cannot be read otherwise; empty when it does not say.
+pub(crate) fn named(bytes: &[u8]) -> String {
+    let id = Whom::read(bytes).map(|whom| whom.text("request_id"));
+    let id = id.unwrap_or_default();
+    if check_request_id(&id).is_ok() {
+        id
+    } else {
+        String::new()
+    }
+}
+
+/// Which attempt a message is of that cannot be read otherwise: its names and numbers, whatever else is wrong with it.
+struct Whom(Map<String, Value>);
+
+impl Whom {
+    const NAMES: [&str; 4] = ["request_id", "task_id", "attempt", "fencing_token"];
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        Self::deserialize(&mut serde_json::Deserializer::from_slice(bytes)).ok()
+    }
+
+    /// Empty when it does not say.
+    fn text(&self, name: &str) -> String {
+        let value = self.0.get(name).and_then(Value::as_str);
+        value.unwrap_or_default().to_owned()
+    }
+
+    /// 0 when it does not say.
+    fn number(&self, name: &str) -> u64 {
+        self.0.get(name).and_then(Value::as_u64).unwrap_or_default()
+    }
+}
+
+impl<'de> Deserialize<'de> for Whom {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Whom;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a message")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Whom, A::Error> {
+                let mut found = Map::new();
+                while let Some(name) = fields.next_key::<String>()? {
+                    if Whom::NAMES.contains(&name.as_str()) && !found.contains_key(&name) {
+                        found.insert(name, fields.next_value()?);
+                    } else if name == "repository" {
+                        let place: Value = fields.next_value()?;
+                        if let Some(branch) = place.get("branch") {
+                            found.insert("branch".to_owned(), branch.clone());
+                        }
+                    } else {
+                        // Passed over without being kept.
+                        fields.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Whom(found))
+            }
+        }
+        from.deserialize_map(Reader)
+    }
 }
 
 /// Reads a result and checks it.

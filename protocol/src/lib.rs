@@ -41,7 +41,7 @@ pub use transport::{
 /// The version of every message that this crate writes, and the only one that it reads.
 pub const VERSION: u32 = 1;
 
-/// An error with its causes, in one line.
+/// An error with its causes, in one line. It may repeat what is wrong in a message, and is cut to a bound.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -50,7 +50,17 @@ fn chain(error: &dyn std::error::Error) -> String {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    text
+    shortened(&text).to_owned()
+}
+
+/// The beginning of a reason: most that is kept of one, so that whoever writes messages does not write its length.
+fn shortened(reason: &str) -> &str {
+    const REASON_BYTES: usize = 1024;
+    let mut end = reason.len().min(REASON_BYTES);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
 }
 
 /// A message as JSON, if it is not too large.

@@ -2,8 +2,7 @@
 
 use super::queue::{Handed, Queue};
 use super::{Entry, Shared};
-use crate::request::check_request_id;
-use crate::{TransportError, names};
+use crate::{TransportError, decode, names, shortened};
 
 /// Most that is kept of a dead letter's body, in bytes: what nobody can read may be of any size, and letters are many and stay.
 const LETTER_BYTES: usize = 128 * 1024;
@@ -24,7 +23,7 @@ impl Shared {
             "a message is poison ({reason}) and was put aside"
         );
         self.keep_letter(&handed.data, reason).await?;
-        let id = named(&handed.data);
+        let id = decode::named(&handed.data);
         queue.settle(&self.link, &handed.receipt(&id)).await
     }
 
@@ -33,6 +32,7 @@ impl Shared {
         let kept = self.options.letters.max(1);
         let mut add = redis::cmd("XADD");
         add.arg(names::DEAD).arg("MAXLEN").arg(kept).arg("*");
+        let reason = shortened(reason);
         add.arg("reason").arg(reason).arg(names::FIELD).arg(body);
         self.link.ask::<()>(&add).await?;
         self.link
@@ -66,20 +66,5 @@ impl Shared {
                 (field("reason"), field(names::FIELD))
             })
             .collect())
-    }
-}
-
-/// The request that a message is of which cannot be read otherwise; empty when it does not say.
-fn named(data: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Named {
-        request_id: String,
-    }
-    let id = serde_json::from_slice(data).map(|named: Named| named.request_id);
-    let id = id.unwrap_or_default();
-    if check_request_id(&id).is_ok() {
-        id
-    } else {
-        String::new()
     }
 }

@@ -208,3 +208,45 @@ async fn nothing_stays_for_ever_of_what_was_lost_or_could_not_be_read() {
         assert!(left(&mut look, key) >= 0, "{key} has no end");
     }
 }
+
+/// Puts a body into a stream, as somebody does who does not know us.
+fn put(look: &mut redis::Connection, stream: &str, body: &str) {
+    let mut add = redis::cmd("XADD");
+    let add = add.arg(stream).arg("*").arg("data").arg(body);
+    add.query::<()>(look).unwrap();
+}
+
+#[tokio::test]
+async fn a_request_whose_answer_would_be_too_large_is_put_aside_and_holds_nobody_up() {
+    let remote = Remote::new().await;
+    let bus = remote.open_for(Duration::from_mins(10)).await;
+    let mut look = remote.0.look();
+    // What is wrong with it would be said in its own words, each of which is written with a backslash more.
+    let mut wrong = serde_json::to_value(suite::request("wrong")).unwrap();
+    wrong["attempt"] = "\"".repeat(400_000).into();
+    put(&mut look, names::JOBS, &wrong.to_string());
+    // Its answer would have to repeat a name without an end.
+    let mut long = serde_json::to_value(suite::request("long")).unwrap();
+    long["task_id"] = "x".repeat(2 << 20).into();
+    put(&mut look, names::JOBS, &long.to_string());
+    bus.publish_job(&suite::request("good")).await.unwrap();
+    let job = bus.next_job(SOON).await.unwrap().unwrap();
+    assert_eq!(job.request.request_id, "good");
+    let letters = bus.dead_letters(10).await.unwrap();
+    assert_eq!(letters.len(), 2);
+    for (reason, _) in &letters {
+        assert!(reason.len() <= 2048, "{} bytes", reason.len());
+    }
+    let answer = bus.next_result(SOON).await.unwrap().unwrap().result;
+    let failure = answer.failure.unwrap();
+    assert_eq!(
+        (answer.request_id.as_str(), failure.kind.as_str()),
+        ("wrong", "bad_request")
+    );
+    assert!(
+        failure.message.len() <= 4096,
+        "{} bytes",
+        failure.message.len()
+    );
+    assert!(bus.next_result(Duration::ZERO).await.unwrap().is_none());
+}

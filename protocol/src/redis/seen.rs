@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::link::Link;
 use super::queue::millis;
 use crate::transport::REMEMBERED;
-use crate::{Heartbeat, Seen, Size, TransportError, decode, names};
+use crate::{Heartbeat, Seen, Size, TransportError, chain, decode, names};
 
 /// The set of the names of spawners that live; who does not any more is struck off when it is read.
 const SPAWNERS: &str = "spawner:heartbeats";
@@ -86,6 +86,20 @@ pub(super) async fn beat(
         .await
 }
 
+/// One spawner of another version hides no other one.
+fn readable(text: &[u8]) -> Option<Heartbeat> {
+    match decode::heartbeat(text) {
+        Ok(beat) => Some(beat),
+        Err(error) => {
+            let reason = chain(&error);
+            tracing::warn!(
+                "a heartbeat cannot be read, and its spawner counts as absent: {reason}"
+            );
+            None
+        }
+    }
+}
+
 pub(super) async fn alive(link: &Link) -> Result<Vec<Heartbeat>, TransportError> {
     let names: Vec<String> = link.ask(redis::cmd("SMEMBERS").arg(SPAWNERS)).await?;
     let mut alive = Vec::new();
@@ -93,7 +107,7 @@ pub(super) async fn alive(link: &Link) -> Result<Vec<Heartbeat>, TransportError>
         let key = names::heartbeat(&name);
         let text: Option<Vec<u8>> = link.ask(redis::cmd("GET").arg(key)).await?;
         if let Some(text) = text {
-            alive.push(decode::heartbeat(&text)?);
+            alive.extend(readable(&text));
         } else {
             let command = redis::cmd("SREM").arg(SPAWNERS).arg(&name).clone();
             link.ask::<()>(&command).await?;
@@ -116,10 +130,8 @@ pub(super) async fn lately(link: &Link, within: Duration) -> Result<Vec<Seen>, T
         .await?;
     let mut seen = Vec::new();
     for (text, silent_ms) in found {
-        seen.push(Seen {
-            last: decode::heartbeat(&text)?,
-            silent: Duration::from_millis(silent_ms),
-        });
+        let silent = Duration::from_millis(silent_ms);
+        seen.extend(readable(&text).map(|last| Seen { last, silent }));
     }
     // One of a former version lives without being remembered.
     for last in alive(link).await? {

@@ -164,3 +164,39 @@ async fn what_a_former_version_noted_of_a_job_does_not_hide_whose_worker_runs_al
     let held = bus.next_job_for(&rooms, SOON).await.unwrap().unwrap();
     assert_eq!(held.request.request_id, "a");
 }
+
+#[tokio::test]
+async fn a_heartbeat_that_nobody_can_read_hides_no_other_spawner() {
+    let remote = Remote::new().await;
+    let bus = remote.open_remembering(SOON, SOON).await;
+    bus.heartbeat(&suite::beat("good", Size::ZERO))
+        .await
+        .unwrap();
+    let mut look = remote.0.look();
+    for (name, text) in [("newer", r#"{"version": 9}"#), ("broken", "not JSON")] {
+        for command in [
+            redis::cmd("SET")
+                .arg(names::heartbeat(name))
+                .arg(text)
+                .arg("PX")
+                .arg(60_000),
+            redis::cmd("SADD").arg("spawner:heartbeats").arg(name),
+            redis::cmd("HSET")
+                .arg(names::SEEN_BEATS)
+                .arg(name)
+                .arg(text),
+            redis::cmd("ZADD")
+                .arg(names::SEEN)
+                .arg("4000000000000")
+                .arg(name),
+        ] {
+            command.query::<()>(&mut look).unwrap();
+        }
+    }
+    let alive = bus.spawners().await.unwrap();
+    assert_eq!(alive.len(), 1);
+    assert_eq!(alive[0].spawner, "good");
+    let seen = bus.seen_spawners().await.unwrap();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].last.spawner, "good");
+}

@@ -347,13 +347,14 @@ impl Queue {
     pub async fn abandon(&self, link: &Link, holder: &str) -> Result<u32, TransportError> {
         let idle = millis(self.lease).saturating_add(1);
         link.run(|mut live| async move {
-            ABANDON
+            let freed = ABANDON
                 .key(self.stream)
                 .arg(self.group)
                 .arg(holder)
                 .arg(idle)
                 .invoke_async(&mut live)
-                .await
+                .await;
+            nothing_if_lost(freed)
         })
         .await
     }
@@ -379,7 +380,7 @@ impl Queue {
         };
         let done: bool = link
             .run(|mut live| async move {
-                script
+                let done = script
                     .key(self.stream)
                     .key(self.known(request_id))
                     .key(self.about())
@@ -389,10 +390,19 @@ impl Queue {
                     .arg(deliveries)
                     .arg(argument)
                     .invoke_async(&mut live)
-                    .await
+                    .await;
+                nothing_if_lost(done)
             })
             .await?;
         if done { Ok(()) } else { Err(not_held()) }
+    }
+}
+
+/// Of a stream that Redis has lost, or somebody deleted, nobody holds anything.
+fn nothing_if_lost<T: Default>(answer: RedisResult<T>) -> RedisResult<T> {
+    match answer {
+        Err(error) if error.code() == Some("NOGROUP") => Ok(T::default()),
+        answer => answer,
     }
 }
 

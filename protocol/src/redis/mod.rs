@@ -3,7 +3,7 @@
 //! Jobs and results are entries of streams, held by whoever took them until they are settled or their hold runs out
 //! (`queue.rs`); an acknowledged entry is deleted and nothing else ever trims a stream. Pub/sub only announces (`hub.rs`): who
 //! missed an announcement finds the entry within a second. Beside the names of [`crate::names`] there are, per queue, the keys
-//! `{stream}:known:{request}`, which make publishing idempotent, and, for the jobs, the hash
+//! `{stream}:known:{request}`, which make publishing idempotent, `{stream}:at:{request}`, its entry while it is not over, and, for the jobs, the hash
 //! `{stream}:about` with project and size of each entry, so that looking for the next job reads no message.
 //!
 //! How durable a message is, is the server's setting: `appendonly yes` with `appendfsync always` survives a power cut.

@@ -18,14 +18,20 @@ const MOST_LOOKED_AT: usize = 4096;
 /// ever when its entry is lost.
 const KEEP_UNSETTLED_S: u64 = 30 * names::KEEP_S;
 
-/// Appends an entry, unless one with this id was there within the last day.
+/// Appends an entry, unless one with this id is there, or was over within the last day. What is known for longer is not over; if
+/// its entry is gone nevertheless, somebody has deleted it, or the stream.
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-        if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+        if redis.call('EXISTS', KEYS[2]) == 1 then
+            local at = redis.call('GET', KEYS[3])
+            if not at or redis.call('TTL', KEYS[2]) <= tonumber(ARGV[5]) then return 0 end
+            if #redis.call('XRANGE', KEYS[1], at, at) == 1 then return 0 end
+        end
         if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[2]) then return -1 end
-        redis.call('XADD', KEYS[1], '*', 'data', ARGV[1])
+        local entry = redis.call('XADD', KEYS[1], '*', 'data', ARGV[1])
         redis.call('SET', KEYS[2], ARGV[3], 'EX', ARGV[4])
+        redis.call('SET', KEYS[3], entry, 'EX', ARGV[4])
         return 1",
     )
 });
@@ -77,6 +83,7 @@ static SETTLE: LazyLock<Script> = LazyLock::new(|| {
         redis.call('XDEL', KEYS[1], ARGV[2])
         redis.call('HDEL', KEYS[3], ARGV[2])
         redis.call('EXPIRE', KEYS[2], ARGV[5])
+        redis.call('DEL', KEYS[4])
         return 1"
     ))
 });
@@ -183,6 +190,11 @@ impl Queue {
         format!("{{{}}}:known:{request_id}", self.stream)
     }
 
+    /// The key of the place that a request has in the stream, while it is not over.
+    fn place(&self, request_id: &str) -> String {
+        format!("{{{}}}:at:{request_id}", self.stream)
+    }
+
     /// The hash of what is known of the entries.
     fn about(&self) -> String {
         format!("{{{}}}:about", self.stream)
@@ -230,10 +242,12 @@ impl Queue {
                 PUBLISH
                     .key(self.stream)
                     .key(self.known(request_id))
+                    .key(self.place(request_id))
                     .arg(data)
                     .arg(self.capacity)
                     .arg(remembered)
                     .arg(KEEP_UNSETTLED_S)
+                    .arg(names::KEEP_S)
                     .invoke_async(&mut live)
                     .await
             })
@@ -384,6 +398,7 @@ impl Queue {
                     .key(self.stream)
                     .key(self.known(request_id))
                     .key(self.about())
+                    .key(self.place(request_id))
                     .arg(self.group)
                     .arg(entry)
                     .arg(consumer)

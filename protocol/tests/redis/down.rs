@@ -159,3 +159,55 @@ async fn who_held_something_of_a_stream_that_was_deleted_is_told_so() {
     assert_eq!(bus.abandon("holder").await.unwrap(), 0);
     assert_eq!(bus.dead_letters(10).await.unwrap(), []);
 }
+
+#[tokio::test]
+async fn what_was_deleted_by_hand_can_be_published_again_and_what_is_over_cannot() {
+    let remote = Remote::new().await;
+    let bus = remote.open_for(Duration::from_mins(10)).await;
+    let mut look = remote.0.look();
+    bus.publish_job(&suite::request("over")).await.unwrap();
+    let over = bus.next_job(SOON).await.unwrap().unwrap();
+    bus.ack_job(&over.receipt).await.unwrap();
+    for stream in [names::JOBS, names::RESULTS] {
+        for how in ["DEL", "XTRIM"] {
+            let id = format!("{}-{how}", &stream["worker:".len()..]);
+            let published = async || match stream {
+                names::JOBS => bus.publish_job(&suite::request(&id)).await.unwrap(),
+                _ => bus.publish_result(&suite::result(&id, "x")).await.unwrap(),
+            };
+            assert_eq!(published().await, Published::New);
+            assert_eq!(published().await, Published::Known);
+            let mut delete = redis::cmd(how);
+            delete.arg(stream);
+            if how == "XTRIM" {
+                delete.arg("MAXLEN").arg(0);
+            }
+            delete.query::<()>(&mut look).unwrap();
+            assert_eq!(published().await, Published::New, "{id}");
+            assert_eq!(published().await, Published::Known, "{id}");
+            // Found out by whoever looks: an entry that is gone may have been looked at.
+            let found = async {
+                loop {
+                    match stream {
+                        names::JOBS => {
+                            if let Some(job) = bus.next_job(SOON).await.unwrap() {
+                                bus.ack_job(&job.receipt).await.unwrap();
+                                return job.request.request_id;
+                            }
+                        }
+                        _ => {
+                            if let Some(result) = bus.next_result(SOON).await.unwrap() {
+                                bus.ack_result(&result.receipt).await.unwrap();
+                                return result.result.request_id;
+                            }
+                        }
+                    }
+                }
+            };
+            assert_eq!(tokio::time::timeout(SOON, found).await.unwrap(), id);
+            assert_eq!(published().await, Published::Known, "{id} is over");
+        }
+    }
+    let again = bus.publish_job(&suite::request("over")).await.unwrap();
+    assert_eq!(again, Published::Known);
+}

@@ -5,7 +5,7 @@
 //! jobs/{id}.json       from publish to acknowledgement, with the number of deliveries
 //! results/{id}.json    from publish until the crew acknowledges it
 //! ended/{id}.json      acknowledged results, for a day
-//! cancelled/{id}       cancelled requests, for a day
+//! cancelled/{id}       cancelled requests, for thirty days
 //! dead/{id}.json       poison, with its reason, for thirty days
 //! ```
 //! Every file appears whole (written aside, synced, renamed). Events, orders and heartbeats live in
@@ -166,8 +166,9 @@ impl LocalTransport {
             state.pruned = Some(now);
             let keep = Duration::from_secs(names::KEEP_S);
             self.folder.prune(Kind::Ended, keep).await?;
-            self.folder.prune(Kind::Cancelled, keep).await?;
-            self.folder.prune(Kind::Dead, keep * 30).await?;
+            let long = Duration::from_secs(names::KEEP_UNSETTLED_S);
+            self.folder.prune(Kind::Cancelled, long).await?;
+            self.folder.prune(Kind::Dead, long).await?;
         }
         Ok(())
     }

@@ -16,8 +16,11 @@ pub const CONTROL: &str = "worker:control";
 pub const DEAD: &str = "worker:dead";
 /// The one field of a stream entry: the message as JSON.
 pub const FIELD: &str = "data";
-/// How long a result and a cancel order stay readable after they were written, in seconds.
+/// How long a result stays readable after it was written, in seconds.
 pub const KEEP_S: u64 = 24 * 60 * 60;
+/// How long a request stays known that is never over, in seconds: much longer than anybody waits. A cancel order is kept as long,
+/// because its request may wait for so long.
+pub const KEEP_UNSETTLED_S: u64 = 30 * KEEP_S;
 
 /// Channel and key of the result of one request.
 pub fn result(request_id: &str) -> String {

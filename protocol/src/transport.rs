@@ -180,7 +180,7 @@ pub trait Transport: Send + Sync + 'static {
     /// Cancels a request, whether it waits, runs, or is not even published yet. Durable.
     async fn cancel(&self, request_id: &str) -> Result<(), TransportError>;
 
-    /// Whether a request was cancelled within the last day.
+    /// Whether a request was cancelled within the last thirty days.
     async fn cancelled(&self, request_id: &str) -> Result<bool, TransportError>;
 
     /// Ends a request whose budget is used up, if it runs now. Not durable: whoever finds it running again says it again.

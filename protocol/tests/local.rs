@@ -144,3 +144,21 @@ async fn a_store_that_cannot_be_written_says_where() {
     std::fs::create_dir(local.0.path().join("jobs")).unwrap();
     bus.publish_job(&suite::request("a")).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_cancel_is_remembered_for_as_long_as_its_job_may_wait() {
+    let local = Local::new();
+    let bus = local.open().await;
+    let day = Duration::from_hours(24);
+    for (id, days) in [("a", 29), ("gone", 31)] {
+        bus.cancel(id).await.unwrap();
+        let file = local.0.path().join(format!("cancelled/{id}.json"));
+        let file = std::fs::File::options().write(true).open(file).unwrap();
+        file.set_modified(std::time::SystemTime::now() - day * days)
+            .unwrap();
+    }
+    // What is old is looked for now and then, when something is published.
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    assert!(bus.cancelled("a").await.unwrap(), "it would begin");
+    assert!(!bus.cancelled("gone").await.unwrap());
+}

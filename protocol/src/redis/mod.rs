@@ -385,7 +385,7 @@ impl Transport for RedisTransport {
         let order = encode(&order, decode::MAX_CONTROL_BYTES)?;
         let key = names::cancel(request_id);
         self.shared
-            .set_and_say(&key, "1", names::KEEP_S, names::CONTROL, &order)
+            .set_and_say(&key, "1", names::KEEP_UNSETTLED_S, names::CONTROL, &order)
             .await
     }
 

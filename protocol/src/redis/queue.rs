@@ -14,10 +14,6 @@ use crate::{Published, Room, TransportError, names};
 /// Most entries that are looked at for the next job; a script can handle no more at a time.
 const MOST_LOOKED_AT: usize = 4096;
 
-/// How long an id stays known that is never settled, in seconds: much longer than anybody waits. Without an end it would stay for
-/// ever when its entry is lost.
-const KEEP_UNSETTLED_S: u64 = 30 * names::KEEP_S;
-
 /// Appends an entry, unless one with this id is there, or was over within the last day. What is known for longer is not over; if
 /// its entry is gone nevertheless, somebody has deleted it, or the stream.
 static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
@@ -246,7 +242,8 @@ impl Queue {
                     .arg(data)
                     .arg(self.capacity)
                     .arg(remembered)
-                    .arg(KEEP_UNSETTLED_S)
+                    // Without an end it would stay for ever when its entry is lost.
+                    .arg(names::KEEP_UNSETTLED_S)
                     .arg(names::KEEP_S)
                     .invoke_async(&mut live)
                     .await

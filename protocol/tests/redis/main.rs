@@ -117,9 +117,10 @@ async fn messages_stand_under_the_names_that_others_rely_on() {
             .request_id,
         "a"
     );
-    for key in ["worker:result:a", "worker:cancel:a"] {
+    for (key, days) in [("worker:result:a", 1), ("worker:cancel:a", 30)] {
         let left: i64 = redis::cmd("TTL").arg(key).query(&mut look).unwrap();
-        assert!((1..=86_400).contains(&left), "{key} is kept for {left} s");
+        let most = days * 86_400;
+        assert!((1..=most).contains(&left), "{key} is kept for {left} s");
     }
     let groups: Vec<redis::Value> = redis::cmd("XINFO")
         .arg("GROUPS")
@@ -199,4 +200,20 @@ async fn a_heartbeat_that_nobody_can_read_hides_no_other_spawner() {
     let seen = bus.seen_spawners().await.unwrap();
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].last.spawner, "good");
+}
+
+#[tokio::test]
+async fn a_cancel_is_remembered_for_as_long_as_its_job_may_wait() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    bus.publish_job(&suite::request("a")).await.unwrap();
+    bus.cancel("a").await.unwrap();
+    let mut look = remote.0.look();
+    let mut left = |key: &str| -> i64 { redis::cmd("TTL").arg(key).query(&mut look).unwrap() };
+    let waits = left("{worker:jobs}:known:a");
+    assert!(waits > 86_400, "{waits} s");
+    assert!(
+        left(&names::cancel("a")) >= waits,
+        "a job that waits for days would begin"
+    );
 }

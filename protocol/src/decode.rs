@@ -7,9 +7,10 @@ use crate::{
     WorkerResult,
 };
 use jiff::Timestamp;
-use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Largest request that is read, in bytes.
@@ -231,6 +232,12 @@ fn versioned(bytes: &[u8], limit: usize) -> Result<Value, DecodeError> {
         });
     }
     let value: Value = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+    if let Some(field) = twice(bytes) {
+        return Err(DecodeError::invalid(
+            crate::shortened(&field),
+            "is there twice",
+        ));
+    }
     let Some(version) = value.get("version") else {
         return Err(DecodeError::Missing {
             field: "version".to_owned(),
@@ -243,6 +250,75 @@ fn versioned(bytes: &[u8], limit: usize) -> Result<Value, DecodeError> {
             supported: VERSION,
         }),
         None => Err(DecodeError::invalid("version", "must be a whole number")),
+    }
+}
+
+/// A field that an object has twice: readers differ in which of the two counts, and so the message says nothing.
+fn twice(bytes: &[u8]) -> Option<String> {
+    let mut found = None;
+    // What is no JSON was found out before.
+    let _ = Once(&mut found).deserialize(&mut serde_json::Deserializer::from_slice(bytes));
+    found
+}
+
+/// Reads over a value, up to the first field that is there twice, and leaves its name.
+struct Once<'a>(&'a mut Option<String>);
+
+impl<'de> DeserializeSeed<'de> for Once<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Once<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        let mut seen = BTreeSet::new();
+        while let Some(name) = fields.next_key::<String>()? {
+            if seen.contains(&name) {
+                *self.0 = Some(name);
+                return Err(serde::de::Error::custom("a field is there twice"));
+            }
+            seen.insert(name);
+            fields.next_value_seed(Once(&mut *self.0))?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(Once(&mut *self.0))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
     }
 }
 

@@ -316,3 +316,27 @@ fn a_success_without_a_commit_is_not_a_result() {
     let error = decode::result(value.to_string().as_bytes()).unwrap_err();
     assert!(matches!(error, DecodeError::Invalid { field, .. } if field == "head_sha"));
 }
+
+#[test]
+fn a_message_with_a_field_twice_is_refused_with_the_fields_name() {
+    let text = serde_json::to_string(&request()).unwrap();
+    for (field, once, twice) in [
+        ("request_id", "{", "{\"request_id\":\"another\","),
+        ("version", "{", "{\"version\":1,"),
+        ("memory_mb", "\"limits\":{", "\"limits\":{\"memory_mb\":1,"),
+    ] {
+        let text = text.replacen(once, twice, 1);
+        let error = decode::request(text.as_bytes()).unwrap_err();
+        let DecodeError::Invalid {
+            field: found,
+            reason,
+        } = &error
+        else {
+            panic!("{error:?}");
+        };
+        assert_eq!((found.as_str(), reason.as_str()), (field, "is there twice"));
+        // Nobody waits for the answer in vain.
+        let answer = decode::refusal(text.as_bytes(), &error.to_string()).unwrap();
+        assert_eq!(answer.attempt, request().attempt);
+    }
+}

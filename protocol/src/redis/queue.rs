@@ -38,13 +38,14 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
         local function handed(entry)
-            local data = ''
+            local data
             local fields = entry[2]
+            -- Twice is no message, and is put aside as it is.
             for i = 1, #fields, 2 do
-                if fields[i] == 'data' then data = fields[i + 1] end
+                if fields[i] == 'data' then data = data and data .. '\n' .. fields[i + 1] or fields[i + 1] end
             end
             local held = redis.call('XPENDING', KEYS[1], ARGV[1], entry[1], entry[1], 1)
-            return {entry[1], data, held[1][4]}
+            return {entry[1], data or '', held[1][4]}
         end
         local cursor = '0-0'
         repeat

@@ -7,13 +7,18 @@ local free = 8 + tonumber(ARGV[7])
 local whole, others, ours = free + 2, free + 4, {}
 for i = 8, free - 1 do ours[ARGV[i]] = true end
 
-local function about(entry)
+-- The message of an entry. Twice is none, and is put aside as it is.
+local function message(entry)
     local data
     for i = 1, #entry[2], 2 do
-        if entry[2][i] == 'data' then data = entry[2][i + 1] end
+        if entry[2][i] == 'data' then data = data and data .. '\n' .. entry[2][i + 1] or entry[2][i + 1] end
     end
+    return data or ''
+end
+
+local function about(entry)
     local project, request, cpu, memory = '', '', 0, 0
-    local read, job = pcall(cjson.decode, data or '')
+    local read, job = pcall(cjson.decode, message(entry))
     if read and type(job) == 'table' and type(job.limits) == 'table' and type(job.project_id) == 'string' then
         project = string.gsub(job.project_id, '\n', ' ')
         request = type(job.request_id) == 'string' and job.request_id or ''
@@ -120,8 +125,4 @@ if not taken then
     redis.call('HDEL', known, chosen.id)
     return false
 end
-local data = ''
-for i = 1, #taken[2], 2 do
-    if taken[2][i] == 'data' then data = taken[2][i + 1] end
-end
-return {chosen.id, data, redis.call('XPENDING', stream, group, chosen.id, chosen.id, 1)[1][4]}
+return {chosen.id, message(taken), redis.call('XPENDING', stream, group, chosen.id, chosen.id, 1)[1][4]}

@@ -250,3 +250,21 @@ async fn a_request_whose_answer_would_be_too_large_is_put_aside_and_holds_nobody
     );
     assert!(bus.next_result(Duration::ZERO).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn an_entry_with_its_message_twice_is_put_aside_with_both() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    let mut look = remote.0.look();
+    let (one, two) = (suite::request("one"), suite::request("two"));
+    let [one, two] = [one, two].map(|request| serde_json::to_string(&request).unwrap());
+    let mut add = redis::cmd("XADD");
+    let add = add.arg(names::JOBS).arg("*").arg("data").arg(&one);
+    add.arg("data").arg(&two).query::<()>(&mut look).unwrap();
+    assert!(bus.next_job(Duration::ZERO).await.unwrap().is_none());
+    let letters = bus.dead_letters(10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].1, format!("{one}\n{two}"));
+    let answer = bus.next_result(SOON).await.unwrap().unwrap().result;
+    assert_eq!(answer.request_id, "one");
+}

@@ -2,7 +2,9 @@
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
-use redis::{Cmd, FromRedisValue, Pipeline, RedisFuture, RedisResult, Value};
+use redis::{
+    Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisFuture, RedisResult, Value,
+};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,11 +92,16 @@ impl Link {
                 },
                 Err(error) => error,
             };
-            let lasting = matches!(error.retry_method(), redis::RetryMethod::NoRetry);
+            let lasting = matches!(error.retry_method(), redis::RetryMethod::NoRetry)
+                || error.kind() == ErrorKind::AuthenticationFailed;
             if lasting || Instant::now() + pause >= deadline {
+                let reason = match what_to_do(&error) {
+                    Some(advice) => format!("{error}; {advice}"),
+                    None => error.to_string(),
+                };
                 return Err(TransportError::Remote {
                     place: self.address.shown().to_owned(),
-                    reason: error.to_string(),
+                    reason,
                 });
             }
             tracing::debug!(%error, "trying again in {pause:?}");
@@ -131,6 +138,33 @@ impl Link {
         }
     }
 }
+
+/// What of a server's answers a person can do something about.
+fn what_to_do(error: &RedisError) -> Option<&'static str> {
+    if error.kind() == ErrorKind::AuthenticationFailed {
+        return Some(LOGIN);
+    }
+    Some(match error.code()? {
+        "NOAUTH" | "WRONGPASS" => LOGIN,
+        "NOPERM" => {
+            "the user of REDIS_URL may not do this; let its server's admin allow it scripts, and the keys and channels that begin with worker:, spawner:, {worker: and {spawner:"
+        }
+        "OOM" => {
+            "its memory is full; give it more (maxmemory), or wait until workers have done what is there"
+        }
+        "MISCONF" => "it cannot write to its disk; make room there, then it goes on by itself",
+        "READONLY" => {
+            "this is a replica; name the master in REDIS_URL, or its sentinels as redis+sentinel://HOST,HOST/MASTER/DB"
+        }
+        "LOADING" => "it still reads what it had stored; it goes on by itself when it has",
+        "CLUSTERDOWN" | "MASTERDOWN" => {
+            "a part of it is away; let its server's admin bring that back"
+        }
+        _ => return None,
+    })
+}
+
+const LOGIN: &str = "put user and password into REDIS_URL, as in redis://USER:PASSWORD@HOST:PORT/DB (no user: redis://:PASSWORD@HOST)";
 
 /// Tells connections apart.
 static NUMBERS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);

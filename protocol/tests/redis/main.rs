@@ -4,6 +4,7 @@
 mod down;
 mod holds;
 mod letters;
+mod refusals;
 mod server;
 
 use async_trait::async_trait;

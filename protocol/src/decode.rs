@@ -24,7 +24,9 @@ pub const MAX_CONTROL_BYTES: usize = 8 * 1024;
 
 /// The kind of the failure that answers a request that cannot be read.
 pub const BAD_REQUEST: &str = "bad_request";
-/// So much of such a request is shown in its answer, in bytes.
+/// The kind of the failure that stands for a result that cannot be read.
+pub const BAD_RESULT: &str = "bad_result";
+/// So much of such a message is shown in its answer, in bytes.
 const SHOWN_BYTES: usize = 1024;
 
 /// Why bytes are not a message.
@@ -106,9 +108,30 @@ pub fn request(bytes: &[u8]) -> Result<SpawnRequest, DecodeError> {
 /// The answer to a request that cannot be read, so that nobody waits for it; none when it does not even say which one it is.
 /// `reason` is what [`request`] said.
 pub fn refusal(bytes: &[u8], reason: &str) -> Option<WorkerResult> {
+    answer(
+        bytes,
+        BAD_REQUEST,
+        "No spawner can read this request",
+        reason,
+    )
+}
+
+/// What is said in the place of a result that cannot be read, so that nobody waits for it; none when it does not even say whose it
+/// is. `reason` is what [`result`] said.
+pub fn unreadable(bytes: &[u8], reason: &str) -> Option<WorkerResult> {
+    answer(
+        bytes,
+        BAD_RESULT,
+        "The crew cannot read this result",
+        reason,
+    )
+}
+
+fn answer(bytes: &[u8], kind: &str, what: &str, reason: &str) -> Option<WorkerResult> {
     let whom = Whom::read(bytes)?;
     let now = Timestamp::now();
     let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN_BYTES)]);
+    let reason = crate::shortened(reason);
     let result = WorkerResult {
         version: VERSION,
         request_id: whom.text("request_id"),
@@ -122,10 +145,9 @@ pub fn refusal(bytes: &[u8], reason: &str) -> Option<WorkerResult> {
         checks: Vec::new(),
         usage: Usage::default(),
         failure: Some(Failure {
-            kind: BAD_REQUEST.to_owned(),
+            kind: kind.to_owned(),
             message: format!(
-                "No spawner can read this request: {}. It is kept in worker:dead; an admin has to bring crew and spawners to one version, or to mend what sent it.",
-                crate::shortened(reason)
+                "{what}: {reason}. It is kept in worker:dead; an admin has to bring crew and spawners to one version, or to mend what sent it."
             ),
             evidence: format!("{} bytes, which begin with: {shown}", bytes.len()),
         }),
@@ -152,7 +174,13 @@ pub(crate) fn named(bytes: &[u8]) -> String {
 struct Whom(Map<String, Value>);
 
 impl Whom {
-    const NAMES: [&str; 4] = ["request_id", "task_id", "attempt", "fencing_token"];
+    const NAMES: [&str; 5] = [
+        "request_id",
+        "task_id",
+        "attempt",
+        "fencing_token",
+        "branch",
+    ];
 
     fn read(bytes: &[u8]) -> Option<Self> {
         Self::deserialize(&mut serde_json::Deserializer::from_slice(bytes)).ok()

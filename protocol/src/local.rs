@@ -105,6 +105,7 @@ impl LocalTransport {
     pub async fn with(options: Options) -> Result<Self, TransportError> {
         let folder = Folder::open(options.folder.clone()).await?;
         let mut state = State::default();
+        let mut poison = Vec::new();
         for (id, text) in folder.read_all(Kind::Jobs).await? {
             match Stored::parse(&text).and_then(|s| Ok((decode::request(s.body())?, s))) {
                 Ok((request, stored)) if request.request_id == id => {
@@ -113,10 +114,8 @@ impl LocalTransport {
                         .jobs
                         .insert(stored.order, id, request, stored.deliveries);
                 }
-                Ok(_) => bury(&folder, Kind::Jobs, &id, &text, "names another request").await?,
-                Err(error) => {
-                    bury(&folder, Kind::Jobs, &id, &text, &chain(&error)).await?;
-                }
+                Ok(_) => poison.push((Kind::Jobs, id, text, "names another request".to_owned())),
+                Err(error) => poison.push((Kind::Jobs, id, text, chain(&error))),
             }
         }
         for (id, text) in folder.read_all(Kind::Results).await? {
@@ -125,11 +124,13 @@ impl LocalTransport {
                     state.next_order = state.next_order.max(stored.order + 1);
                     state.results.insert(stored.order, id, result, 0);
                 }
-                Ok(_) => bury(&folder, Kind::Results, &id, &text, "names another request").await?,
-                Err(error) => {
-                    bury(&folder, Kind::Results, &id, &text, &chain(&error)).await?;
-                }
+                Ok(_) => poison.push((Kind::Results, id, text, "names another request".to_owned())),
+                Err(error) => poison.push((Kind::Results, id, text, chain(&error))),
             }
+        }
+        // Last, when the places of all that can be read are known.
+        for (kind, id, text, reason) in poison {
+            answer(&folder, &mut state, kind, &id, &text, &reason).await?;
         }
         Ok(Self {
             feeds: Feeds::new(options.events),
@@ -184,6 +185,46 @@ impl LocalTransport {
         let _ = tokio::time::timeout_at(until, bell.changed()).await;
         Instant::now() < deadline
     }
+}
+
+/// Puts a file aside that cannot be read. Whoever waits for what it was about is told so, if it says whom that is.
+async fn answer(
+    folder: &Folder,
+    state: &mut State,
+    kind: Kind,
+    id: &str,
+    text: &str,
+    reason: &str,
+) -> Result<(), TransportError> {
+    let body = Stored::parse(text).ok();
+    let said = body.and_then(|stored| match kind {
+        Kind::Jobs => decode::refusal(stored.body(), reason),
+        _ => decode::unreadable(stored.body(), reason),
+    });
+    let told = matches!(kind, Kind::Jobs)
+        && (state.results.get(id).is_some() || folder.exists(Kind::Ended, id).await?);
+    let Some(result) = said.filter(|result| result.request_id == id && !told) else {
+        return bury(folder, kind, id, text, reason).await;
+    };
+    // Kept, then told, then forgotten: a crash in between does it again.
+    folder
+        .write(Kind::Dead, id, folder::dead_letter(reason, text))
+        .await?;
+    let order = state.next_order;
+    state.next_order += 1;
+    let message = encode(&result, decode::MAX_RESULT_BYTES)?;
+    let stored = folder::stored(order, 0, &message);
+    folder.write(Kind::Results, id, stored).await?;
+    state.results.insert(order, id.to_owned(), result, 0);
+    if matches!(kind, Kind::Jobs) {
+        folder.remove(kind, id).await?;
+    }
+    tracing::error!(
+        id,
+        reason,
+        "message {id} is poison ({reason}) and was put aside"
+    );
+    Ok(())
 }
 
 async fn bury(

@@ -162,3 +162,37 @@ async fn a_cancel_is_remembered_for_as_long_as_its_job_may_wait() {
     assert!(bus.cancelled("a").await.unwrap(), "it would begin");
     assert!(!bus.cancelled("gone").await.unwrap());
 }
+
+#[tokio::test]
+async fn whoever_waits_for_a_file_that_nobody_can_read_is_answered() {
+    let local = Local::new();
+    drop(local.open().await);
+    let mut request = serde_json::to_value(suite::request("job")).unwrap();
+    let mut result = serde_json::to_value(suite::result("result", "x")).unwrap();
+    for (folder, id, message) in [
+        ("jobs", "job", &mut request),
+        ("results", "result", &mut result),
+    ] {
+        message["version"] = 9.into();
+        let file = local.0.path().join(folder).join(format!("{id}.json"));
+        let text = format!("{{\"order\": 1, \"message\": {message}}}");
+        std::fs::write(file, text).unwrap();
+    }
+    // Twice: what was answered is answered once.
+    for _ in 0..2 {
+        let bus = local.open().await;
+        assert_eq!(bus.dead_letters(10).await.unwrap().len(), 2);
+        assert!(bus.next_job(Duration::ZERO).await.unwrap().is_none());
+        let mut kinds = Vec::new();
+        while let Some(told) = bus.next_result(Duration::ZERO).await.unwrap() {
+            assert_eq!((told.result.attempt, told.result.fencing_token), (1, 7));
+            kinds.push((told.result.request_id, told.result.failure.unwrap().kind));
+        }
+        kinds.sort();
+        let expected = [("job", "bad_request"), ("result", "bad_result")];
+        assert_eq!(
+            kinds,
+            expected.map(|(id, kind)| (id.to_owned(), kind.to_owned()))
+        );
+    }
+}

@@ -351,9 +351,14 @@ impl Transport for RedisTransport {
                         }));
                     }
                     Err(error) => {
-                        shared
-                            .bury(&shared.results, &handed, &chain(&error))
-                            .await?;
+                        let reason = chain(&error);
+                        // Kept before it is told, and gone when that was acknowledged: a crash in between tells it twice.
+                        if let Some(result) = decode::unreadable(&handed.data, &reason) {
+                            shared.keep_letter(&handed.data, &reason).await?;
+                            let receipt = handed.receipt(&result.request_id);
+                            return Ok(Some(ResultDelivery { result, receipt }));
+                        }
+                        shared.bury(&shared.results, &handed, &reason).await?;
                         continue;
                     }
                 }

@@ -36,6 +36,10 @@ async fn a_message_that_cannot_be_read_becomes_a_dead_letter_with_its_body() {
         .unwrap();
     let job = bus.next_job(SOON).await.unwrap().unwrap();
     assert_eq!(job.request.request_id, "good");
+    // One says whose result it is, and that one is told.
+    let told = bus.next_result(SOON).await.unwrap().unwrap();
+    assert_eq!(told.result.failure.unwrap().kind, "bad_result");
+    bus.ack_result(&told.receipt).await.unwrap();
     let result = bus.next_result(SOON).await.unwrap().unwrap();
     assert_eq!(result.result.request_id, "good");
     let letters = bus.dead_letters(100).await.unwrap();
@@ -166,6 +170,8 @@ async fn nothing_stays_for_ever_of_what_was_lost_or_could_not_be_read() {
         } else {
             // What answers the job is there as well.
             assert!(bus.next_result(SOON).await.unwrap().is_some());
+            let told = bus.next_result(SOON).await.unwrap().unwrap();
+            bus.ack_result(&told.receipt).await.unwrap();
             assert!(bus.next_result(Duration::ZERO).await.unwrap().is_none());
         }
         assert!((1..=86_400).contains(&left(&mut look, &known)), "{known}");
@@ -267,4 +273,29 @@ async fn an_entry_with_its_message_twice_is_put_aside_with_both() {
     assert_eq!(letters[0].1, format!("{one}\n{two}"));
     let answer = bus.next_result(SOON).await.unwrap().unwrap().result;
     assert_eq!(answer.request_id, "one");
+}
+
+#[tokio::test]
+async fn a_result_that_nobody_can_read_ends_its_attempt_and_is_kept() {
+    let remote = Remote::new().await;
+    let bus = remote.open().await;
+    let mut result = serde_json::to_value(suite::result("a", "x")).unwrap();
+    result["version"] = 9.into();
+    put(&mut remote.0.look(), names::RESULTS, &result.to_string());
+    let told = bus.next_result(SOON).await.unwrap().unwrap();
+    let expected = suite::result("a", "x");
+    assert_eq!(told.result.request_id, "a");
+    assert_eq!(told.result.task_id, expected.task_id);
+    assert_eq!(told.result.attempt, expected.attempt);
+    assert_eq!(told.result.fencing_token, expected.fencing_token);
+    assert_eq!(told.result.status, protocol::ResultStatus::Failed);
+    let failure = told.result.failure.unwrap();
+    assert_eq!(failure.kind, "bad_result");
+    assert!(failure.message.contains("version 9"), "{failure:#?}");
+    assert!(failure.message.contains("an admin has to"), "{failure:#?}");
+    bus.ack_result(&told.receipt).await.unwrap();
+    assert!(bus.next_result(Duration::ZERO).await.unwrap().is_none());
+    let letters = bus.dead_letters(10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].1, result.to_string());
 }

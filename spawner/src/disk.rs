@@ -83,7 +83,7 @@ pub(crate) async fn choose(
     }
     let found = match runtime.sees_mounts().await {
         Ok(()) => {
-            let trial = places::workspaces(home).join("trial");
+            let trial = trial(home);
             let tried = blocking(move || try_out(&trial)).await;
             tried.map_err(|error| error.to_string())
         }
@@ -105,8 +105,20 @@ pub(crate) async fn choose(
     }
 }
 
+/// A place for a trial that no neighbour has. It looks like a workspace that is used, so that what is left of it goes as these do,
+/// should we be killed meanwhile.
+fn trial(home: &Path) -> PathBuf {
+    let name = hex::encode(rand::random::<[u8; 8]>());
+    // No project has a name that begins with a dot.
+    let folder = places::workspaces(home).join(".trial/.trial");
+    folder.join(format!("{name}~"))
+}
+
 /// Makes a disk, mounts it, and takes it away again.
 fn try_out(folder: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(folder).map_err(at(folder))?;
+    let lock = folder.join("lock");
+    let _used = try_lock_file(&lock, File::try_lock).map_err(at(&lock))?;
     let image = Image::of(folder);
     image.mount(TRIAL_MB)?;
     image.unmount()?;
@@ -223,14 +235,12 @@ impl Image {
     /// is fine.
     pub(crate) fn mount(&self, most_mb: u64) -> Result<(), Error> {
         std::fs::create_dir_all(&self.state).map_err(at(&self.state))?;
-        let _alone = self.alone()?;
-        self.mount_alone(most_mb)
+        self.mount_alone(most_mb, &self.alone()?)
     }
 
     /// Unmounts it; one that is not mounted is fine.
     pub(crate) fn unmount(&self) -> Result<(), Error> {
-        let _alone = self.alone()?;
-        self.detach()
+        self.detach(&self.alone()?)
     }
 
     /// Makes the disk of another place this one's, which is mounted nowhere here then; what a container has mounted of it stays.
@@ -241,39 +251,39 @@ impl Image {
         if self.exists() {
             return Ok(false);
         }
-        let _other = other.alone()?;
-        other.detach()?;
+        let alone_there = other.alone()?;
+        other.detach(&alone_there)?;
         std::fs::rename(other.file(), self.file()).map_err(at(&self.state))?;
         Ok(true)
     }
 
     /// Puts the disk aside, for a person to look at, and mounts an empty one.
     pub(crate) fn renew(&self, most_mb: u64) -> Result<(), Error> {
-        let _alone = self.alone()?;
-        self.detach()?;
+        let alone = self.alone()?;
+        self.detach(&alone)?;
         self.set_aside()?;
-        self.mount_alone(most_mb)
+        self.mount_alone(most_mb, &alone)
     }
 
-    fn mount_alone(&self, most_mb: u64) -> Result<(), Error> {
+    fn mount_alone(&self, most_mb: u64, alone: &Alone) -> Result<(), Error> {
         let (file, folder) = (self.file(), self.folder());
         let most_mb = most_mb.min(machine_mb(&self.state)?);
         if self.is_mounted() {
             if self.size_mb() >= most_mb {
                 return Ok(());
             }
-            self.detach()?;
+            self.detach(alone)?;
         }
         let device = attached(&file)?;
         if device.is_none() {
-            if self.exists() && !self.is_sound()? {
+            if self.exists() && !self.is_sound(alone)? {
                 tracing::warn!("the disk {} is broken; it is set aside", file.display());
                 self.set_aside()?;
             }
             if !self.exists() {
-                self.make(most_mb)?;
+                self.make(most_mb, alone)?;
             } else if self.size_mb() < most_mb {
-                self.grow(most_mb)?;
+                self.grow(most_mb, alone)?;
             }
         }
         std::fs::create_dir_all(&folder).map_err(at(&folder))?;
@@ -286,7 +296,7 @@ impl Image {
                 source.as_ref(),
                 folder.as_ref(),
             ];
-            run("mount", &words)
+            alone.run("mount", &words)
         };
         let Some(device) = device else {
             return of(&file, &format!("loop,{OPTIONS}"));
@@ -300,11 +310,10 @@ impl Image {
         of(&device, OPTIONS)
     }
 
-    /// Whoever has this is alone with the disk. Nobody has it for longer than a few programs take.
-    fn alone(&self) -> Result<File, Error> {
+    fn alone(&self) -> Result<Alone, Error> {
         let folder = File::open(&self.state).map_err(at(&self.state))?;
         folder.lock().map_err(at(&self.state))?;
-        Ok(folder)
+        Ok(Alone(folder))
     }
 
     fn is_mounted(&self) -> bool {
@@ -315,9 +324,9 @@ impl Image {
         }
     }
 
-    fn detach(&self) -> Result<(), Error> {
+    fn detach(&self, alone: &Alone) -> Result<(), Error> {
         if self.is_mounted() {
-            umount(&self.folder())?;
+            alone.run("umount", &[self.folder().as_ref()])?;
         }
         Ok(())
     }
@@ -331,7 +340,7 @@ impl Image {
     }
 
     /// Beside its name, so that half a disk is never one.
-    fn make(&self, most_mb: u64) -> Result<(), Error> {
+    fn make(&self, most_mb: u64, alone: &Alone) -> Result<(), Error> {
         let fresh = self.state.join("disk.new");
         let file = File::create(&fresh).map_err(at(&fresh))?;
         file.set_len(most_mb.saturating_mul(1 << 20))
@@ -356,13 +365,13 @@ impl Image {
         .map(OsStr::new)
         .into();
         words.push(fresh.as_os_str());
-        run("mke2fs", &words)?;
+        alone.run("mke2fs", &words)?;
         std::fs::rename(&fresh, self.file()).map_err(at(&fresh))
     }
 
     /// Whether it has, or after mending had, no fault.
-    fn is_sound(&self) -> Result<bool, Error> {
-        let (code, said) = ends("e2fsck", &["-p".as_ref(), self.file().as_ref()])?;
+    fn is_sound(&self, alone: &Alone) -> Result<bool, Error> {
+        let (code, said) = alone.ends("e2fsck", &["-p".as_ref(), self.file().as_ref()])?;
         // 1 and 2: there were faults, and they are mended.
         let sound = matches!(code, 0..=2);
         if !sound {
@@ -371,9 +380,9 @@ impl Image {
         Ok(sound)
     }
 
-    fn grow(&self, most_mb: u64) -> Result<(), Error> {
+    fn grow(&self, most_mb: u64, alone: &Alone) -> Result<(), Error> {
         let path = self.file();
-        let (code, said) = ends("e2fsck", &["-f".as_ref(), "-p".as_ref(), path.as_ref()])?;
+        let (code, said) = alone.ends("e2fsck", &["-f".as_ref(), "-p".as_ref(), path.as_ref()])?;
         if !matches!(code, 0..=2) {
             return Err(Error::Failed {
                 program: "e2fsck",
@@ -383,7 +392,24 @@ impl Image {
         let file = File::options().write(true).open(&path).map_err(at(&path))?;
         file.set_len(most_mb.saturating_mul(1 << 20))
             .map_err(at(&path))?;
-        run("resize2fs", &[path.as_ref()])
+        alone.run("resize2fs", &[path.as_ref()])
+    }
+}
+
+/// Whoever has this is alone with a disk. Nobody has it for longer than a few programs take. These have it as well, by their
+/// standard input, which none of them reads: a spawner that is killed leaves them at work, and two that check, grow or mount one
+/// disk at a time would ruin it.
+struct Alone(File);
+
+impl Alone {
+    fn run(&self, program: &'static str, words: &[&OsStr]) -> Result<(), Error> {
+        succeeded(program, self.ends(program, words)?)
+    }
+
+    fn ends(&self, program: &'static str, words: &[&OsStr]) -> Result<(i32, String), Error> {
+        let lock = self.0.try_clone();
+        let lock = lock.map_err(|error| Error::Start(program, error))?;
+        ends_with(program, words, lock.into())
     }
 }
 
@@ -430,22 +456,29 @@ fn umount(folder: &Path) -> Result<(), Error> {
     run("umount", &[folder.as_ref()])
 }
 
-fn run(program: &'static str, words: &[&OsStr]) -> Result<(), Error> {
-    match ends(program, words)? {
-        (0, _) => Ok(()),
-        (_, said) => Err(Error::Failed { program, said }),
+fn succeeded(program: &'static str, (code, said): (i32, String)) -> Result<(), Error> {
+    match code {
+        0 => Ok(()),
+        _ => Err(Error::Failed { program, said }),
     }
 }
 
-/// Runs a program to its end, within bounds: its exit code, and what it said.
+fn run(program: &'static str, words: &[&OsStr]) -> Result<(), Error> {
+    succeeded(program, ends(program, words)?)
+}
+
 fn ends(program: &'static str, words: &[&OsStr]) -> Result<(i32, String), Error> {
-    let output = Command::new("timeout")
-        .args(["--kill-after=5", PROGRAM_S, program])
-        .args(words)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
+    ends_with(program, words, Stdio::null())
+}
+
+/// Runs a program to its end, within bounds: its exit code, and what it said.
+fn ends_with(
+    program: &'static str,
+    words: &[&OsStr],
+    input: Stdio,
+) -> Result<(i32, String), Error> {
+    let output = bounded(program, words)
+        .stdin(input)
         .output()
         .map_err(|error| Error::Start("timeout", error))?;
     let code = output.status.code().unwrap_or(-1);
@@ -454,6 +487,17 @@ fn ends(program: &'static str, words: &[&OsStr]) -> Result<(i32, String), Error>
     }
     let said = [output.stdout, output.stderr].concat();
     Ok((code, String::from_utf8_lossy(&said).trim().to_owned()))
+}
+
+fn bounded(program: &'static str, words: &[&OsStr]) -> Command {
+    let mut command = Command::new("timeout");
+    command
+        .args(["--kill-after=5", PROGRAM_S, program])
+        .args(words)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C");
+    command
 }
 
 /// Where something is mounted in a folder, the innermost first.
@@ -497,14 +541,13 @@ mod tests {
         assert_eq!(plain(b"/a\\040b/c\\134d"), Path::new("/a b/c\\d"));
         assert_eq!(plain(b"/a\\04"), Path::new("/a\\04"));
         assert!(is_state(Path::new("/w/p/j/one~")));
-        assert!(!is_state(Path::new("/w/trial")));
+        assert!(!is_state(Path::new("/w/p/j/one")));
     }
 
     /// A home where disks can be made. Where they cannot, a test fails that needs them, and says what is missing.
     fn home() -> tempfile::TempDir {
         let home = tempfile::tempdir().unwrap();
-        let trial = places::workspaces(home.path()).join("trial");
-        if let Err(error) = try_out(&trial) {
+        if let Err(error) = try_out(&trial(home.path())) {
             panic!("disks are tried as root, with loop devices: {error}");
         }
         home
@@ -588,5 +631,40 @@ mod tests {
         crate::remove_workspaces(home.path(), "p").unwrap();
         assert!(!job.exists());
         assert_eq!(mounts_under(home.path()).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn spawners_of_one_home_try_at_the_same_time_and_what_one_leaves_is_undone() {
+        let home = home();
+        let tries = [(); 4].map(|()| {
+            let trial = trial(home.path());
+            std::thread::spawn(move || try_out(&trial))
+        });
+        for tried in tries {
+            tried.join().unwrap().unwrap();
+        }
+        let left = trial(home.path());
+        Image::of(&left).mount(TRIAL_MB).unwrap();
+        assert_eq!(sweep(home.path()).unwrap(), 1);
+        assert_eq!(mounts_under(home.path()).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_program_that_outlives_its_spawner_keeps_everybody_from_its_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let alone = Image::of(folder.path()).alone().unwrap();
+        let waits = "while [ ! -e go ]; do sleep 0.02; done";
+        let mut program = {
+            let mut command = bounded("sh", &["-c".as_ref(), waits.as_ref()]);
+            command.current_dir(folder.path());
+            command.stdin(alone.0.try_clone().unwrap()).spawn().unwrap()
+        };
+        // As when we are killed.
+        drop(alone);
+        let next = File::open(folder.path()).unwrap();
+        assert!(next.try_lock().is_err());
+        std::fs::write(folder.path().join("go"), "").unwrap();
+        assert!(program.wait().unwrap().success());
+        next.try_lock().unwrap();
     }
 }

@@ -303,6 +303,10 @@ pub(super) fn hold(slot: &Path) -> Option<File> {
 
 /// Removes a slot that nobody has. What is mounted there is unmounted before, as after a spawner that died meanwhile. Blocks.
 pub(super) fn remove(slot: &Path) -> Result<(), disk::Error> {
+    if slot.is_dir() {
+        // After whatever a spawner that died has left at work on its disk.
+        Image::of(slot).unmount()?;
+    }
     disk::unmount_all(slot)?;
     places::remove_any(slot).map_err(disk::at(slot))
 }

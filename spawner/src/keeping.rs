@@ -3,7 +3,7 @@
 //! A workspace whose work was taken over is only a saving of time; one whose work was not may hold the only copy of what a dead
 //! attempt has done, so it goes by age alone, and late. Nothing that somebody uses is touched: each has a lock, which is taken
 //! before anything is removed. What stays of a workspace is its lock and the highest fencing token that worked there, so that an
-//! old job that comes late changes nothing.
+//! old job that comes late changes nothing; in the end these go as well.
 
 use crate::disk;
 use crate::mirror::try_lock_file;
@@ -15,6 +15,9 @@ use std::time::{Duration, SystemTime};
 
 /// The file in a workspace's state that says that its work was taken over.
 pub(crate) const DELIVERED: &str = "delivered";
+
+/// How much longer than a workspace what stays of it is kept.
+const NOTES: u32 = 3;
 
 /// How long and how much is kept under `ARTEL_HOME`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,24 +171,36 @@ fn workspaces(home: &Path, keep: &Keep) -> io::Result<Vec<Kept>> {
                 let mut paths = vec![job.join(task)];
                 paths.extend(listed(&state)?.into_iter().filter(|path| !stays(path)));
                 paths.retain(|path| std::fs::symlink_metadata(path).is_ok());
+                let most = match (paths.is_empty(), is_spare) {
+                    (true, _) => keep.workspaces * NOTES,
+                    (false, true) => keep.delivered,
+                    (false, false) => keep.workspaces,
+                };
                 if paths.is_empty() {
-                    continue;
+                    paths.push(state);
                 }
                 found.push(Kept {
                     paths,
                     lock,
                     used,
-                    most: if is_spare {
-                        keep.delivered
-                    } else {
-                        keep.workspaces
-                    },
+                    most,
                     is_spare,
                 });
             }
+            remove_empty(&job);
         }
+        remove_empty(&project);
     }
     Ok(found)
+}
+
+/// Removes a folder in which there is nothing; nobody misses it, and whoever is about to use it makes it again.
+fn remove_empty(folder: &Path) {
+    let name = folder.file_name().unwrap_or_default().as_encoded_bytes();
+    // Not that of trials, which are made once.
+    if !name.starts_with(b".") {
+        let _ = std::fs::remove_dir(folder);
+    }
 }
 
 fn stays(path: &Path) -> bool {
@@ -288,5 +303,33 @@ mod tests {
         let keep = Keep { most_mb: 1, ..keep };
         assert_eq!(once(home, &keep).unwrap(), 2);
         assert!(open.exists(), "its work was not taken over");
+    }
+
+    #[test]
+    fn of_tasks_that_nobody_has_heard_of_for_long_nothing_is_left() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let late = workspace(home, "late", DAY * 89, 0, true);
+        let old = workspace(home, "old", DAY * 91, 0, true);
+        let used = workspace(home, "used", DAY * 91, 0, true);
+        let lock = File::open(used.with_file_name("used~").join("lock")).unwrap();
+        lock.lock().unwrap();
+        fs::remove_dir_all(&used).unwrap();
+        fs::remove_file(used.with_file_name("used~").join(DELIVERED)).unwrap();
+        let notes = |task: &str| home.join("workspaces/p/j").join(format!("{task}~"));
+        assert_eq!(once(home, &Keep::default()).unwrap(), 2);
+        assert!(!late.exists() && !old.exists());
+        for task in ["late", "old", "used"] {
+            assert!(notes(task).join("lock").exists(), "{task}");
+        }
+        assert_eq!(once(home, &Keep::default()).unwrap(), 1);
+        assert!(notes("late").exists() && notes("used").exists() && !notes("old").exists());
+        drop(lock);
+        assert_eq!(once(home, &Keep::default()).unwrap(), 1);
+        self::old(&notes("late").join("lock"), DAY * 91);
+        assert_eq!(once(home, &Keep::default()).unwrap(), 1);
+        assert_eq!(once(home, &Keep::default()).unwrap(), 0);
+        assert!(places::workspaces(home).exists());
+        assert!(!places::workspaces(home).join("p").exists());
     }
 }

@@ -155,12 +155,16 @@ pub(crate) fn if_free<T>(places: &Places, what: impl FnOnce() -> T) -> Option<T>
 async fn shut(state: &Path) -> std::io::Result<Option<File>> {
     let until = Instant::now() + HANDOVER;
     loop {
-        // Again each time: what nobody needs any more is removed with its lock.
-        std::fs::create_dir_all(state)?;
-        if let Some(file) = mirror::try_lock_file(&state.join("lock"), File::try_lock)? {
-            // Says when somebody worked here last.
-            file.set_modified(std::time::SystemTime::now())?;
-            return Ok(Some(file));
+        // Again each time: what nobody needs any more is removed with its lock, perhaps while we come.
+        let made = std::fs::create_dir_all(state);
+        match made.and_then(|()| mirror::try_lock_file(&state.join("lock"), File::try_lock)) {
+            Ok(Some(file)) => {
+                // Says when somebody worked here last.
+                file.set_modified(std::time::SystemTime::now())?;
+                return Ok(Some(file));
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
         if Instant::now() >= until {
             return Ok(None);

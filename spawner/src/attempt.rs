@@ -235,7 +235,13 @@ impl Attempt<'_> {
             return Ok(());
         };
         let most_mb = self.request.limits.disk_mb;
-        let mounted = disk::blocking(move || image.mount(most_mb)).await;
+        let seat = self.places.seat.clone();
+        let mount = move || {
+            let mounted = image.mount(most_mb);
+            drop(seat);
+            mounted
+        };
+        let mounted = disk::blocking(mount).await;
         mounted.map_err(|error| {
             Trouble::failed(
                 kind::CLONE_FAILED,

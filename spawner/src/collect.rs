@@ -49,7 +49,7 @@ pub(crate) async fn take_over(
     let workspace = places.workspace.clone();
     let name = branch.to_owned();
     let is_confined = reading.is_confined();
-    let looked = tokio::task::spawn_blocking(move || {
+    let look = move || {
         let found = look(&workspace, &name)?;
         if is_confined {
             // In the sandbox we are a user like any other, who may not read what is a container's alone.
@@ -57,8 +57,8 @@ pub(crate) async fn take_over(
             given.map_err(|error| format!("{}: {error}", found.0.display()))?;
         }
         Ok::<_, String>(found)
-    })
-    .await;
+    };
+    let looked = places.blocking(move || Ok(look())).await;
     let (objects, tip) = looked
         .map_err(|error| refused_workspace(&error.to_string()))?
         .map_err(|reason| refused_workspace(&reason))?;

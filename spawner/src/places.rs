@@ -10,12 +10,14 @@
 use crate::disk::Image;
 pub(crate) use crate::remove::{let_us_in, remove_any};
 use crate::runtime::{Identity, Limits};
+use crate::seat::Sitting;
 use protocol::SpawnRequest;
 use sha2::{Digest as _, Sha256};
 use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The folders of one task.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub(crate) struct Places {
     pub(crate) mirrors: PathBuf,
     /// The disk that the workspace is on, when it is one of its own.
     pub(crate) disk: Option<Image>,
+    /// The right to work there, once we have it.
+    pub(crate) seat: Option<Arc<Sitting>>,
 }
 
 impl Places {
@@ -44,7 +48,29 @@ impl Places {
             workspace: job.join(task),
             mirrors: mirrors(home),
             disk: None,
+            seat: None,
         }
+    }
+
+    /// Does something there that takes its time, where it may. What is begun goes on when nobody waits for it any more, as in an
+    /// attempt that is stopped; whoever wants to work there comes after it.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let seat = self.seat.clone();
+        let work = move || {
+            let done = work();
+            drop(seat);
+            done
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
+    /// Removes a file or a folder there, which may be a worker's with as much in it as it liked.
+    pub(crate) async fn remove(&self, path: PathBuf) -> io::Result<()> {
+        self.blocking(move || remove_any(&path)).await
     }
 
     /// The same as they are to be used: a workspace that is there stays where it is; a new one is a disk of its own if

@@ -496,6 +496,7 @@ mod tests {
             state: "/w~".into(),
             mirrors: "/m".into(),
             disk: None,
+            seat: None,
         };
         let reach = Reach {
             tokens: &NoTokens,
@@ -525,6 +526,7 @@ mod tests {
             state: "/w~".into(),
             mirrors: "/m".into(),
             disk: None,
+            seat: None,
         };
         let tokens = crate::HostToken::github("http://git.example", "canary".to_owned()).unwrap();
         let reach = Reach {

@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) struct Desks(Mutex<HashMap<PathBuf, Arc<Desk>>>);
 
 /// A workspace, as far as attempts compete for it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Desk {
     lock: Arc<tokio::sync::Mutex<()>>,
     sitting: Mutex<Option<(u64, Stop)>>,
@@ -122,6 +122,7 @@ pub(crate) enum Seat {
 }
 
 /// The right to work in a workspace.
+#[derive(Debug)]
 pub(crate) struct Sitting {
     shared_desk: Arc<Desk>,
     _guard: OwnedMutexGuard<()>,
@@ -170,5 +171,49 @@ async fn shut(state: &Path) -> std::io::Result<Option<File>> {
             return Ok(None);
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn what_takes_its_time_in_a_workspace_keeps_it_also_when_its_attempt_is_stopped() {
+        let home = tempfile::tempdir().unwrap();
+        let desks = Desks::default();
+        let request = protocol::suite::request("r");
+        let mut places = Places::of(home.path(), &request);
+        let Seat::Free(seat) = desks.sit_down(&places, &request, &Stop::default()).await else {
+            panic!("nobody works there");
+        };
+        places.seat = Some(Arc::new(seat));
+        let (begun, begins) = mpsc::channel();
+        let (go, goes) = mpsc::channel::<()>();
+        let work = places.blocking(move || {
+            begun.send(()).unwrap();
+            // Until nobody holds it up any more.
+            let _ = goes.recv();
+            Ok(())
+        });
+        tokio::select! {
+            biased;
+            done = work => panic!("it cannot be done: {done:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+        begins.recv().unwrap();
+        places.seat = None;
+        let next = Stop::default();
+        let waits = desks.sit_down(&places, &request, &next);
+        tokio::pin!(waits);
+        assert!(
+            tokio::time::timeout(Duration::from_millis(1), &mut waits)
+                .await
+                .is_err()
+        );
+        assert!(is_taken(&places));
+        drop(go);
+        assert!(matches!(waits.await, Seat::Free(_)));
     }
 }

@@ -524,7 +524,10 @@ impl Shared {
         let places = Places::of(&self.options.home, request);
         let result = match self.desks.sit_down(&places, request, stop).await {
             Seat::Free(seat) => {
-                let places = places.settled(self.disks.get() == Some(&true));
+                let places = Places {
+                    seat: Some(Arc::new(seat)),
+                    ..places.settled(self.disks.get() == Some(&true))
+                };
                 let attempt = Attempt {
                     options: &self.options,
                     request: Arc::new(request.clone()),
@@ -535,7 +538,6 @@ impl Shared {
                 };
                 let result = attempt.run().await;
                 self.unmount(&places).await;
-                drop(seat);
                 Some(result)
             }
             Seat::Stale => Some(failed(request, stop::superseded())),

@@ -17,7 +17,7 @@ pub(crate) enum Why {
 }
 
 /// A request to stop; the strongest reason stands, whenever it comes.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Stop(Arc<watch::Sender<Option<Why>>>);
 
 impl Stop {

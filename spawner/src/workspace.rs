@@ -7,7 +7,7 @@
 //! worker could.
 
 use crate::collect::{self, Taken};
-use crate::disk::{self, Image};
+use crate::disk::Image;
 use crate::git::{self, Git};
 use crate::mirror::Right;
 use crate::places::{self, Places};
@@ -48,7 +48,7 @@ pub(crate) async fn prepare(
     let repository = repository(request, places, reach)?;
     if let Some(image) = places.disk.as_ref().filter(|image| image.is_full()) {
         tracing::warn!("the disk of the workspace is full since a former attempt; it is set aside");
-        renew(image, request).await?;
+        renew(places, image, request).await?;
     }
     // Whoever reads a mirror keeps those out who would change it.
     let mut right: Option<Right> = None;
@@ -98,7 +98,7 @@ pub(crate) async fn prepare(
     }
     drop(right);
     write_task(&places.workspace, request).map_err(|e| clone_failed("writing the task", &e))?;
-    hand_over(runtime, &places.workspace).await?;
+    hand_over(runtime, places, &places.workspace).await?;
     Ok(fresh)
 }
 
@@ -109,7 +109,7 @@ async fn bring_up(
     request: &SpawnRequest,
     bare: &Path,
 ) -> Result<Refreshed, Trouble> {
-    match tidy(&places.workspace) {
+    match tidy(places, &places.workspace).await {
         Ok(()) => {}
         // That is no fault of the workspace, and its work is worth another try.
         Err(error)
@@ -122,26 +122,27 @@ async fn bring_up(
         }
         Err(error) => return Ok(Refreshed::Broken(error.to_string())),
     }
-    if let Err(trouble) = hand_over(runtime, &places.workspace).await {
+    if let Err(trouble) = hand_over(runtime, places, &places.workspace).await {
         return Ok(Refreshed::Broken(trouble.evidence));
     }
     let refreshed = refresh(runtime, places, request, bare).await;
-    places::remove_any(&places.state.join("lent.git"))
+    places
+        .remove(places.state.join("lent.git"))
+        .await
         .map_err(|e| clone_failed("removing a copy", &e))?;
     refreshed
 }
 
 /// Gives a folder to whoever works in it.
-async fn hand_over(runtime: &dyn Runtime, folder: &Path) -> Result<(), Trouble> {
+async fn hand_over(runtime: &dyn Runtime, places: &Places, folder: &Path) -> Result<(), Trouble> {
     let owner = runtime.owner();
     let folder = folder.to_owned();
-    let handed = tokio::task::spawn_blocking(move || {
+    let handed = places.blocking(move || {
         let owner = owner.map_or_else(places::own_ids, Ok)?;
         places::hand_to(&folder, owner)
     });
     handed
         .await
-        .unwrap_or_else(|error| Err(io::Error::other(error)))
         .map_err(|e| clone_failed("giving the workspace to the worker", &e))
 }
 
@@ -158,7 +159,8 @@ async fn lend(
     }
     let failed = |error: git::Error| clone_failed("copying the repository", &error);
     let copy = places.state.join("lent.git");
-    places::remove_any(&copy).map_err(|e| clone_failed("making a folder", &e))?;
+    let removed = places.remove(copy.clone()).await;
+    removed.map_err(|e| clone_failed("making a folder", &e))?;
     std::fs::create_dir_all(&copy).map_err(|e| clone_failed("making a folder", &e))?;
     let git = Git::new(&copy);
     git.text(&[
@@ -176,7 +178,7 @@ async fn lend(
     git.text(&[&args[..], &["+refs/heads/*:refs/heads/*", &base]].concat())
         .await
         .map_err(failed)?;
-    hand_over(runtime, &copy).await?;
+    hand_over(runtime, places, &copy).await?;
     Ok(copy)
 }
 
@@ -277,18 +279,25 @@ async fn set_aside(places: &Places, request: &SpawnRequest) -> Result<(), Troubl
         return Ok(());
     }
     if let Some(image) = &places.disk {
-        return renew(image, request).await;
+        return renew(places, image, request).await;
     }
     let aside = places.state.join(format!("broken-{}", request.attempt));
-    places::remove_any(&aside)
-        .and_then(|()| std::fs::rename(&places.workspace, aside))
+    let workspace = places.workspace.clone();
+    let set_aside = move || {
+        places::remove_any(&aside)?;
+        std::fs::rename(workspace, aside)
+    };
+    places
+        .blocking(set_aside)
+        .await
         .map_err(|e| clone_failed("setting the old workspace aside", &e))
 }
 
 /// Puts a disk aside with all that is on it, and an empty one in its place.
-async fn renew(image: &Image, request: &SpawnRequest) -> Result<(), Trouble> {
+async fn renew(places: &Places, image: &Image, request: &SpawnRequest) -> Result<(), Trouble> {
     let (image, most_mb) = (image.clone(), request.limits.disk_mb);
-    let renewed = disk::blocking(move || image.renew(most_mb)).await;
+    let renew = move || image.renew(most_mb).map_err(io::Error::other);
+    let renewed = places.blocking(renew).await;
     renewed.map_err(|e| clone_failed("making a new disk", &e))
 }
 
@@ -310,7 +319,13 @@ fn too_large(request: &SpawnRequest, trouble: Trouble) -> Trouble {
 }
 
 /// Takes away what a worker may have left for Git to obey or to stumble over.
-fn tidy(workspace: &Path) -> io::Result<()> {
+async fn tidy(places: &Places, workspace: &Path) -> io::Result<()> {
+    let workspace = workspace.to_owned();
+    places.blocking(move || tidy_now(&workspace)).await
+}
+
+/// Blocks: a worker may have left any number of files there.
+fn tidy_now(workspace: &Path) -> io::Result<()> {
     let git = workspace.join(".git");
     places::replace_file(&git, "config", CONFIG)?;
     for name in [
@@ -358,7 +373,8 @@ fn remove_locks(folder: &Path, depth: u32) -> io::Result<()> {
 async fn clone(places: &Places, request: &SpawnRequest, bare: &Path) -> Result<(), Trouble> {
     let failed = |error: git::Error| clone_failed("cloning", &error);
     let fresh = places.beside().join("clone");
-    places::remove_any(&fresh).map_err(|e| clone_failed("making a folder", &e))?;
+    let removed = places.remove(fresh.clone()).await;
+    removed.map_err(|e| clone_failed("making a folder", &e))?;
     std::fs::create_dir_all(&fresh).map_err(|e| clone_failed("making a folder", &e))?;
     let git = Git::new(&fresh);
     git.text(&["init", "--quiet", "--template=", "--initial-branch=main"])
@@ -395,7 +411,8 @@ async fn clone(places: &Places, request: &SpawnRequest, bare: &Path) -> Result<(
     git.text(&["checkout", "--quiet", "--no-track", "-B", branch, start])
         .await
         .map_err(failed)?;
-    tidy(&fresh).map_err(|e| clone_failed("tidying the workspace", &e))?;
+    let tidied = tidy(places, &fresh).await;
+    tidied.map_err(|e| clone_failed("tidying the workspace", &e))?;
     std::fs::rename(&fresh, &places.workspace)
         .map_err(|e| clone_failed("putting the workspace in place", &e))
 }

@@ -8,6 +8,7 @@
 //! * [`Disk`]: workspaces that are disks of their own, as large as their jobs' limits.
 //! * `keeping`: how long mirrors and workspaces are kept.
 //! * [`Capacity`]: what workers may use together.
+//! * `presence`: which spawners of the same home live.
 //! * `broker`: model, proxy and report of one worker, behind a key that ends with it.
 //! * [`runtime`]: where workers run: a sandbox on this machine, or containers.
 //! * [`docker`]: containers of a Docker engine, made and watched.
@@ -30,6 +31,7 @@ mod git;
 mod keeping;
 mod mirror;
 mod places;
+mod presence;
 mod process;
 mod reading;
 mod reconcile;

@@ -10,7 +10,7 @@ use crate::runtime::Identity;
 use crate::seat::{Desks, Seat};
 use crate::stop::{self, Stop, Why};
 use crate::trouble::{Trouble, chain, kind};
-use crate::{Error, Options, disk, keeping, reconcile};
+use crate::{Error, Options, disk, keeping, presence, reconcile};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use protocol::{
@@ -19,6 +19,8 @@ use protocol::{
 };
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fs::File;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OnceCell, watch};
@@ -68,6 +70,8 @@ struct Shared {
     reading: OnceCell<Reading>,
     /// Who works in a workspace.
     desks: Desks,
+    /// It was said that we live, and that those whose place we have taken do not any more.
+    introduced: CancellationToken,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -109,6 +113,7 @@ impl Spawner {
                 disks: OnceLock::new(),
                 reading: OnceCell::new(),
                 desks: Desks::default(),
+                introduced: CancellationToken::new(),
             }),
         })
     }
@@ -127,6 +132,7 @@ impl Spawner {
         shared.disks.get_or_init(|| disks);
         let transport = &options.transport;
         let controls = transport.controls().await.map_err(Error::Transport)?;
+        let _here = shared.show_presence().await;
         let tasks = TaskTracker::new();
         // Ends the helpers when the last worker has ended, however this returns.
         let over = CancellationToken::new();
@@ -293,8 +299,48 @@ impl Shared {
             };
             if let Err(error) = self.options.transport.heartbeat(&beat).await {
                 tracing::warn!(%error, "no heartbeat sent");
+            } else if !self.introduced.is_cancelled() && self.replace_the_dead().await {
+                self.introduced.cancel();
             }
         }
+    }
+
+    /// Whoever comes after us in this home knows by it when we are gone.
+    async fn show_presence(&self) -> Option<File> {
+        let (home, name) = (self.options.home.clone(), self.options.name.clone());
+        let shown = tokio::task::spawn_blocking(move || presence::show(&home, &name)).await;
+        let shown = shown.unwrap_or_else(|error| Err(io::Error::other(error)));
+        shown.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the next spawner of this home will not know that this one is gone");
+            None
+        })
+    }
+
+    /// Says farewell for the former spawners of this home: we have taken their place, and may be smaller. Returns whether that
+    /// is done.
+    async fn replace_the_dead(&self) -> bool {
+        let (home, name) = (self.options.home.clone(), self.options.name.clone());
+        let dead = tokio::task::spawn_blocking(move || presence::dead(&home, &name)).await;
+        let dead = match dead.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(dead) => dead,
+            Err(error) => {
+                let minutes = LATELY.as_secs() / 60;
+                tracing::warn!(%error, "it is not known who worked in this home before; jobs may wait for that one for {minutes} minutes");
+                return true;
+            }
+        };
+        for dead in dead {
+            if let Err(error) = self.options.transport.farewell(&dead.name).await {
+                tracing::warn!(%error, "no farewell was said for {}; trying again", dead.name);
+                return false;
+            }
+            tracing::info!("the spawner {} is replaced by this one", dead.name);
+            let forgotten = tokio::task::spawn_blocking(move || presence::forget(&dead)).await;
+            if let Err(error) = forgotten.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                tracing::warn!(%error, "a farewell will be said once more");
+            }
+        }
+        true
     }
 
     /// We were drained, and do not come back. Who is only stopped may be started again, and says nothing.
@@ -314,6 +360,8 @@ impl Shared {
     async fn look_around(&self) {
         let capacity = &self.options.capacity;
         tokio::time::sleep(capacity.grace).await;
+        // Those whose place we have taken are nobody's hope.
+        let _ = tokio::time::timeout(FIRST_LOOK, self.introduced.cancelled()).await;
         loop {
             match self.options.transport.seen_spawners().await {
                 Ok(seen) => {

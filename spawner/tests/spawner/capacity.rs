@@ -43,7 +43,12 @@ impl Fleet {
     }
 
     async fn add(&mut self, name: &str, tune: impl FnOnce(&mut Options)) {
-        let home = self.folder.path().join(name);
+        self.add_at(name, name, tune).await;
+    }
+
+    /// One in the home of another one.
+    async fn add_at(&mut self, home: &str, name: &str, tune: impl FnOnce(&mut Options)) {
+        let home = self.folder.path().join(home);
         let (runtime, _) = runtime(&home).await;
         let models = Arc::new(Models::default());
         let mut options = options(&home, runtime, Arc::clone(&self.bus), models);
@@ -115,9 +120,14 @@ impl Fleet {
             .collect()
     }
 
-    async fn stop(self) {
-        self.shutdown.cancel();
-        for running in self.running {
+    async fn stop(mut self) {
+        self.stop_all().await;
+    }
+
+    /// Stops those that run. Others can be added.
+    async fn stop_all(&mut self) {
+        std::mem::take(&mut self.shutdown).cancel();
+        for running in self.running.drain(..) {
             running.await.unwrap().unwrap();
         }
     }
@@ -269,6 +279,54 @@ async fn a_spawner_that_is_drained_is_not_waited_for_and_one_that_is_stopped_may
     let seen = bus.seen_spawners().await.unwrap();
     assert_eq!(seen.len(), 1, "who is stopped may be started again");
     assert_eq!(seen[0].last.spawner, left);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_the_old_size_of_a_spawner_that_came_back_smaller() {
+    let mut fleet = Fleet::new().await;
+    let (large, small) = (Size::new(16.0, 8000), Size::new(2.0, 2000));
+    let names = async |fleet: &Fleet| -> Vec<String> {
+        let seen = fleet.bus.seen_spawners().await.unwrap().into_iter();
+        seen.map(|seen| seen.last.spawner).collect()
+    };
+    // Every process has a name of its own. The one elsewhere may come back as it was.
+    for (home, name) in [("here", "here-1"), ("elsewhere", "elsewhere-1")] {
+        let size = if home == "here" {
+            large
+        } else {
+            Size::new(4.0, 2000)
+        };
+        fleet
+            .add_at(home, name, |o| o.capacity = Capacity::of(size))
+            .await;
+    }
+    until(async || (names(&fleet).await.len() == 2).then_some(())).await;
+    fleet.stop_all().await;
+    assert_eq!(names(&fleet).await, ["elsewhere-1", "here-1"]);
+    fleet
+        .add_at("here", "here-2", |o| o.capacity = impatient(small))
+        .await;
+    let waits = fleet.task("p", "waits", Size::new(4.0, 500));
+    let never = fleet.task("p", "never", large);
+    fleet.submit(&waits).await;
+    fleet.submit(&never).await;
+    let result = wait_result(&fleet.bus, "never").await;
+    assert_eq!(kind(&result), spawner::kind::TOO_LARGE);
+    assert_eq!(names(&fleet).await, ["elsewhere-1", "here-2"]);
+    assert_eq!(fleet.bus.result("waits").await.unwrap(), None);
+    // A neighbour of the same home that lives is not replaced.
+    fleet
+        .add_at("here", "here-3", |o| o.capacity = impatient(small))
+        .await;
+    let last = fleet.task("p", "last", large);
+    until(async || (names(&fleet).await.len() == 3).then_some(())).await;
+    fleet.submit(&last).await;
+    assert_eq!(
+        kind(&wait_result(&fleet.bus, "last").await),
+        spawner::kind::TOO_LARGE
+    );
+    assert_eq!(names(&fleet).await, ["elsewhere-1", "here-2", "here-3"]);
+    fleet.stop().await;
 }
 
 #[tokio::test]

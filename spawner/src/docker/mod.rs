@@ -4,11 +4,14 @@
 //! * `spec.rs`: a worker as a container: what it sees, what it may use, whose it is.
 //! * `running.rs`: a container that runs: its output, what it uses, its end with the evidence.
 //! * `system.rs`: what it writes beside the folders that it was given.
+//! * `abandoned.rs`: what homes have left whose spawners never come back.
 //! * `unbegun.rs`: what an engine leaves that is killed before a container begins.
 //!
 //! Nothing here knows a job, a broker or a repository. *Architecture invariant:* only containers with our label are ever
-//! stopped or removed, and processes that have our home as their workspace and no engine that knows them.
+//! stopped or removed, of another home only when they have been over for a week; and processes that have our home as their
+//! workspace and no engine that knows them.
 
+mod abandoned;
 mod away;
 mod mark;
 mod noticed;

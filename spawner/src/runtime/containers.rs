@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -48,6 +49,8 @@ const CPU: &str = "cpu_milli";
 const MEMORY: &str = "memory_mb";
 /// What is added to a worker's wall clock before somebody else may end it.
 const LATE: Duration = Duration::from_mins(1);
+/// How often it is looked what other homes have left.
+const ABANDONED: Duration = Duration::from_hours(1);
 
 /// Which engine, and what for.
 #[derive(Clone, Debug)]
@@ -79,6 +82,8 @@ pub struct Containers {
     /// User and group of workers, and whether that is somebody else than us.
     user: ((u32, u32), bool),
     pool: Pool,
+    /// When we looked for what other homes have left.
+    looked: Mutex<Option<Instant>>,
 }
 
 impl Containers {
@@ -103,6 +108,7 @@ impl Containers {
             user: user(),
             pool: Pool::new(&home, options.warm),
             folder: home,
+            looked: Mutex::default(),
         })
     }
 
@@ -189,6 +195,16 @@ impl Containers {
                 Err(error.into())
             }
         }
+    }
+
+    /// Whether it is time to look for what other homes have left.
+    fn is_due(&self) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = looked.is_none_or(|at| at.elapsed() >= ABANDONED);
+        if is_due {
+            *looked = Some(Instant::now());
+        }
+        is_due
     }
 
     async fn of_task(&self, who: &Identity) -> Result<Vec<Found>, docker::Error> {
@@ -456,7 +472,11 @@ impl Runtime for Containers {
 
     async fn end_strays(&self) -> Result<usize, Error> {
         let ended = self.engine.end_unbegun(&self.folder, Path::new(WORKSPACE));
-        Ok(ended.await? + self.end_without_slot().await?)
+        let ended = ended.await? + self.end_without_slot().await?;
+        if !self.is_due() {
+            return Ok(ended);
+        }
+        Ok(ended + self.engine.remove_abandoned(&self.home).await?)
     }
 
     async fn keep_warm(&self, disks: bool, stop: &CancellationToken) {

@@ -1,6 +1,7 @@
 //! The spawner end to end: real Git, the real sandbox, the durable transport, scripted models. What holds for containers too is
 //! compiled a second time, in `tests/containers`.
 
+mod abandoned;
 mod bad_input;
 mod broker;
 mod capacity;

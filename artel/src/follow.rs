@@ -11,6 +11,7 @@ use crate::config::Mode;
 use crate::home::Held;
 use crate::home::neighbours::Part;
 use crate::lines::{End, EndError, EndStatus, EventLine, for_people, wait_record};
+use crate::words::{self, print_json};
 use crate::work::Work;
 
 /// Entries that are read together.
@@ -31,7 +32,7 @@ impl Printer {
         if self.json {
             print_json(&EventLine::new(&recorded, entry.number, entry.at));
         } else if let Some(line) = for_people(&recorded) {
-            println!("{line}");
+            words::say(&line);
         }
         Some(recorded)
     }
@@ -46,31 +47,23 @@ impl Printer {
             EndStatus::Deployed | EndStatus::Answered => {}
             EndStatus::Waiting => {
                 if let Some(wait) = &end.wait {
-                    println!(
+                    words::say(&format!(
                         "answer with: artel approve {0} | artel reject {0} | artel answer {0} TEXT",
                         wait.id
-                    );
+                    ));
                 }
             }
-            EndStatus::Cancelled => eprintln!("cancelled"),
+            EndStatus::Cancelled => words::complain("cancelled"),
             EndStatus::Failed => {
                 if let Some(error) = &end.error {
-                    eprintln!("artel: {}", ports::plain(&error.message));
+                    words::complain(&format!("artel: {}", error.message));
                     if !error.action.is_empty() {
-                        eprintln!("  {}", ports::plain(&error.action));
+                        words::complain(&format!("  {}", error.action));
                     }
                 }
             }
         }
     }
-}
-
-/// Prints one JSON object as a line.
-pub fn print_json(value: &impl serde::Serialize) {
-    println!(
-        "{}",
-        serde_json::to_string(value).expect("what we print is plain data")
-    );
 }
 
 /// How the kinds of the engine's own signals begin, such as the end of a child.
@@ -129,10 +122,10 @@ impl<'a> Doing<'a> {
         if self.app.config.mode == Mode::Full {
             // Servers have processes of their own for the work; a command is no substitute for one that is down.
             if !std::mem::replace(&mut self.said, true) {
-                eprintln!(
+                words::complain(&format!(
                     "artel: no runner lives on {}: this waits until `artel runner` or `artel up` is started",
                     home.path().display()
-                );
+                ));
             }
             return Ok(None);
         }

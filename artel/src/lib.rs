@@ -21,6 +21,7 @@ mod settings;
 mod spending;
 mod traces;
 mod watch;
+mod words;
 mod work;
 
 use std::ffi::OsString;
@@ -66,7 +67,7 @@ fn run(cli: Cli) -> ExitCode {
         .install_default()
         .is_err()
     {
-        eprintln!("artel: another TLS provider was installed before ours");
+        words::complain("artel: another TLS provider was installed before ours");
         return ExitCode::FAILURE;
     }
     let config = match std::env::current_dir()
@@ -78,7 +79,7 @@ fn run(cli: Cli) -> ExitCode {
         }) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("artel: {error:#}");
+            words::complain(&format!("artel: {error:#}"));
             return ExitCode::from(2);
         }
     };
@@ -89,7 +90,7 @@ fn run(cli: Cli) -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("artel: the runtime cannot be started: {error}");
+            words::complain(&format!("artel: the runtime cannot be started: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -97,7 +98,7 @@ fn run(cli: Cli) -> ExitCode {
         let _telemetry = match telemetry(&cli, &config, &redactor) {
             Ok(guard) => guard,
             Err(error) => {
-                eprintln!("artel: {error}");
+                words::complain(&format!("artel: {error}"));
                 return ExitCode::from(2);
             }
         };
@@ -130,7 +131,9 @@ fn internal(args: Vec<OsString>) -> ExitCode {
             deploy::supervisor::main(args)
         }
         other => {
-            eprintln!("artel internal: {other:?} is nothing that Artel starts");
+            words::complain(&format!(
+                "artel internal: {other:?} is nothing that Artel starts"
+            ));
             ExitCode::from(2)
         }
     }
@@ -193,7 +196,8 @@ fn telemetry(
         },
         filter,
         otlp_endpoint: config.otlp_endpoint.clone(),
-        redact: Arc::new(move |text: &str| redactor.redact(text).into_owned()),
+        // Secrets are looked for in what is seen.
+        redact: Arc::new(move |text: &str| redactor.redact(&ports::plain(text)).into_owned()),
         ..telemetry::Options::new(cli.command.service())
     })
 }

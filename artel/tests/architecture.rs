@@ -64,3 +64,34 @@ fn the_map_says_who_may_know_whom() {
     }
     assert_eq!(rows, 14, "every crate but the program stands in the map");
 }
+
+#[test]
+fn only_one_place_of_the_program_prints() {
+    let mut folders = vec![root().join("artel/src")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    assert!(files.len() > 30, "the sources are read: {files:?}");
+    let prints = |path: &Path| {
+        let text = std::fs::read_to_string(path).unwrap();
+        ["println!(", "std::io::stdout().write", "dbg!("]
+            .iter()
+            .any(|way| text.contains(way))
+    };
+    let printing: Vec<_> = files.iter().filter(|path| prints(path)).collect();
+    // A prompt after which nothing else is said ends its line itself.
+    let allowed = ["artel/src/words.rs", "artel/src/commands/terminal.rs"];
+    let others: Vec<_> = printing
+        .iter()
+        .filter(|path| !allowed.iter().any(|name| path.ends_with(name)))
+        .collect();
+    assert!(others.is_empty(), "use crate::words there: {others:#?}");
+}

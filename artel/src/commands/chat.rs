@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::cli::ChatArgs;
 use crate::follow::Doing;
 use crate::lines::typed_answer;
+use crate::words;
 
 use super::{Context, me, project_of, talk};
 
@@ -28,7 +29,7 @@ pub(super) async fn run(context: &Context, args: ChatArgs) -> anyhow::Result<u8>
         None => None,
     };
     if !context.json && std::io::stdin().is_terminal() {
-        println!("{HELP}");
+        words::say(HELP);
     }
     let printer = context.printer();
     let mut doing = Doing::begin(&app).await?;

@@ -4,6 +4,7 @@ use ports::{FrontDesk, ProjectId};
 
 use crate::app::App;
 use crate::lines::{End, EndStatus};
+use crate::words;
 
 use super::{Context, talk};
 
@@ -21,7 +22,7 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
     let mut end = End::new(None, EndStatus::Answered);
     for wish in [WISH, CHANGE] {
         if !context.json {
-            println!("\n> {wish}");
+            words::say(&format!("\n> {wish}"));
         }
         end = talk::tell(context, &app, project.clone(), wish.to_owned(), true).await?;
         if end.status != EndStatus::Deployed {
@@ -37,16 +38,18 @@ pub(super) async fn run(context: &Context) -> anyhow::Result<u8> {
             .iter()
             .filter(|task| task.status == "merged")
             .count();
-        println!(
+        words::say(&format!(
             "\ndeployed {}/ from the demo tape: {} releases, the change included ({merged} tasks merged in the last job)",
             url.trim_end_matches('/'),
             report.deployments.len(),
-        );
+        ));
         let program = std::env::args()
             .next()
             .unwrap_or_else(|| "artel".to_owned());
-        println!("look at it with: {program} status {slug}, or {program} clone {slug}");
-        println!("stop it with: {program} stop {slug}");
+        words::say(&format!(
+            "look at it with: {program} status {slug}, or {program} clone {slug}"
+        ));
+        words::say(&format!("stop it with: {program} stop {slug}"));
     }
     Ok(end.exit_code())
 }

@@ -8,6 +8,7 @@ use crate::cli::InitArgs;
 use crate::config::SecretValue;
 use crate::home::Home;
 use crate::settings;
+use crate::words;
 
 use super::{Context, doctor, terminal};
 
@@ -51,7 +52,7 @@ pub(super) async fn run(context: &Context, args: InitArgs) -> anyhow::Result<u8>
     );
     let ask = !args.no_input && std::io::stdin().is_terminal();
     if ask {
-        println!("An OpenAI-compatible endpoint, with /v1; nothing for the demo tape.");
+        words::say("An OpenAI-compatible endpoint, with /v1; nothing for the demo tape.");
         url = terminal::ask("OPENAI_BASE_URL", url.as_deref())?;
         if url.is_some() {
             model = terminal::ask("ARTEL_MODEL", model.as_deref())?;
@@ -61,7 +62,7 @@ pub(super) async fn run(context: &Context, args: InitArgs) -> anyhow::Result<u8>
                     .map(|key| key.expose().to_owned());
             }
         }
-        println!("A Telegram bot's token (from BotFather); nothing for the terminal only.");
+        words::say("A Telegram bot's token (from BotFather); nothing for the terminal only.");
         if token.is_none() {
             token = terminal::ask_secret("TELEGRAM_BOT_TOKEN")
                 .ok()

@@ -11,6 +11,7 @@ use crate::config::{self, Mode};
 use crate::health::Needs;
 use crate::home::neighbours::Part;
 use crate::home::{Held, Home};
+use crate::words;
 use crate::work::{Work, Workers, capacity, git_tokens, runtime};
 
 use super::Context;
@@ -201,6 +202,6 @@ pub(super) async fn spawner(context: &Context) -> anyhow::Result<u8> {
 /// `artel health`: exit code 1 when the process at ARTEL_HTTP_ADDR is not ready, or is not there.
 pub(super) async fn health(context: &Context) -> anyhow::Result<u8> {
     let (ready, said) = crate::health::ask(context.config.http_addr).await?;
-    println!("{said}");
+    words::say(&said);
     Ok(u8::from(!ready))
 }

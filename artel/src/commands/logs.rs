@@ -9,7 +9,8 @@ use store::{LINES_KEPT, SaidByWorker};
 
 use crate::app::App;
 use crate::cli::LogsArgs;
-use crate::follow::{Doing, Until, follow, print_json};
+use crate::follow::{Doing, Until, follow};
+use crate::words::{self, json_line, print_json};
 
 use super::{Context, project_of};
 
@@ -101,7 +102,7 @@ async fn service_logs(
             if context.json {
                 print_json(&serde_json::json!({ "line": line }));
             } else {
-                println!("{line}");
+                words::say(&line);
             }
         }
         shown = lines;
@@ -130,10 +131,10 @@ async fn worker_logs(
             Some(said) => said,
             None if args.follow => {
                 if first {
-                    eprintln!(
+                    words::complain(&format!(
                         "artel: {}; waiting for one",
                         nobody(app, project, task, args).await?
-                    );
+                    ));
                 }
                 first = false;
                 Vec::new()
@@ -157,7 +158,7 @@ async fn worker_logs(
         }
         first = false;
         for line in lines {
-            println!("{line}");
+            words::say(&line);
         }
         if !args.follow {
             return Ok(0);
@@ -191,9 +192,9 @@ fn words_of(said: &SaidByWorker, json: bool) -> String {
     let SaidByWorker { attempt, line } = said;
     let at = jiff::Timestamp::from_millisecond(line.at_ms).unwrap_or_default();
     if json {
-        // In which escape characters are written out.
-        return serde_json::json!({"at": at, "attempt": attempt, "kind": line.kind, "text": line.text})
-            .to_string();
+        return json_line(
+            &serde_json::json!({"at": at, "attempt": attempt, "kind": line.kind, "text": line.text}),
+        );
     }
     let text = ports::plain(&line.text);
     let time = at.strftime("%H:%M:%SZ");

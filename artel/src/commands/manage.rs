@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use ports::{Event, FrontDesk, Recorded, ServiceOrder};
 
 use crate::cli::{CloneArgs, MigrateArgs, ProjectCommand, RemoveArgs, SecretsCommand};
-use crate::follow::{Until, print_json};
+use crate::follow::Until;
+use crate::words::{self, print_json};
 
 use super::{Context, me, project_of, talk, terminal};
 
@@ -39,11 +40,11 @@ pub(super) async fn service(
         print_json(&report);
     } else {
         match order {
-            ServiceOrder::Stop => println!(
+            ServiceOrder::Stop => words::say(&format!(
                 "{} is stopped; start it with: artel start {0}",
                 report.project.slug
-            ),
-            ServiceOrder::Start => println!(
+            )),
+            ServiceOrder::Start => words::say(&format!(
                 "{} is running at {}",
                 report.project.slug,
                 report
@@ -51,12 +52,12 @@ pub(super) async fn service(
                     .url
                     .as_deref()
                     .unwrap_or("an unknown address")
-            ),
-            ServiceOrder::Remove => println!(
+            )),
+            ServiceOrder::Remove => words::say(&format!(
                 "{}: service, releases and data are gone; the repository stays",
                 report.project.slug
-            ),
-            ServiceOrder::Archive => println!("{} is put away", report.project.slug),
+            )),
+            ServiceOrder::Archive => words::say(&format!("{} is put away", report.project.slug)),
         }
     }
     Ok(0)
@@ -78,7 +79,7 @@ pub(super) async fn remove(context: &Context, args: RemoveArgs) -> anyhow::Resul
             Some("no"),
         )?;
         if answer.as_deref() != Some("yes") {
-            println!("nothing was deleted");
+            words::say("nothing was deleted");
             return Ok(1);
         }
     }
@@ -148,12 +149,12 @@ pub(super) async fn project(context: &Context, command: ProjectCommand) -> anyho
     if context.json {
         print_json(&report);
     } else {
-        println!(
+        words::say(&format!(
             "{}: {}, repository {}",
             report.project.slug,
             report.project.status,
             report.project.repository.as_deref().unwrap_or("-")
-        );
+        ));
     }
     Ok(0)
 }
@@ -182,7 +183,7 @@ pub(super) async fn secrets(context: &Context, command: SecretsCommand) -> anyho
                         &serde_json::json!({"name": name, "handle": format!("secret://project/{project}/{name}")}),
                     );
                 } else {
-                    println!("{name}");
+                    words::say(&name);
                 }
             }
         }

@@ -20,8 +20,9 @@ use secrets::Redactor;
 use crate::app::App;
 use crate::cli::{Cli, Command, ConfigCommand, GraphArgs};
 use crate::config::Config;
-use crate::follow::{Printer, print_json};
+use crate::follow::Printer;
 use crate::lines::{End, EndError, EndStatus};
+use crate::words::{self, print_json};
 
 /// What a command works with.
 pub struct Context {
@@ -43,7 +44,7 @@ impl Context {
         if self.json {
             print_json(value);
         } else {
-            println!("{}", ports::plain(words));
+            words::say(words);
         }
     }
 
@@ -105,7 +106,7 @@ pub async fn run(context: &Context, cli: Cli) -> ExitCode {
                 });
                 print_json(&end);
             } else {
-                eprintln!("artel: {}", ports::plain(&message));
+                words::complain(&format!("artel: {message}"));
             }
             if is_bad_use(&error) {
                 ExitCode::from(2)

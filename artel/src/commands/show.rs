@@ -5,7 +5,7 @@ use graph::{HistoryFilter, ThreadFilter};
 use ports::{FrontDesk, StatusReport, threads};
 
 use crate::cli::{ForkArgs, ReplayArgs};
-use crate::follow::print_json;
+use crate::words::{self, print_json};
 
 use super::{Context, project_of};
 
@@ -16,15 +16,15 @@ pub(super) async fn projects(context: &Context) -> anyhow::Result<u8> {
     if context.json {
         projects.iter().for_each(print_json);
     } else if projects.is_empty() {
-        println!("no projects yet: artel new \"what you want\"");
+        words::say("no projects yet: artel new \"what you want\"");
     } else {
         for project in projects {
-            println!(
+            words::say(&format!(
                 "{:<24} {:<10} {}",
                 project.slug,
                 project.status,
                 project.url.as_deref().unwrap_or("-")
-            );
+            ));
         }
     }
     Ok(0)
@@ -38,7 +38,7 @@ pub(super) async fn status(context: &Context, project: Option<&str>) -> anyhow::
     if context.json {
         print_json(&report);
     } else {
-        print!("{}", ports::plain(&status_text(&report)));
+        words::say(status_text(&report).trim_end());
     }
     Ok(0)
 }
@@ -155,7 +155,7 @@ pub(super) async fn threads(context: &Context, project: Option<&str>) -> anyhow:
             print_json(&thread_json(&thread));
         } else {
             let waits: Vec<_> = thread.waits.iter().map(|wait| wait.name.as_str()).collect();
-            println!(
+            words::say(&format!(
                 "{:<40} {:<13} {:<10} step {:<4} {}",
                 thread.id.to_string(),
                 thread.graph,
@@ -166,7 +166,7 @@ pub(super) async fn threads(context: &Context, project: Option<&str>) -> anyhow:
                 } else {
                     format!("waits: {}", waits.join(", "))
                 }
-            );
+            ));
         }
     }
     Ok(0)
@@ -198,14 +198,14 @@ pub(super) async fn history(context: &Context, thread: &str) -> anyhow::Result<u
         if context.json {
             print_json(&checkpoint);
         } else {
-            println!(
+            words::say(&format!(
                 "{:<6} branch {:<3} step {:<4} {:<24} next: {}",
                 checkpoint.checkpoint,
                 checkpoint.branch,
                 checkpoint.step,
                 checkpoint.at.to_string(),
                 checkpoint.next.join(", ")
-            );
+            ));
         }
     }
     Ok(0)
@@ -258,15 +258,15 @@ pub(super) async fn fork(context: &Context, args: ForkArgs) -> anyhow::Result<u8
             &serde_json::json!({"thread": args.thread, "branch": branch, "head": args.head}),
         );
     } else if args.head {
-        println!(
+        words::say(&format!(
             "{} goes on from branch {branch} when somebody does the work (artel up)",
             args.thread
-        );
+        ));
     } else {
-        println!(
+        words::say(&format!(
             "branch {branch} of {}; with --head the thread goes on from it",
             args.thread
-        );
+        ));
     }
     Ok(0)
 }
@@ -277,13 +277,13 @@ pub(super) fn config(context: &Context) -> u8 {
         if context.json {
             print_json(&setting);
         } else {
-            println!(
+            words::say(&format!(
                 "{:<28} {:<32} {}",
                 setting.name,
                 setting.value.as_deref().unwrap_or("-"),
                 setting.source
-            );
-            println!("{:<28} {}", "", setting.about);
+            ));
+            words::say(&format!("{:<28} {}", "", setting.about));
         }
     }
     0

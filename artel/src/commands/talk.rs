@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::cli::{NewArgs, ProjectAndYes, RetryArgs, SayArgs};
 use crate::follow::{Doing, Until, follow};
 use crate::lines::{End, typed_answer};
+use crate::words;
 
 use super::{Context, me};
 
@@ -94,9 +95,9 @@ pub(super) fn begin(context: &Context, app: &App) -> anyhow::Result<()> {
     }
     for line in news {
         if context.json {
-            eprintln!("artel: {line}");
+            words::complain(&format!("artel: {line}"));
         } else {
-            println!("{line}");
+            words::say(&line);
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ const MOST: u64 = 64 * 1024 + 1;
 
 /// Asks for a line; the default is taken for an empty one.
 pub(super) fn ask(question: &str, default: Option<&str>) -> anyhow::Result<Option<String>> {
+    let question = ports::plain(question);
     let mut out = std::io::stdout();
     match default {
         Some(default) => write!(out, "{question} [{default}]: ")?,
@@ -31,6 +32,7 @@ pub(super) fn ask_secret(question: &str) -> anyhow::Result<Plaintext> {
     let stdin = std::io::stdin();
     let mut value = String::new();
     if stdin.is_terminal() {
+        let question = ports::plain(question);
         print!("{question} (not shown): ");
         std::io::stdout().flush()?;
         let before = tcgetattr(&stdin)?;

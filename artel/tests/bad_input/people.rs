@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::tapes::{home, one, spec};
-use crate::{id, piped, says, sentence};
+use crate::{Home, Ran, id, piped, says, sentence};
 
 #[tokio::test]
 async fn messages_that_are_empty_or_too_long_are_refused_and_change_nothing() {
@@ -131,4 +131,66 @@ async fn commands_that_are_none_and_waits_that_are_gone_are_said_so() {
         assert!(ran.code == 1, "{ran:#?}");
         says(sentence(&ran), &["deployed"]);
     }
+}
+
+/// Nothing of what a terminal would obey was printed.
+#[track_caller]
+fn obeyed(ran: &Ran) -> String {
+    let said = format!("{}{}", ran.stdout, ran.stderr);
+    let obeys = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    said.chars().filter(|c| obeys(*c)).collect()
+}
+
+#[tokio::test]
+async fn words_that_a_terminal_would_obey_reach_it_from_no_command() {
+    const EVIL: &str = "\u{1b}[2J\u{9b}31m\u{202e}gpj.exe\u{2066}";
+    let mut tape = one();
+    spec(&mut tape)["goal"] = json!(format!("Says {EVIL} hello"));
+    let home: Home = home(&tape);
+    let message = format!("Say {EVIL} hello");
+    let ran = home.run(&["new", &message]).await.code(3);
+    assert_eq!(obeyed(&ran), "", "{ran:#?}");
+    let ran = home.run(&["projects", "--json"]).await.success();
+    let project = ran.json()[0]["id"].as_str().unwrap().to_owned();
+    let repository = format!("/srv/{EVIL}.git");
+    let set = ["project", "set", &project, "repo", &repository];
+    let ran = home.run(&set).await.success();
+    assert_eq!(obeyed(&ran), "", "{ran:#?}");
+    for args in [
+        &["projects"][..],
+        &["status", &project],
+        &["logs", &project],
+        &["threads"],
+        &["history", &project],
+        &["graph"],
+        &["doctor"],
+        &["config", "check"],
+    ] {
+        for json in [false, true] {
+            let mut args = args.to_vec();
+            if json {
+                args.push("--json");
+            }
+            let ran = home.run(&args).await;
+            assert_eq!(obeyed(&ran), "", "{ran:#?}");
+            assert!(!json || !ran.json().is_empty(), "{ran:#?}");
+        }
+    }
+    for args in [
+        &["status", EVIL][..],
+        &["history", EVIL],
+        &["approve", EVIL],
+        &["secrets", "set", &project, EVIL],
+    ] {
+        let ran = home.run(args).await.code(1);
+        assert_eq!(obeyed(&ran), "", "{ran:#?}");
+    }
+    // Programs read what was said.
+    let report = home.status(&project).await;
+    assert_eq!(report["project"]["repository"], repository, "{report:#}");
+    let question = report["waits"][0]["question"].as_str().unwrap();
+    assert!(question.contains(EVIL), "{question}");
 }

@@ -9,6 +9,8 @@ pub(super) const ADAPTER: Adapter = Adapter {
     arguments,
     environment,
     files: nothing,
+    // Its map of the repository, among others.
+    leaves: &[".aider*"],
     read,
 };
 

@@ -9,6 +9,7 @@ pub(super) const ADAPTER: Adapter = Adapter {
     arguments,
     environment,
     files: nothing,
+    leaves: &[],
     read,
 };
 

@@ -9,6 +9,7 @@ pub(super) const ADAPTER: Adapter = Adapter {
     arguments,
     environment: nothing,
     files: nothing,
+    leaves: &[],
     read,
 };
 
@@ -64,6 +65,8 @@ fn read(heard: &mut Heard, line: &str) {
         "turn.completed" => {
             heard.input_tokens += sum(&value, &["/usage/input_tokens"]);
             heard.output_tokens += sum(&value, &["/usage/output_tokens"]);
+            // It says `error` also when it connects once more; what it came over is no trouble.
+            heard.trouble = None;
         }
         "turn.failed" | "error" => {
             let words = text(&value, &["/error/message", "/message"]).unwrap_or("no reason given");

@@ -11,6 +11,7 @@ pub(super) const ADAPTER: Adapter = Adapter {
     arguments,
     environment: nothing,
     files,
+    leaves: &[],
     read,
 };
 

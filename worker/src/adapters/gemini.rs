@@ -11,12 +11,15 @@ pub(super) const ADAPTER: Adapter = Adapter {
     arguments,
     environment: nothing,
     files: nothing,
+    leaves: &[],
     read,
 };
 
 fn arguments(call: &Call<'_>) -> Vec<String> {
     // The sandbox around it is what confines it; its own questions would be asked to nobody.
     let mut arguments = vec![
+        // Without it, what `--yolo` allows is taken back in a folder that nobody has called trusted.
+        "--skip-trust".to_owned(),
         "--yolo".to_owned(),
         "--output-format".to_owned(),
         "stream-json".to_owned(),

@@ -78,6 +78,8 @@ pub struct Adapter {
     pub environment: fn(&Call<'_>) -> Vec<(&'static str, String)>,
     /// Files in its home, by their path there.
     pub files: fn(&Call<'_>) -> Vec<(&'static str, String)>,
+    /// What it leaves in the workspace and nobody is to commit, as patterns of Git.
+    pub leaves: &'static [&'static str],
     /// Reads one line of its output.
     pub read: fn(&mut Heard, &str),
 }

@@ -167,6 +167,31 @@ fn summary(adapter: &Adapter, heard: &Heard) -> String {
     summary
 }
 
+/// Tells Git of this workspace alone that nobody wants these.
+fn exclude(workspace: &Path, patterns: &[&str]) -> io::Result<()> {
+    let folder = workspace.join(".git/info");
+    let file = folder.join("exclude");
+    let mut all = std::fs::read_to_string(&file).unwrap_or_default();
+    let known = |pattern: &str| all.lines().any(|line| line == pattern);
+    let new: Vec<_> = patterns
+        .iter()
+        .filter(|pattern| !known(pattern))
+        .copied()
+        .collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    if !all.is_empty() && !all.ends_with('\n') {
+        all.push('\n');
+    }
+    for pattern in new {
+        all.push_str(pattern);
+        all.push('\n');
+    }
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(file, all)
+}
+
 /// Where an agent keeps what it must not commit: under the workspace's `.artel`, which Git ignores and the next attempt finds.
 struct Place {
     home: PathBuf,
@@ -181,6 +206,7 @@ impl Place {
     fn prepare(adapter: &Adapter, workspace: &Path, task: &Path) -> io::Result<Self> {
         let home = workspace.join(".artel/home").join(adapter.name);
         std::fs::create_dir_all(&home)?;
+        exclude(workspace, adapter.leaves)?;
         let mut text = std::fs::read_to_string(task)?;
         text.push_str(RULES);
         let prompt = home.join("prompt.md");

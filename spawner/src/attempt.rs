@@ -352,9 +352,12 @@ fn judge(
                     kind::NO_COMMIT,
                     "The agent ended without a commit beyond the base.",
                 ),
-                None if reason.starts_with("cannot run ") => {
-                    Trouble::failed(kind::AGENT_MISSING, first)
-                }
+                None if reason.starts_with("cannot run ") => Trouble::failed(
+                    kind::AGENT_MISSING,
+                    format!(
+                        "The agent is not there: {first}. An admin has to install it where workers run (docs/agents.md), or to choose another one with ARTEL_AGENT."
+                    ),
+                ),
                 None => Trouble::failed(kind::AGENT_FAILED, format!("The agent failed: {first}")),
             };
             Err(trouble.evidence(evidence))

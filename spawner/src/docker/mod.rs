@@ -70,7 +70,7 @@ pub enum Error {
     },
     /// Nobody answers, or not in time.
     #[error(
-        "the Docker engine at {host} does not answer; check that it runs and that this user may use it"
+        "the Docker engine at {host} does not answer; check that it runs, that DOCKER_HOST names its socket, and that this user may use it"
     )]
     Unreachable {
         /// Its address.
@@ -196,9 +196,13 @@ impl Engine {
     /// Connects to `host` (`DOCKER_HOST`; the usual socket if absent) and checks that it has the runtime.
     pub async fn connect(host: Option<&str>, runtime: &str) -> Result<Self, Error> {
         let host = host.unwrap_or("unix:///var/run/docker.sock");
-        let docker = Docker::connect_with_host(host).map_err(|source| Error::Address {
-            host: host.to_owned(),
-            source: Box::new(source),
+        let docker = Docker::connect_with_host(host).map_err(|source| {
+            let (host, source) = (host.to_owned(), Box::new(source));
+            match *source {
+                // The address is fine, but nobody is there.
+                DockerError::SocketNotFoundError(_) => Error::Unreachable { host, source },
+                _ => Error::Address { host, source },
+            }
         })?;
         let unreachable = |source| Error::Unreachable {
             host: host.to_owned(),

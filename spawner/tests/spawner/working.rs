@@ -1,9 +1,11 @@
 //! Work that goes well, and work that comes to nothing.
 
-use crate::stage::{Stage, Turn, assert_succeeded, git, kind, phases, runs, runtime, says, until};
+use crate::stage::{
+    SOON, Stage, Turn, assert_succeeded, git, kind, phases, runs, runtime, says, until,
+};
 use protocol::{EventKind, ResultStatus};
 use spawner::Options;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const COMMIT: &str = "echo hello > hello.txt && git add hello.txt && git commit -q -m 'Add hello'";
 
@@ -183,7 +185,11 @@ async fn what_goes_wrong_before_the_work_is_named() {
     request.agent.command = vec!["/no/such/agent".into()];
     let result = stage.run(&request).await;
     assert_eq!(kind(&result), spawner::kind::AGENT_MISSING);
-    assert!(result.failure.unwrap().message.contains("/no/such/agent"));
+    let message = result.failure.unwrap().message;
+    for words in ["/no/such/agent", "an admin", "docs/agents.md"] {
+        let found = message.to_lowercase().contains(&words.to_lowercase());
+        assert!(found, "{words} in {message}");
+    }
 
     let mut request = stage.request("r2", 2);
     request.agent.adapter = "telepathy".into();
@@ -225,14 +231,8 @@ async fn a_cancel_ends_a_running_worker_that_does_not_listen() {
     stage.submit(&request).await;
     let here = stage.workspace().join("here");
     until(async || here.exists().then_some(())).await;
-    let started = Instant::now();
     stage.transport.cancel("r1").await.unwrap();
     let result = stage.result("r1").await;
-    assert!(
-        started.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        started.elapsed()
-    );
     assert_eq!(result.status, ResultStatus::Cancelled);
     assert_eq!(kind(&result), spawner::kind::CANCELLED);
     let folder = stage.home().join("workspaces/p/job-1/one~/broker");
@@ -392,15 +392,9 @@ async fn a_spawner_that_is_shut_down_leaves_its_job_to_the_next_one() {
     let here = stage.workspace().join("here");
     until(async || here.exists().then_some(())).await;
     let transport = std::sync::Arc::clone(&stage.transport);
-    let started = Instant::now();
     let _folder = stage.shut_down().await;
-    assert!(started.elapsed() < Duration::from_secs(30));
     assert!(transport.result("r1").await.unwrap().is_none());
-    let offered = transport
-        .next_job(Duration::from_secs(1))
-        .await
-        .unwrap()
-        .unwrap();
+    let offered = transport.next_job(SOON).await.unwrap().unwrap();
     assert_eq!(
         (offered.request.request_id.as_str(), offered.deliveries),
         ("r1", 2)
@@ -424,12 +418,7 @@ async fn a_spawner_that_is_drained_finishes_what_runs() {
     stage.submit(&stage.script("r2", 2, "true")).await;
     std::fs::write(stage.workspace().join("go"), "").unwrap();
     assert_succeeded(&stage.result("r1").await);
-    let left = stage
-        .transport
-        .next_job(Duration::from_secs(5))
-        .await
-        .unwrap()
-        .unwrap();
+    let left = stage.transport.next_job(SOON).await.unwrap().unwrap();
     assert_eq!(left.request.request_id, "r2");
     // It has said farewell, and nobody counts on it.
     until(async || {

@@ -15,7 +15,7 @@ use support::{Home, Running, address_in, eventually, get};
 const TINY: &str = include_str!("support/tiny.yaml");
 const DEMO: &str = include_str!("../../models/tapes/demo.yaml");
 const OWNER: i64 = 4_200_001;
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_mins(2);
 const WORK: Duration = Duration::from_secs(150);
 
 /// A data folder on PostgreSQL and Redis.

@@ -9,7 +9,7 @@ use support::{Home, address_in, eventually, get};
 
 const OWNER: i64 = 4_200_001;
 const STRANGER: i64 = 4_200_666;
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_mins(2);
 const WORK: Duration = Duration::from_secs(100);
 
 fn home_for(telegram: &Telegram) -> Home {
@@ -132,7 +132,7 @@ async fn from_start_through_the_buttons_to_the_url() {
             .values()
             .all(|seen| seen.chat == OWNER)
     );
-    assert_eq!(up.terminate(Duration::from_secs(15)).await, 0);
+    assert_eq!(up.terminate(SOON).await, 0);
     home.run(&["remove", "notes", "--yes"]).await.success();
 }
 
@@ -185,7 +185,7 @@ async fn a_stranger_gets_one_sentence_and_the_pairing_code_lets_them_in() {
             seen.chat == STRANGER && !seen.buttons.is_empty()
         })
         .await;
-    assert_eq!(up.terminate(Duration::from_secs(15)).await, 0);
+    assert_eq!(up.terminate(SOON).await, 0);
 }
 
 #[tokio::test]
@@ -231,7 +231,7 @@ async fn what_was_said_while_the_bot_was_down_or_slowed_down_still_arrives_once(
         .filter(|seen| seen.text.contains("Keep short notes"))
         .count();
     assert_eq!(proposals, 1, "the proposal came once");
-    assert_eq!(up.terminate(Duration::from_secs(15)).await, 0);
+    assert_eq!(up.terminate(SOON).await, 0);
 }
 
 #[tokio::test]
@@ -263,7 +263,7 @@ async fn a_secret_that_was_written_is_deleted_from_the_chat() {
             .then_some(())
     })
     .await;
-    assert_eq!(up.terminate(Duration::from_secs(15)).await, 0);
+    assert_eq!(up.terminate(SOON).await, 0);
     let found = std::process::Command::new("grep")
         .args(["-rlF", canary])
         .arg(home.path())

@@ -173,7 +173,7 @@ async fn a_fenced_thread_is_judged_after_whoever_holds_its_row() {
     };
     let mut side = beside(&schema).await;
     let mut blocked = false;
-    for _ in 0..500 {
+    for _ in 0..6000 {
         blocked = sqlx::query_scalar(
             "select exists (select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%graph_checkpoint%' \
              and pid = any (select l.pid from pg_locks l where not l.granted))",
@@ -432,7 +432,7 @@ async fn what_lands_while_a_thread_is_being_taken_over_is_seen_by_who_takes_it_o
 
 /// Waits until a query says yes.
 async fn until(db: &mut PgConnection, question: &'static str) {
-    for _ in 0..2000 {
+    for _ in 0..12_000 {
         let yes: bool = sqlx::query_scalar(question)
             .fetch_one(&mut *db)
             .await

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use support::{Home, Running, eventually, get};
 use tapes::{home, one, processes, works};
 
-const SOON: Duration = Duration::from_secs(30);
+/// Bound of every wait; much more than a busy machine needs.
+const SOON: Duration = Duration::from_mins(2);
 const UP: &str = " is up on ";
 
 async fn up(home: &Home) -> Running {

@@ -112,7 +112,7 @@ async fn a_killed_service_is_restarted_and_a_killed_supervisor_is_brought_back()
     eventually("up brings it back", SOON, answers).await;
     assert_ne!(supervisor(&home, project), keeper);
     home.run(&["remove", "one", "--yes"]).await.success();
-    assert_eq!(up.terminate(Duration::from_secs(15)).await, 0);
+    assert_eq!(up.terminate(SOON).await, 0);
 }
 
 #[tokio::test]
@@ -268,6 +268,6 @@ async fn a_secret_that_is_missing_is_waited_for_and_only_the_service_gets_it() {
     // Who writes it where nobody else can read it: nobody.
     assert_eq!(files_with(home.path(), VALUE), "");
     home.run(&["remove", "one", "--yes"]).await.success();
-    assert_eq!(up.terminate(Duration::from_secs(15)).await, 0);
+    assert_eq!(up.terminate(SOON).await, 0);
     assert_eq!(files_with(home.path(), VALUE), "");
 }

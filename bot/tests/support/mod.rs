@@ -22,9 +22,10 @@ pub const FRIEND: i64 = 4_200_002;
 pub const ADMIN: i64 = 4_200_003;
 pub const STRANGER: i64 = 4_200_666;
 pub const GROUP: i64 = -777;
-pub const SOON: Duration = Duration::from_secs(10);
+/// Bound of every wait; much more than a busy machine needs.
+pub const SOON: Duration = Duration::from_mins(1);
 /// The unit of all pauses of the bot here.
-const PATIENCE: Duration = Duration::from_millis(20);
+pub const PATIENCE: Duration = Duration::from_millis(20);
 
 pub struct World {
     pub telegram: Telegram,
@@ -51,8 +52,8 @@ impl Running {
     /// SIGTERM.
     pub async fn stop(self) {
         self.shutdown.cancel();
-        let ended = tokio::time::timeout(Duration::from_secs(6), self.task).await;
-        ended.expect("it ends soon").unwrap().unwrap();
+        let ended = tokio::time::timeout(SOON, self.task).await;
+        ended.expect("it ends").unwrap().unwrap();
     }
 
     /// Its end, when it ends by itself.

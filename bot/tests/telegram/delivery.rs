@@ -167,16 +167,11 @@ async fn what_a_broken_server_did_not_take_is_sent_when_it_is_mended() {
             .answer_once("sendMessage", status, &body)
             .await;
     }
-    let begun = std::time::Instant::now();
     world.say(&project, "news", "it works").await;
     world
         .telegram
         .wait_for("the news", SOON, |seen| seen.text == "it works")
         .await;
-    assert!(
-        begun.elapsed() < SOON / 2,
-        "no sleep is hidden in the client"
-    );
     assert!(world.desk.notices.lock().is_empty());
     running.stop().await;
 }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The longest that a request may take when its connection breaks.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) async fn within_patience<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work)

@@ -21,8 +21,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     lab::{
-        Lab, Notes, eventually, log, notes, options, promise, run, serve, start, start_as, takes,
-        thread_as, until_cancelled, until_status,
+        Lab, Notes, SOON, eventually, log, notes, options, promise, run, serve, start, start_as,
+        takes, thread_as, until_cancelled, until_status,
     },
     storage,
 };
@@ -139,7 +139,7 @@ promise! {
         let journal = reader.journal();
         let mut after = Cursor::START;
         for id in ["1", "2", "3"] {
-            let wait = tokio::time::timeout(Duration::from_secs(10), journal.changed(after, NEVER));
+            let wait = tokio::time::timeout(SOON, journal.changed(after, NEVER));
             let (changed, ()) = tokio::join!(wait, async {
                 takes(10).await;
                 start_as(&writer, id).await;

@@ -218,7 +218,7 @@ impl Delegate for Faults {
             .await;
         if is_late {
             for _ in 0..2 {
-                let heard = tokio::time::timeout(Duration::from_secs(10), self.not_held.notified());
+                let heard = tokio::time::timeout(Duration::from_mins(1), self.not_held.notified());
                 heard.await.expect("leases are renewed");
             }
         }

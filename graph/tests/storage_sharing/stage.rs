@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::storage::{self, Schema};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub fn thread(id: &str) -> NewThread {
     NewThread {

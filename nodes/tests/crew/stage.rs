@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::world::World;
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The name under which stages claim threads.
 const OWNER: &str = "stage";

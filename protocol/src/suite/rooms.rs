@@ -213,7 +213,7 @@ pub async fn what_is_handed_out_alternates_between_projects_by_what_they_hold(
 
 /// See the name.
 pub async fn a_project_whose_spawner_died_does_not_count_as_running(harness: &dyn Harness) {
-    let bus = harness.open().await;
+    let bus = harness.open_for(harness.lease()).await;
     bus.publish_job(&sized("a", "a", 1.0, 1)).await.unwrap();
     let lost = job(&bus).await;
     // Longer than the hold; then nobody holds anything, and the oldest one is next.

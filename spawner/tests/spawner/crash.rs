@@ -24,6 +24,14 @@ async fn the_program_that_dies() {
     spawner.run(CancellationToken::new()).await.unwrap();
 }
 
+/// Whether a process lives that has this among its arguments.
+fn runs(marker: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
+        .any(|line| String::from_utf8_lossy(&line).contains(marker))
+}
+
 #[tokio::test]
 async fn a_job_whose_program_was_killed_runs_again_in_the_same_workspace_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -31,10 +39,14 @@ async fn a_job_whose_program_was_killed_runs_again_in_the_same_workspace_once() 
     let home = folder.path().join("home");
     let bare = folder.path().join("repository.git");
     // The first run works until it is killed, with Git's lock held; the second one finishes.
-    let work = "echo run >> runs.txt
-if [ $(wc -l < runs.txt) = 1 ]; then touch .git/index.lock; while true; do date +%s%N > beat; sleep 0.02; done; fi
-rm -f beat; git add runs.txt; git commit -qm Finish";
-    let request = script(folder.path(), &base, "r1", 1, work);
+    let work = format!(
+        ": {}
+echo run >> runs.txt
+if [ $(wc -l < runs.txt) = 1 ]; then touch .git/index.lock beat; while true; do sleep 0.02; done; fi
+rm -f beat; git add runs.txt; git commit -qm Finish",
+        folder.path().display()
+    );
+    let request = script(folder.path(), &base, "r1", 1, &work);
     let bus = transport(&home).await;
     bus.publish_job(&request).await.unwrap();
     drop(bus);
@@ -45,12 +57,8 @@ rm -f beat; git add runs.txt; git commit -qm Finish";
     program.kill();
 
     // The worker dies with its program.
-    until(async || {
-        let before = std::fs::read_to_string(&beat).ok();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        (before == std::fs::read_to_string(&beat).ok()).then_some(())
-    })
-    .await;
+    let marker = folder.path().to_str().unwrap();
+    until(async || (!runs(marker)).then_some(())).await;
 
     let bus = transport(&home).await;
     let (runtime, _cleanup) = runtime(&home).await;

@@ -1,6 +1,6 @@
 //! What a worker can see and reach: its workspace, its broker, and nothing else.
 
-use crate::stage::{SOON, Stage, assert_succeeded, kind, until, variable};
+use crate::stage::{Stage, assert_succeeded, kind, until, variable};
 use protocol::EventKind;
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
@@ -33,7 +33,7 @@ impl Listener {
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 let mut said = [0; 64];
-                let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+                let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
                 let read = stream.read(&mut said).unwrap_or(0);
                 let said = String::from_utf8_lossy(&said[..read]).into_owned();
                 ears.lock().unwrap().push(said);
@@ -310,7 +310,9 @@ echo; echo done > done.txt; git add done.txt; git commit -qm Done";
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    let result = tokio::time::timeout(SOON * 4, look).await.unwrap();
+    let result = tokio::time::timeout(Duration::from_mins(2), look)
+        .await
+        .unwrap();
     assert_succeeded(&result);
     for event in stage.events("r1").await {
         if let EventKind::Log { tail } = event.kind {

@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Bound of every wait.
-pub const SOON: Duration = Duration::from_secs(30);
+/// Bound of every wait; much more than a busy machine needs.
+pub const SOON: Duration = Duration::from_secs(90);
 
 /// What a scripted model does.
 pub enum Turn {

@@ -165,9 +165,6 @@ async fn words_that_a_terminal_would_obey_reach_it_from_no_command() {
         &["logs", &project],
         &["threads"],
         &["history", &project],
-        &["graph"],
-        &["doctor"],
-        &["config", "check"],
     ] {
         for json in [false, true] {
             let mut args = args.to_vec();

@@ -473,7 +473,7 @@ impl Shared {
             Ok((false, false)) if delivery.deliveries > MAX_DELIVERIES => Some(
                 Trouble::failed(
                     kind::LOST,
-                    format!("The spawner died with this job {MAX_DELIVERIES} times; it is not tried again."),
+                    format!("The job was handed out {MAX_DELIVERIES} times, and each time its spawner died or could not begin; it is not tried again. An admin has to look at the spawner's log, and at its disk, before the task is tried once more."),
                 )
                 .status(ResultStatus::Lost),
             ),

@@ -19,10 +19,11 @@ use crate::{
 const MAX_TAKEN: usize = 50;
 
 /// Failures that another worker of the same installation meets as well, so that its admins are asked at once.
-const INSTALLATION: [&str; 9] = [
+const INSTALLATION: [&str; 10] = [
     "access_denied",
     "agent_missing",
     "bad_request",
+    "bad_result",
     "image_missing",
     "model_unavailable",
     "no_model",

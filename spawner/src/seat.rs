@@ -6,6 +6,7 @@ use crate::{keeping, mirror};
 use protocol::SpawnRequest;
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,11 @@ use tokio::time::Instant;
 const HANDOVER: Duration = Duration::from_mins(1);
 /// How often it is looked whether another process has left a workspace.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long a full disk is waited for: somebody may make room, and until then no attempt can begin here.
+const FULL: Duration = Duration::from_mins(10);
+/// How often it is looked whether there is room again.
+const ROOM: Duration = Duration::from_secs(1);
 
 /// All workspaces in which somebody works, or wants to.
 #[derive(Default)]
@@ -33,13 +39,36 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Desks {
-    /// Waits for the workspace, ending an older attempt that works in it.
+    /// Waits for the workspace, ending an older attempt that works in it. `full` is told when a full disk is waited for.
     pub(crate) async fn sit_down(
         &self,
         places: &Places,
         request: &SpawnRequest,
         stop: &Stop,
+        full: impl Fn() + Send,
     ) -> Seat {
+        let until = Instant::now() + FULL;
+        let mut is_told = false;
+        loop {
+            match self.try_sit_down(places, request, stop).await {
+                Seat::Unusable(error) if is_full(&error) && Instant::now() < until => {
+                    if !is_told {
+                        tracing::error!(%error, "a job waits for room on the disk");
+                        full();
+                        is_told = true;
+                    }
+                }
+                seat => return seat,
+            }
+            tokio::select! {
+                biased;
+                () = stop.stopped_for_good() => return Seat::Stopped,
+                () = tokio::time::sleep(ROOM) => {}
+            }
+        }
+    }
+
+    async fn try_sit_down(&self, places: &Places, request: &SpawnRequest, stop: &Stop) -> Seat {
         let mine = request.fencing_token;
         let desk = {
             let mut desks = lock(&self.0);
@@ -78,10 +107,7 @@ impl Desks {
         let elsewhere = match shut {
             Ok(Some(lock)) => lock,
             Ok(None) => return Seat::Taken,
-            Err(error) => {
-                tracing::error!(%error, "cannot lock {}", places.state.display());
-                return Seat::Taken;
-            }
+            Err(error) => return Seat::unusable(&error, "lock", &places.state),
         };
         // The highest token that ever worked here is kept, so that an old job that comes late,
         // after a restart for example, changes nothing.
@@ -93,13 +119,11 @@ impl Desks {
             return Seat::Stale;
         }
         if let Err(error) = places::write_whole(&path, mine.to_string().as_bytes()) {
-            tracing::error!(%error, "cannot write {}", path.display());
-            return Seat::Taken;
+            return Seat::unusable(&error, "write", &path);
         }
         // From now on there may be work here that nobody has.
         if let Err(error) = places::remove_any(&places.state.join(keeping::DELIVERED)) {
-            tracing::error!(%error, "cannot tidy {}", places.state.display());
-            return Seat::Taken;
+            return Seat::unusable(&error, "tidy", &places.state);
         }
         *lock(&desk.sitting) = Some((mine, stop.clone()));
         Seat::Free(Sitting {
@@ -117,8 +141,24 @@ pub(crate) enum Seat {
     Stale,
     /// It could not be had in time.
     Taken,
+    /// Nobody can work there before somebody has looked at the disk.
+    Unusable(std::io::Error),
     /// The attempt was stopped before.
     Stopped,
+}
+
+impl Seat {
+    fn unusable(error: &std::io::Error, what: &str, path: &Path) -> Self {
+        let message = format!("cannot {what} {}: {error}", path.display());
+        Self::Unusable(std::io::Error::new(error.kind(), message))
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
 }
 
 /// The right to work in a workspace.
@@ -164,7 +204,7 @@ async fn shut(state: &Path) -> std::io::Result<Option<File>> {
                 file.set_modified(std::time::SystemTime::now())?;
                 return Ok(Some(file));
             }
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         if Instant::now() >= until {
@@ -185,7 +225,10 @@ mod tests {
         let desks = Desks::default();
         let request = protocol::suite::request("r");
         let mut places = Places::of(home.path(), &request);
-        let Seat::Free(seat) = desks.sit_down(&places, &request, &Stop::default()).await else {
+        let Seat::Free(seat) = desks
+            .sit_down(&places, &request, &Stop::default(), || ())
+            .await
+        else {
             panic!("nobody works there");
         };
         places.seat = Some(Arc::new(seat));
@@ -205,7 +248,7 @@ mod tests {
         begins.recv().unwrap();
         places.seat = None;
         let next = Stop::default();
-        let waits = desks.sit_down(&places, &request, &next);
+        let waits = desks.sit_down(&places, &request, &next, || ());
         tokio::pin!(waits);
         assert!(
             tokio::time::timeout(Duration::from_millis(1), &mut waits)

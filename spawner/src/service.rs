@@ -570,7 +570,8 @@ impl Shared {
         );
         events.phase("queued");
         let places = Places::of(&self.options.home, request);
-        let result = match self.desks.sit_down(&places, request, stop).await {
+        let full = || events.phase("waiting: the disk of the spawner is full");
+        let result = match self.desks.sit_down(&places, request, stop, full).await {
             Seat::Free(seat) => {
                 let places = Places {
                     seat: Some(Arc::new(seat)),
@@ -590,6 +591,11 @@ impl Shared {
             }
             Seat::Stale => Some(failed(request, stop::superseded())),
             Seat::Stopped => Some(failed(request, stop.trouble())),
+            Seat::Unusable(error) => {
+                let message = "No worker can begin on the spawner's host; an admin has to look at its disk, whether it is full and may be written.";
+                let trouble = Trouble::failed(kind::CLONE_FAILED, message);
+                Some(failed(request, trouble.evidence(error.to_string())))
+            }
             Seat::Taken => None,
         };
         drop(events);

@@ -7,6 +7,7 @@ mod broker;
 mod capacity;
 mod crash;
 mod disk;
+mod full_disk;
 mod githost;
 mod github;
 mod github_app;

@@ -25,7 +25,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often mounts are looked for that nobody needs.
 const LOOK: Duration = Duration::from_mins(1);
@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_mins(1);
 const PROGRAM_S: &str = "120";
 /// The size of the disk that shows whether disks can be made at all, in MiB.
 const TRIAL_MB: u64 = 8;
+/// How long it is waited for the kernel to let go of a disk that is to grow.
+const FREED: Duration = Duration::from_secs(5);
 /// A disk with less space than this, in bytes, is full (an eighth of it when it is small, a fiftieth when it is large): what is
 /// written in large pieces is refused before the last one fits.
 const FULL_BYTES: u64 = 4 << 20;
@@ -274,7 +276,11 @@ impl Image {
             }
             self.detach(alone)?;
         }
-        let device = attached(&file)?;
+        let device = if self.size_mb() < most_mb {
+            freed(&file)?
+        } else {
+            attached(&file)?
+        };
         if device.is_none() {
             if self.exists() && !self.is_sound(alone)? {
                 tracing::warn!("the disk {} is broken; it is set aside", file.display());
@@ -500,6 +506,21 @@ fn bounded(program: &'static str, words: &[&OsStr]) -> Command {
     command
 }
 
+/// The loop device of a file that is to grow; none when the kernel has let go of it, which it does a moment after the last mount is
+/// gone, or later where somebody just looks at the device. What a container has mounted stays.
+fn freed(file: &Path) -> Result<Option<PathBuf>, Error> {
+    let until = Instant::now() + FREED;
+    loop {
+        let device = attached(file)?;
+        if device.is_none() || Instant::now() >= until {
+            return Ok(device);
+        }
+        // Everything here blocks, on threads that are for that.
+        #[allow(clippy::disallowed_methods)]
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Where something is mounted in a folder, the innermost first.
 fn mounts_under(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let Ok(folder) = folder.canonicalize() else {
@@ -579,7 +600,7 @@ mod tests {
         assert_eq!(image.size_mb(), 8);
         image.unmount().unwrap();
         let path = image.file();
-        assert_eq!(attached(&path).unwrap(), None);
+        assert_eq!(freed(&path).unwrap(), None);
     }
 
     #[test]
@@ -596,7 +617,7 @@ mod tests {
         assert!(!task.take_over(&waits).unwrap());
         assert!(waits.is_mounted() && waits.exists());
         unmount_all(home.path()).unwrap();
-        assert_eq!(attached(&task.file()).unwrap(), None);
+        assert_eq!(freed(&task.file()).unwrap(), None);
     }
 
     #[test]
